@@ -1,0 +1,37 @@
+# Thin on purpose: every target is one Python script, so that Windows and editors can call the same.
+#   PYTHON=python3.12        the Python to make .venv from
+#   TORCH_INDEX=URL          fetch torch from this index (pytorch.org names one with CPU builds), for a new .venv
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+MAKE_ENVIRONMENT := $(PYTHON) scripts/environment.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+RUN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts/python,.venv/bin/python)
+
+.PHONY: environment demo test check train-demo benchmark clean help
+
+environment:  ## make .venv with everything to develop
+	$(MAKE_ENVIRONMENT)
+
+demo:  ## caption and inspect the photos in docs/photos
+	$(MAKE_ENVIRONMENT) --extras ""
+	$(RUN) scripts/demo.py
+
+test: environment  ## all that CI runs: format, lint, types, layers, the demo, the tests
+	$(RUN) scripts/check.py format lint types layers demo tests
+
+check:  ## the same without making .venv and without the demo
+	$(RUN) scripts/check.py
+
+train-demo:  ## draw a tiny data set, train a captioner on it, caption with it
+	$(MAKE_ENVIRONMENT) --extras ""
+	$(RUN) scripts/draw_shapes.py --output data/shapes
+	$(RUN) scripts/train.py --config configs/shapes.yaml
+
+benchmark: environment  ## compare with peers and with the machine's limits
+	$(RUN) -m benchmarks.generation
+
+clean:  ## remove caches and builds; .venv, data and runs stay
+	rm -rf build dist *.egg-info htmlcov .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile

@@ -1,0 +1,139 @@
+"""A model folder: config.json, model.safetensors, tokenizer.json, README.md. Plain data that describes itself."""
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from captioner.config import ModelConfig, config_from_dict, to_dict
+from captioner.errors import CheckpointError, ConfigError
+from captioner.model.caption_model import CaptionModel
+from captioner.tokenizer import Tokenizer
+
+FORMAT = 1
+CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+MODEL_PREFIX = "model."
+"""Where a training task keeps the network."""
+
+
+def describe(model: CaptionModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Everything but the weights, as plain data."""
+    return {
+        "format": FORMAT,
+        "captioner": _version(),
+        "model": to_dict(model.config),
+        "tokenizer": tokenizer.to_str(),
+    }
+
+
+def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card: str, half: bool = False) -> None:
+    """Write a model folder; `half` stores the weights as float16. A file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    about = describe(model, tokenizer)
+    about.pop("tokenizer")
+    _write(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+    _write(folder / TOKENIZER, tokenizer.to_str().encode())
+    _write(folder / CARD, card.encode())
+    _write(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
+    """The model of a folder, or of a training checkpoint (.ckpt), ready to caption.
+
+    Raises CheckpointError where something is missing, damaged, foreign, or newer than this program.
+    """
+    if source.is_dir():
+        return _load_folder(source)
+    if source.is_file():
+        return _load_file(source)
+    raise CheckpointError(f"{source}: no such model; name a model folder or a .ckpt file")
+
+
+def load_training_file(path: Path) -> dict[str, Any]:
+    """A training checkpoint as plain data. Raises CheckpointError where it is damaged or foreign."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: not a whole checkpoint of plain data ({reason})") from error
+    if not isinstance(checkpoint, dict) or "captioner" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path}: not a checkpoint of this program; name one that `captioner train` wrote")
+    return checkpoint
+
+
+def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: {name} is missing; a model folder holds {CONFIG}, {WEIGHTS}, {TOKENIZER}")
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: not JSON ({error})") from error
+    _check_format(about, folder)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: damaged or cut off ({error})") from error
+    return _build(about, Tokenizer.load(folder / TOKENIZER), state, folder)
+
+
+def _load_file(path: Path) -> tuple[CaptionModel, Tokenizer]:
+    checkpoint = load_training_file(path)
+    about = checkpoint["captioner"]
+    _check_format(about, path)
+    state = {
+        name.removeprefix(MODEL_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(MODEL_PREFIX)
+    }
+    return _build(about, Tokenizer.from_str(str(about.get("tokenizer")), str(path)), state, path)
+
+
+def _check_format(about: Any, source: Path) -> None:
+    found = about.get("format") if isinstance(about, dict) else None
+    if not isinstance(found, int) or "model" not in about:
+        raise CheckpointError(f"{source}: not a model of this program")
+    if found > FORMAT:
+        raise CheckpointError(
+            f"{source}: written by captioner {about.get('captioner')} in format {found}, "
+            f"this one reads up to {FORMAT}; upgrade captioner"
+        )
+
+
+def _build(
+    about: dict[str, Any], tokenizer: Tokenizer, state: dict[str, Tensor], source: Path
+) -> tuple[CaptionModel, Tokenizer]:
+    try:
+        config = config_from_dict(ModelConfig, about["model"], str(source))
+        model = CaptionModel(config, vocabulary=len(tokenizer), load_weights=False)
+        model.load_state_dict({name: _full(tensor) for name, tensor in state.items()})
+    except (ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error
+    return model.eval(), tokenizer
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _version() -> str:
+    try:
+        return version("captioner")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,136 @@
+"""The command line: one module a verb, imported only when its verb is called."""
+
+import argparse
+import errno
+import importlib
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import captioner
+from captioner.errors import CaptionerError
+
+VERBS = {
+    "caption": ("captioner.cli.caption", "describe images"),
+    "inspect": ("captioner.cli.inspect", "show where each word of a caption looked"),
+    "train": ("captioner.cli.train", "train a model from a configuration"),
+    "data": ("captioner.cli.data", "check, describe and prepare data sets"),
+    "config": ("captioner.cli.config", "show and check configurations"),
+}
+"""Verb -> its module, with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
+
+EXIT_USAGE = 2
+EXIT_ENVIRONMENT = 5
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, no abbreviated flags, and did-you-mean."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.allow_abbrev = False
+        if self._subparsers is None:  # else the flags may belong to a verb
+            self.refuse_unknown_flags(args)
+        return super().parse_known_args(args, namespace)
+
+    def refuse_unknown_flags(self, arguments: Sequence[str]) -> None:
+        """End with a usage error at the first long flag that this parser lacks."""
+        for argument in arguments:
+            if argument == "--":
+                return
+            flag = argument.partition("=")[0]
+            if flag.startswith("--") and " " not in flag and flag not in self._option_string_actions:
+                self.error(f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"captioner: error: {message}; see {self.prog} --help\n")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code; errors become one line on standard error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # captions are Unicode whatever the console's code page is
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]  # accepted anywhere, so it is no verb's own
+    arguments = [each for each in arguments[:end] if each != "--debug"] + arguments[end:]
+    try:
+        with warnings.catch_warnings():
+            if not debug and not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries' advice to programmers
+            code = _run(arguments)
+            if sys.stdout is not None:  # as it is after `>&-`
+                sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+            return code
+    except SystemExit as stop:  # argparse ends so after help, a version or a usage error
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE * (stop.code is not None)
+    except KeyboardInterrupt:
+        _report("interrupted", debug)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_BROKEN_PIPE
+    except CaptionerError as error:
+        _report(str(error), debug)
+        return error.exit_code
+    except OSError as error:
+        _drop_output()
+        what = "the disk is full: free some space and run again" if error.errno == errno.ENOSPC else error.strerror
+        _report(f"{error.filename}: {what}" if error.filename else what or _one_line(error), debug)
+        return EXIT_ENVIRONMENT
+    except Exception as error:
+        _report(f"{type(error).__name__}: {_one_line(error)}; this is a bug; run with --debug for a traceback", debug)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(prog="captioner", description="Image captioning that shows where each word looked.")
+    parser.add_argument("--version", action="version", version=f"captioner {captioner.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings (also after the verb)")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
+    parsers = {verb: verbs.add_parser(verb, help=line, description=line) for verb, (_, line) in VERBS.items()}
+    verb = next((each for each in arguments if not each.startswith("-")), None)
+    if verb is None:
+        parser.refuse_unknown_flags(arguments)
+        parser.parse_args(arguments)
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    if verb not in VERBS:
+        parser.error(f"unknown verb {verb}{did_you_mean(verb, VERBS)}")
+    parser.refuse_unknown_flags(arguments[: arguments.index(verb)])
+    module = importlib.import_module(VERBS[verb][0])
+    module.add_arguments(parsers[verb])
+    code: int = module.run(parser.parse_args(arguments))
+    return code
+
+
+def _report(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    # File names may hold control characters, which a terminal would obey.
+    shown = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in message)
+    with suppress(OSError):
+        print(f"captioner: error: {shown}", file=sys.stderr)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _drop_output() -> None:
+    """Let nothing more be written, so that Python does not fail again when it flushes at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,38 @@
+"""captioner config: show, check and describe configurations."""
+
+import argparse
+import json
+import sys
+
+from captioner.config import dump_yaml, json_schema, load_config
+from captioner.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    show = actions.add_parser("show", help="print the configuration with every default filled in")
+    show.add_argument("file", metavar="FILE")
+    show.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, as for train")
+    check = actions.add_parser("check", help="report everything that is wrong with configurations")
+    check.add_argument("files", metavar="FILE", nargs="+")
+    actions.add_parser("schema", help="print JSON Schema, for editors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "show":
+        print(dump_yaml(load_config(arguments.file, arguments.set)), end="")
+        return 0
+    if arguments.action == "schema":
+        print(json.dumps(json_schema(), indent=2))
+        return 0
+    return max([_check(file) for file in arguments.files])
+
+
+def _check(file: str) -> int:
+    try:
+        load_config(file)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"{file}: OK")
+    return 0

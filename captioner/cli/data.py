@@ -1,0 +1,83 @@
+"""captioner data: check and describe captioned pictures."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from statistics import fmean, median
+
+from captioner.data.annotations import CaptionSet, check, printable
+from captioner.data.formats import FORMATS, load_captions, read_listing
+from captioner.errors import ConfigError
+from captioner.images import open_image
+
+TOP_WORDS = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    for name, line in (
+        ("check", "print every problem, one a line: code, where, message; exit 1 if there are any"),
+        ("stats", "print counts, caption lengths, words and picture sizes as JSON"),
+    ):
+        action = actions.add_parser(name, help=line, description=line)
+        action.add_argument("root", nargs="?", metavar="ROOT", help="a folder with captions and pictures")
+        action.add_argument("--annotations", metavar="FILE", help="the annotation file; default: found in ROOT")
+        action.add_argument("--images", metavar="DIR", help="the image folder; default: ROOT/images, else ROOT")
+        action.add_argument("--format", choices=FORMATS, default="auto", help="default: detected")
+        action.add_argument("--no-decode", action="store_true", help="do not open the pictures")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.root is None and arguments.annotations is None:
+        raise ConfigError("no data set given; name a folder, or --annotations FILE and --images DIR")
+    source = (arguments.root, arguments.annotations, arguments.images, arguments.format)
+    if arguments.action == "check":
+        problems = check(read_listing(*source), decode=not arguments.no_decode)
+        for problem in problems:
+            print(*map(printable, (problem.code, problem.where, problem.message)), sep="\t")
+        print(f"problems: {len(problems)}", file=sys.stderr)
+        return 1 if problems else 0
+    captions = load_captions(*source)
+    described = describe(captions)
+    if not arguments.no_decode:
+        described["image_sizes"] = _image_sizes([image.path for image in captions.images])
+    print(json.dumps(described, indent=2, ensure_ascii=False))
+    return 0
+
+
+def describe(captions: CaptionSet) -> dict[str, object]:
+    """Counts of a data set; a word is a run of letters, digits and apostrophes in lower case."""
+    texts = [text for image in captions.images for text in image.captions]
+    words = [re.findall(r"[\w']+", text.lower()) for text in texts]
+    lengths = sorted(len(each) for each in words)
+    counts = Counter(word for each in words for word in each)
+    each_image = [len(image.captions) for image in captions.images]
+    # Equal counts in alphabetical order, so that the same captions print the same in any order.
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
+    return {
+        "images": len(captions),
+        "captions": len(texts),
+        "splits": dict(sorted(Counter(image.split or "none" for image in captions.images).items())),
+        "captions_per_image": {"min": min(each_image), "mean": fmean(each_image), "max": max(each_image)},
+        "caption_words": {
+            "mean": fmean(lengths),
+            "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
+            "max": lengths[-1],
+        },
+        "vocabulary": len(counts),
+        "words_seen_once": sum(count == 1 for count in counts.values()),
+        "top_words": dict(most),
+    }
+
+
+def _image_sizes(paths: list[Path]) -> dict[str, dict[str, float]]:
+    """Of the upright pictures, in pixels. Raises ImageError at the first that cannot be opened."""
+    sizes = [open_image(path).image.size for path in paths]
+    return {
+        side: {"min": min(values), "median": median(values), "max": max(values)}
+        for side, values in zip(("width", "height"), zip(*sizes, strict=True), strict=True)
+    }

@@ -1,0 +1,245 @@
+"""Flags about search, batches and devices, and those of `captioner caption`: which there are, which go together."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from captioner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from captioner.generation import Strategy
+
+FORMATS = ("text", "jsonl", "csv", "coco", "sidecar")
+DEFAULT_BEAM = 5
+LENGTHS = {"short": (1, 32, 0.0), "medium": (1, 32, 1.0), "long": (14, 48, 1.5)}
+"""--length -> min_length, max_length, length_penalty. Flickr8k's captions have 12 words on average."""
+DECISIVE = (
+    *("format", "model", "beam", "greedy", "sample", "temperature", "top_p", "seed", "num_captions", "max_length"),
+    *(
+        "length_penalty",
+        "length",
+        "prefix",
+        "region",
+        "min_confidence",
+        "prepend",
+        "ext",
+        "existing",
+        "allow_truncated",
+    ),
+)
+"""The flags that results depend on: a run is resumed with the same ones."""
+
+Number = TypeVar("Number", int, float)
+
+
+def add_caption_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `captioner caption`."""
+    parser.description = (
+        "Describe images. Results go to standard output or OUT, all else to standard error. An image that cannot be "
+        "used is told and the rest goes on: exit code 1 instead of 0, and 3 where there is no input at all."
+    )
+    add = parser.add_argument
+    add(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="a file, a folder (its images, no hidden files), a glob (files; ** is any depth), @list.txt (a path a "
+        "line), or - (paths on standard input, one a line)",
+    )
+    add(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help="folders with their subfolders; links to folders are not followed",
+    )
+    add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as of find -print0")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only each Nth input, from the Ith: 1/4 ... 4/4")
+    add("--dry-run", action="store_true", help="print what would be captioned; load and write nothing")
+
+    output = parser.add_argument_group("output").add_argument
+    output(
+        "--format",
+        choices=FORMATS,
+        default="text",
+        help="text (default): the caption of one input, path<TAB>caption of several; jsonl: a record an input, failed "
+        "ones too; csv: a row a caption; coco: [{image_id, caption}], written at the end; sidecar: photo.txt beside "
+        "photo.jpg, or in the folder OUT, which mirrors the tree",
+    )
+    output(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="a file; for sidecar a folder. A journal beside it, .OUT.journal.jsonl, is removed at the end",
+    )
+    output(
+        "--existing",
+        choices=("skip", "overwrite", "append", "error"),
+        default="error",
+        help="what to do with a sidecar, or OUT, that exists; default: error",
+    )
+    output(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run to OUT: inputs that are done and unchanged are skipped; a changed one is "
+        "done again (in jsonl, csv and text its later line counts)",
+    )
+    output("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
+    output("--prepend", default="", metavar="TEXT", help="put this before every caption, as it is")
+    output(
+        "--min-confidence",
+        type=_number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+        help="leave out less probable captions (0 to 1); jsonl keeps them, with the note low_confidence",
+    )
+
+    add_search_flags(parser)
+    group = parser.add_argument_group("photos").add_argument
+    group("--prefix", default="", metavar="TEXT", help="first words of every caption, such as 'a photo of'")
+    group(
+        "--region",
+        type=_region,
+        metavar="X,Y,W,H",
+        help="describe this part: fractions of the upright photo, 0,0 top left",
+    )
+    group("--allow-truncated", action="store_true", help="caption what can be seen of files that are cut short")
+    add_machine_flags(parser)
+
+
+def add_search_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that `search_of` reads."""
+    group = parser.add_argument_group("search")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument(
+        "--beam", type=_number(int, 1), metavar="W", help=f"beam search of this width; default: {DEFAULT_BEAM}"
+    )
+    how.add_argument("--greedy", action="store_true", help="the most probable word at every step: faster")
+    how.add_argument("--sample", action="store_true", help="draw words at random, for variety")
+    add = group.add_argument
+    add(
+        "--temperature", type=_number(float, 0), metavar="T", help="--sample: below 1 safer, above 1 wilder; default: 1"
+    )
+    add("--top-p", type=_number(float, 0, 1), metavar="P", help="--sample: only the words that reach it; default: 0.9")
+    add("--seed", type=int, metavar="N", help="--sample: another seed, other captions; default: 0")
+    add("--num-captions", type=_number(int, 1), default=1, metavar="K", help="captions an image; default: 1")
+    lengths = "; ".join(
+        f"{name}: {least} to {most} tokens, penalty {penalty:g}" for name, (least, most, penalty) in LENGTHS.items()
+    )
+    add("--length", choices=tuple(LENGTHS), default="medium", help=f"{lengths}; default: medium")
+    add("--max-length", type=_number(int, 1), metavar="T", help="most tokens, the end token included")
+    add(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="beam search: above 1 favors long captions, below 1 short ones",
+    )
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """Model, device and batches."""
+    add = parser.add_argument_group("model and machine").add_argument
+    add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    add("--batch-size", type=_batch_size, metavar="auto|N", help="images at once; default: auto")
+    add("--workers", type=_number(int, 1), default=2, metavar="N", help="threads that read photos; default: 2")
+    add("--engine", default="local", metavar="local", help="where to work; only local so far")
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for flags of `captioner caption` that have no meaning together."""
+    from captioner.images import IMAGE_EXTENSIONS
+
+    sidecar, ext = arguments.format == "sidecar", arguments.ext
+    if arguments.resume and arguments.output is None:
+        raise ConfigError("--resume: the journal lies beside OUT; add -o (sidecars beside photos: --existing skip)")
+    if ext != ".txt" and not sidecar:
+        raise ConfigError(f"--ext {ext}: is for sidecars; add --format sidecar")
+    if not ext.startswith(".") or ext == "." or set(ext) & set("/\\\0") or ext.lower() in IMAGE_EXTENSIONS:
+        raise ConfigError(f"--ext {ext}: not an extension for texts; give one such as .txt or .caption")
+    check_machine_flags(arguments)
+    check_search_flags(arguments)
+
+
+def check_machine_flags(arguments: argparse.Namespace) -> None:
+    if arguments.engine != "local":
+        raise ConfigError(f"--engine {arguments.engine}: not there; use local, and --shard I/N for several machines")
+    if "," in arguments.device:
+        one = arguments.device.partition(",")[0]
+        raise ConfigError(
+            f"--device {arguments.device}: one device a process; run --device {one} --shard 1/2 and so on"
+        )
+
+
+def check_search_flags(arguments: argparse.Namespace) -> None:
+    for name in ("temperature", "top_p", "seed"):
+        if getattr(arguments, name) is not None and not arguments.sample:
+            raise ConfigError(f"--{name.replace('_', '-')}: is for sampling; add --sample")
+    if arguments.greedy and arguments.num_captions > 1:
+        raise ConfigError(f"--num-captions {arguments.num_captions}: greedy search finds one; use --beam or --sample")
+    if arguments.greedy or arguments.sample:
+        if arguments.length_penalty is not None:
+            raise ConfigError("--length-penalty: is for beam search; leave out --greedy and --sample")
+        if arguments.length == "short":
+            raise ConfigError("--length short: works by beam search's length penalty; leave out --greedy and --sample")
+
+
+def search_of(arguments: argparse.Namespace) -> "Strategy":
+    """The search that the flags describe. Raises ConfigError where its numbers do not fit together."""
+    from captioner.generation import BeamSearch, Greedy, Sampling
+
+    least, most, penalty = LENGTHS[arguments.length]
+    if arguments.max_length is not None:
+        most = arguments.max_length
+        least = min(least, most - 1)
+    if arguments.greedy:
+        return Greedy(min_length=least, max_length=most)
+    if arguments.sample:
+        return Sampling(
+            min_length=least,
+            max_length=most,
+            temperature=1.0 if arguments.temperature is None else arguments.temperature,
+            top_p=0.9 if arguments.top_p is None else arguments.top_p,
+            seed=arguments.seed or 0,
+            samples=arguments.num_captions,
+        )
+    return BeamSearch(
+        min_length=least,
+        max_length=most,
+        width=arguments.beam or max(DEFAULT_BEAM, arguments.num_captions),
+        length_penalty=penalty if arguments.length_penalty is None else arguments.length_penalty,
+        captions=arguments.num_captions,
+    )
+
+
+def _number(kind: type[Number], low: float, high: float = float("inf")) -> Callable[[str], Number]:
+    """A type for argparse: a number from low to high."""
+
+    def read(text: str) -> Number:
+        number = kind(text)
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text}: not from {low} to {high}")
+        return number
+
+    read.__name__ = kind.__name__  # argparse's messages name it
+    return read
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else _number(int, 1)(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    shard, _, shards = text.partition("/")
+    if not (shard.isdecimal() and shards.isdecimal() and 1 <= int(shard) <= int(shards)):
+        raise argparse.ArgumentTypeError(f"{text}: not I/N with I from 1 to N")
+    return int(shard), int(shards)
+
+
+def _region(text: str) -> tuple[float, float, float, float]:
+    try:
+        x, y, width, height = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: not four numbers X,Y,W,H") from None
+    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-6 and 0 < height <= 1 - y + 1e-6):
+        raise argparse.ArgumentTypeError(f"{text}: not within the photo; give fractions of it, from 0 to 1")
+    return x, y, width, height

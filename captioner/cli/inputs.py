@@ -1,0 +1,161 @@
+"""Inputs on a command line: files, folders, globs, @lists and standard input, found one by one in a fixed order."""
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import BinaryIO
+
+from captioner.errors import ConfigError, InputError
+from captioner.images import IMAGE_EXTENSIONS
+
+STDIN = "-"
+CHUNK = 2**16
+MAGIC = re.compile(r"[*?\[]")
+
+Complain = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file to work on, and where a mirrored tree has it."""
+
+    path: str
+    relative: str
+    """Below the folder that was scanned; for a file named by itself its path where that is relative, else its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finder:
+    """Finds the inputs that arguments mean; memory does not grow with their number.
+
+    What was pointed at and is not there is told to `complain` and skipped; a file that was named is an input whether
+    it exists or not. `null` separates the paths on standard input by NUL instead of line ends.
+    """
+
+    recursive: bool
+    null: bool
+    stdin: BinaryIO
+    complain: Complain
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """Raise ConfigError for arguments that make no sense together, InputError for a list that cannot be read."""
+        if arguments.count(STDIN) > 1:
+            raise ConfigError("-: named twice; standard input can be read once")
+        if self.null and STDIN not in arguments:
+            raise ConfigError("-0: says how paths on standard input end; add - as an input")
+        for argument in arguments:
+            if argument.startswith("@") and not os.access(argument[1:], os.R_OK):
+                raise InputError(
+                    f"{printable(argument)}: cannot read the list {printable(argument[1:])}; check its path"
+                )
+
+    def find(self, arguments: Sequence[str]) -> Iterator[Input]:
+        """The inputs: arguments in their order, folders sorted by name with files before subfolders."""
+        for argument in arguments:
+            if argument == STDIN:
+                yield from self._listed(_split(self.stdin, b"\0" if self.null else b"\n"))
+            elif argument.startswith("@"):
+                with open(argument[1:], "rb") as file:
+                    yield from self._listed(_split(file, b"\n"))
+            elif MAGIC.search(argument) and not os.path.lexists(argument):
+                yield from self._matching(argument)
+            else:
+                yield from self._named(argument)
+
+    def _listed(self, paths: Iterator[str]) -> Iterator[Input]:
+        for path in paths:
+            yield from self._named(path)
+
+    def _named(self, path: str) -> Iterator[Input]:
+        if not os.path.isdir(path):
+            yield _by_itself(path)
+            return
+        count = 0
+        for count, found in enumerate(self._scan(path), start=1):  # noqa: B007
+            yield Input(found, os.path.relpath(found, path))
+        if count == 0:
+            hint = "" if self.recursive else "; -r looks into subfolders"
+            self.complain(f"{printable(path)}: no images in this folder{hint}")
+
+    def _scan(self, folder: str) -> Iterator[str]:
+        """Images of a folder. Links to folders are not followed, so that no loop is."""
+        entries = self._entries(folder)
+        for entry in entries:
+            if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(entry.path):
+                yield entry.path
+        if self.recursive:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._scan(entry.path)
+
+    def _matching(self, pattern: str) -> Iterator[Input]:
+        """The files that a glob matches, as a shell would give them; `**` is any depth."""
+        parts = PurePath(pattern).parts
+        anchored = bool(PurePath(pattern).anchor)
+        count = 0
+        for count, found in enumerate(self._expand(parts[0] if anchored else "", parts[anchored:]), start=1):  # noqa: B007
+            yield _by_itself(found)
+        if count == 0:
+            self.complain(f"{printable(pattern)}: no file matches")
+
+    def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
+        if not parts:
+            if not os.path.isdir(root):
+                yield root
+            return
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            if rest[:1] != ("**",):
+                yield from self._expand(root, rest or ("*",))
+            for entry in self._entries(root):
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._expand(os.path.join(root, entry.name), parts)
+        elif not MAGIC.search(part):
+            if os.path.lexists(os.path.join(root, part)):
+                yield from self._expand(os.path.join(root, part), rest)
+        elif os.path.isdir(root or os.curdir):
+            for entry in self._entries(root, hidden=part.startswith(".")):
+                if fnmatch.fnmatch(entry.name, part):
+                    yield from self._expand(os.path.join(root, entry.name), rest)
+
+    def _entries(self, folder: str, hidden: bool = False) -> list["os.DirEntry[str]"]:
+        try:
+            with os.scandir(folder or os.curdir) as entries:
+                return sorted((each for each in entries if hidden or each.name[0] != "."), key=lambda each: each.name)
+        except OSError as error:
+            self.complain(f"{printable(folder)}: cannot be read ({error.strerror}); check its permissions")
+            return []
+
+
+def printable(path: str) -> str:
+    """A path on one line, whatever a file is named: control characters and bytes that are no text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+
+
+def _by_itself(path: str) -> Input:
+    pure = PurePath(path)
+    inside = not pure.anchor and ".." not in pure.parts
+    return Input(path, str(pure) if inside else pure.name)
+
+
+def _split(stream: BinaryIO, end: bytes) -> Iterator[str]:
+    """Paths of a stream, a chunk at a time; empty ones are left out, and the BOM and carriage returns of Windows."""
+    rest, first = b"", True
+    # A pipe gives what it has: `read` would wait for a whole chunk.
+    read = getattr(stream, "read1", stream.read)
+    while chunk := read(CHUNK):
+        *whole, rest = (rest + chunk).split(end)
+        if first and whole:
+            whole[0], first = whole[0].removeprefix(b"\xef\xbb\xbf"), False
+        yield from _decoded(whole, end)
+    yield from _decoded([rest.removeprefix(b"\xef\xbb\xbf") if first else rest], end)
+
+
+def _decoded(paths: Sequence[bytes], end: bytes) -> Iterator[str]:
+    for path in paths:
+        path = path.removesuffix(b"\r") if end == b"\n" else path
+        if path:
+            yield os.fsdecode(path)

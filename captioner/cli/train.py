@@ -1,0 +1,38 @@
+"""captioner train: a captioner from a configuration."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a captioner as a YAML file says; the best epoch's model folder is RUN/model."
+    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration (YAML)")
+    parser.add_argument("-o", "--output", metavar="RUN", help="the run's folder; default runs/<config name>")
+    parser.add_argument("--init", metavar="MODEL", help="start from this model folder ('bundled' for the bundled one)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set training.epochs=3"
+    )
+    parser.add_argument("--resume", metavar="auto|FILE", help="go on from the run's last checkpoint, or from a file")
+    parser.add_argument("--fast-dev-run", action="store_true", help="one batch of everything, nothing kept")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from captioner.config import load_config
+
+    config = load_config(arguments.config, arguments.set)
+    folder = Path(arguments.output or Path("runs") / (config.name or "unnamed"))
+
+    import logging
+
+    from captioner.pipeline import model_folder
+    from captioner.training.run import find_checkpoint, train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
+    if arguments.resume and resume is None:
+        print(f"captioner: nothing to resume in {folder}; starting anew", file=sys.stderr)
+    init = model_folder(arguments.init) if arguments.init else None
+    model = train(config, folder, init=init, resume=resume, fast_dev_run=arguments.fast_dev_run)
+    print(model)
+    return 0

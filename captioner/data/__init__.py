@@ -1,0 +1,1 @@
+"""Captioned pictures: annotation files, their formats, and batches made of them."""

@@ -1,0 +1,350 @@
+"""Captioned pictures, and everything that goes wrong in the files that list them.
+
+A reader (formats.py) turns a file into a `Listing`: what the file says, before it is believed. `check` lists every
+problem of a listing; `validated` makes a `CaptionSet` of it, or says why not.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from reprlib import repr as shortened
+from typing import cast
+
+from captioner.errors import AnnotationError, ImageError, InputError
+from captioner.images import open_image
+
+MAX_CAPTION_CHARACTERS = 2000  # a longer one is taken for a file pasted into the wrong field
+PROBLEMS_NAMED = 3  # in one error message; the rest are counted
+HARMLESS = frozenset({"bom", "nan", "no_captions", "control_character", "text_without_picture"})
+"""Codes that do not stop a data set from loading: nothing that somebody wrote is lost or changed in meaning."""
+
+# Lone surrogates too: JSON can spell them, and no UTF-8 file or tokenizer can hold them.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+JsonObject = dict[str, object]
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """One picture with at least one caption, cleaned; `path` is known to lie inside the set's root."""
+
+    image_id: int | str
+    path: Path
+    captions: tuple[str, ...]
+    split: str | None
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Captioned pictures in the order of their file; `root` is the image folder."""
+
+    images: tuple[CaptionedImage, ...]
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return tuple(sorted({image.split for image in self.images if image.split is not None}))
+
+    def split(self, name: str) -> "CaptionSet":
+        """The pictures of one split. Raises AnnotationError, which lists the splits there are."""
+        images = tuple(image for image in self.images if image.split == name)
+        if not images:
+            names = ", ".join(self.split_names) or "none"
+            raise AnnotationError(f"{self.root}: no split {name!r}; choose one of: {names}", code="no_split")
+        return CaptionSet(images, self.root)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: a stable code, the file and place, and what is wrong there."""
+
+    code: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ListedCaption:
+    """A caption as found: `text` may be anything JSON can hold."""
+
+    text: object
+    where: str
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """A picture as an annotation file names it; nothing about it has been checked."""
+
+    image_id: int | str
+    file_name: str
+    captions: tuple[ListedCaption, ...]
+    split: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an annotation file says, and what was wrong while reading it; `root` is the image folder."""
+
+    source: Path
+    root: Path
+    images: tuple[ListedImage, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a hostile file name must not break a line nor steer a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def clean_caption(text: str) -> str:
+    """The caption with control characters and runs of white space turned into single spaces."""
+    return " ".join(CONTROLS.sub(" ", text).split())
+
+
+def safe_path(root: Path, file_name: str) -> Path:
+    """`root / file_name`, which must be relative, written with `/`, and really lie inside `root`.
+
+    Raises AnnotationError with code `unsafe_path`.
+    """
+    reason = None
+    if not file_name or "\0" in file_name:
+        reason = "is empty or holds a NUL"
+    elif "\\" in file_name:
+        reason = "has a backslash; write folders with /"
+    elif file_name.startswith("/") or re.match("[A-Za-z]:", file_name):
+        reason = "is absolute; write it relative to the image folder"
+    elif ".." in file_name.split("/"):
+        reason = "leaves the image folder with .."
+    elif not Path(os.path.realpath(root / file_name)).is_relative_to(os.path.realpath(root)):
+        reason = "is a link out of the image folder; move the picture inside"
+    if reason is not None:
+        raise AnnotationError(printable(f"{shortened(file_name)} {reason}"), code="unsafe_path")
+    return root / file_name
+
+
+def check(listing: Listing, decode: bool = True) -> list[Problem]:
+    """Every problem of a listing, harmless ones too; `decode` also opens every picture."""
+    paths = _usable_paths(listing)
+    problems = [*_problems(listing), *_same_bytes(listing, paths)]
+    if decode:
+        for name, path in paths.items():
+            try:
+                open_image(path)
+            except ImageError as error:
+                problems.append(Problem(error.code, name, str(error)))
+    return problems
+
+
+def validated(listing: Listing) -> CaptionSet:
+    """The listing as a CaptionSet, without the pictures that nobody captioned.
+
+    Raises AnnotationError on any problem that is not HARMLESS. Bytes of pictures are not read here: `check` does that.
+    """
+    kept = replace(listing, images=tuple(image for image in listing.images if image.captions))
+    stopping = [problem for problem in _problems(kept) if problem.code not in HARMLESS]
+    if stopping:
+        named = "; ".join(f"{problem.where}: {problem.message}" for problem in stopping[:PROBLEMS_NAMED])
+        more = f"; and {len(stopping) - PROBLEMS_NAMED} more" if len(stopping) > PROBLEMS_NAMED else ""
+        raise AnnotationError(printable(f"{named}{more}; run `captioner data check` for the whole list"))
+    if not kept.images:
+        raise AnnotationError(f"{listing.source}: no picture has a caption; see data/README.md for the layouts")
+    images = (CaptionedImage(i.image_id, listing.root / i.file_name, _texts(i), i.split) for i in kept.images)
+    return CaptionSet(tuple(images), listing.root)
+
+
+def read_text(path: Path, where: str, problems: list[Problem]) -> str:
+    """A file as UTF-8 text; a byte order mark is dropped, bytes that are not UTF-8 are replaced, both are noted."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
+    if data.startswith(b"\xef\xbb\xbf"):
+        problems.append(Problem("bom", where, "starts with a byte order mark; save it as plain UTF-8"))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.append(Problem("encoding", where, f"byte {error.start} is not UTF-8; save the file as UTF-8"))
+        return data.decode("utf-8-sig", errors="replace")
+
+
+def parse_json(text: str, where: str, problems: list[Problem]) -> object:
+    """JSON read strictly: NaN and Infinity become null and are noted; None, noted, where nothing was said."""
+    literals: list[str] = []
+    try:
+        data: object = json.loads(text, parse_constant=literals.append)
+    except (ValueError, RecursionError) as error:
+        problems.append(Problem("json", where, f"is not JSON: {error}"))
+        return None
+    if data is None:
+        problems.append(Problem("json", where, "is null"))
+    if literals:
+        message = f"holds {', '.join(sorted(set(literals)))}, which is no JSON; read as null"
+        problems.append(Problem("nan", where, message))
+    return data
+
+
+def records(data: object, key: str, where: str, problems: list[Problem]) -> Iterator[tuple[str, JsonObject]]:
+    """The objects of the list `data[key]`, each with its place; what is no object is noted."""
+    found = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(found, list):
+        problems.append(Problem("structure", where, f'has no list "{key}" at its top'))
+        return
+    for index, record in enumerate(found):
+        place = f"{where}: {key}[{index}]"
+        if isinstance(record, dict):
+            yield place, record
+        else:
+            problems.append(Problem("structure", place, f"is {shortened(record)}, not an object"))
+
+
+def is_identifier(value: object) -> bool:
+    """Whether a JSON value can name a picture or caption: a whole number or a non-empty string."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value != "")
+
+
+def is_new(identifier: object, place: str, seen: dict[object, str], code: str, problems: list[Problem]) -> bool:
+    """Whether no record before had this id; `seen` maps each id to its place, a repetition is noted under `code`."""
+    if identifier in seen:
+        problems.append(Problem(code, place, f"repeats id {identifier!r} of {seen[identifier]}"))
+        return False
+    seen[identifier] = place
+    return True
+
+
+def coco_images(
+    data: object, where: str, problems: list[Problem], folder: str = "", split: str | None = None
+) -> list[ListedImage]:
+    """The pictures of a COCO captions file with their captions, grouped by pycocotools once every record is sound.
+
+    `folder` goes before each file name; `split` is taken where a picture names none.
+    """
+    images: list[JsonObject] = []
+    image_places: dict[object, str] = {}
+    for place, record in records(data, "images", where, problems):
+        identifier, name, own_split = record.get("id"), record.get("file_name"), record.get("split")
+        if not is_identifier(identifier) or not isinstance(name, str) or not isinstance(own_split, str | None):
+            problems.append(Problem("structure", place, "needs an id and a file_name (text), and text as its split"))
+        elif is_new(identifier, place, image_places, "duplicate_image_id", problems):
+            images.append(record)
+
+    annotations: list[JsonObject] = []
+    annotation_places: dict[object, str] = {}
+    for place, record in records(data, "annotations", where, problems):
+        identifier, image_id = record.get("id"), record.get("image_id")
+        if not is_identifier(identifier) or not is_identifier(image_id):
+            problems.append(Problem("structure", place, "needs an id and an image_id (number or text)"))
+        elif image_id not in image_places:
+            problems.append(Problem("unknown_image", place, f"captions image {image_id!r}, which is not in the list"))
+        elif is_new(identifier, place, annotation_places, "duplicate_annotation_id", problems):
+            annotations.append(record)
+
+    grouped = _grouped_by_image(images, annotations)
+    return [
+        ListedImage(
+            image_id=image["id"],  # type: ignore[arg-type]
+            file_name=f"{folder}{image['file_name']}",
+            captions=tuple(
+                ListedCaption(annotation.get("caption"), annotation_places[annotation["id"]])
+                for annotation in grouped[image["id"]]
+            ),
+            split=image.get("split") or split,  # type: ignore[arg-type]
+            where=image_places[image["id"]],
+        )
+        for image in images
+    ]
+
+
+def _grouped_by_image(images: list[JsonObject], annotations: list[JsonObject]) -> dict[object, list[JsonObject]]:
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    # Only the two lists: with a stray "categories" the index asks captions for a category_id.
+    coco.dataset = {"images": images, "annotations": annotations}
+    with redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return cast(dict[object, list[JsonObject]], coco.imgToAnns)
+
+
+def _name(image: ListedImage) -> str:
+    return str(PurePosixPath(image.file_name))  # a/./b is a/b
+
+
+def _texts(image: ListedImage) -> tuple[str, ...]:
+    return tuple(clean_caption(str(caption.text)) for caption in image.captions)
+
+
+def _problems(listing: Listing) -> Iterator[Problem]:
+    """All that can be told without reading a picture's bytes."""
+    yield from listing.problems
+    splits: defaultdict[str, set[str]] = defaultdict(set)
+    for image in listing.images:
+        if not image.captions:
+            yield Problem("no_captions", image.where, f"{image.file_name} has no caption; it is left out")
+        for caption in image.captions:
+            yield from _caption_problems(caption)
+        try:
+            path = safe_path(listing.root, image.file_name)
+        except AnnotationError as error:
+            yield Problem(error.code, image.where, str(error))
+        else:
+            if not os.path.isfile(path):
+                yield Problem("missing_image", image.where, f"{image.file_name} is not in {listing.root}")
+        if image.split is not None:
+            splits[_name(image)].add(image.split)
+    for name, named in splits.items():
+        if len(named) > 1:
+            yield Problem("same_picture", name, f"is in the splits {' and '.join(sorted(named))}; keep it in one")
+
+
+def _caption_problems(caption: ListedCaption) -> Iterator[Problem]:
+    text = caption.text
+    if not isinstance(text, str):
+        yield Problem("caption_not_text", caption.where, f"the caption is {shortened(text)}, not text")
+    elif not clean_caption(text):
+        yield Problem("empty_caption", caption.where, "the caption is empty; write one or remove the entry")
+    else:
+        if len(text) > MAX_CAPTION_CHARACTERS:
+            yield Problem("long_caption", caption.where, f"{len(text)} characters; write a sentence or two")
+        if CONTROLS.search(text.strip()):
+            yield Problem("control_character", caption.where, "the caption holds control characters; read as spaces")
+
+
+def _usable_paths(listing: Listing) -> dict[str, Path]:
+    """The pictures that are there, each once, by normalized name."""
+    paths: dict[str, Path] = {}
+    for image in listing.images:
+        with suppress(AnnotationError):
+            path = safe_path(listing.root, image.file_name)
+            if os.path.isfile(path):
+                paths.setdefault(_name(image), path)
+    return paths
+
+
+def _same_bytes(listing: Listing, paths: dict[str, Path]) -> Iterator[Problem]:
+    """Pictures of different splits and names with the same bytes; only files of equal size are read."""
+    splits = {_name(image): image.split for image in listing.images if image.split is not None}
+    by_size: defaultdict[object, list[str]] = defaultdict(list)
+    for name in sorted(splits.keys() & paths.keys()):
+        by_size[paths[name].stat().st_size].append(name)
+    for of_one_size in by_size.values():
+        if len({splits[name] for name in of_one_size}) < 2:
+            continue
+        by_hash: defaultdict[object, list[str]] = defaultdict(list)
+        for name in of_one_size:
+            with suppress(OSError):  # a picture that cannot be read is reported by opening it
+                by_hash[hashlib.sha256(paths[name].read_bytes()).digest()].append(name)
+        for same in by_hash.values():
+            if len({splits[name] for name in same}) > 1:
+                others = ", ".join(f"{name} ({splits[name]})" for name in same[1:])
+                yield Problem("same_picture", same[0], f"({splits[same[0]]}) has the same bytes as {others}")

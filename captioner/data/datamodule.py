@@ -1,0 +1,70 @@
+"""Loaders for Lightning: batches of images with their captions, ordered by seed and epoch."""
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from captioner.config import DataConfig, EncoderConfig
+from captioner.data.annotations import CaptionSet
+from captioner.data.dataset import Batch, CaptionDataset, GroupSampler
+from captioner.data.features import FeatureStore
+from captioner.tokenizer import Tokenizer
+
+
+class CaptionDataModule(pl.LightningDataModule):
+    """Training and validation batches of a captioned data set, from photos or from a feature store."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        captions: CaptionSet,
+        tokenizer: Tokenizer,
+        encoder: EncoderConfig,
+        *,
+        max_length: int,
+        seed: int,
+        store: FeatureStore | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.train_set, self.val_set = (
+            CaptionDataset(
+                captions.split(split).images,
+                tokenizer,
+                encoder,
+                max_length=max_length,
+                store=store,
+                augmented=augmented,
+            )
+            for split, augmented in (
+                (config.train_split, config.augment or config.feature_views > 1),
+                (config.val_split, False),
+            )
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.val_set, shuffle=False)
+
+    def _loader(self, dataset: CaptionDataset, shuffle: bool) -> DataLoader[Batch]:
+        # The sampler hands out whole batches, so that Lightning's `set_epoch` reaches it and the dataset collates.
+        sampler = GroupSampler(
+            dataset.lengths,
+            batch_images=self.config.batch_images,
+            captions_per_image=self.config.captions_per_image,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world=self.trainer.world_size if self.trainer else 1,
+        )
+        workers = self.config.workers
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="spawn" if workers else None,
+        )

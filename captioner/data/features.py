@@ -1,0 +1,131 @@
+"""A store of encoder features computed once.   views V a photo · N = P + h·w positions · E encoder width
+
+A folder with `index.json` (the key and what it was made from) and `features.f16`, a plain array (rows, N, E) of
+float16 that is mapped, not read. A store answers only to the key it was made for.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captioner.errors import ConfigError
+
+INDEX = "index.json"
+ARRAY = "features.f16"
+FINGERPRINT_BYTES = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreKey:
+    """What features depend on; any difference makes a store stale."""
+
+    encoder: Mapping[str, Any]
+    """The encoder's resolved configuration."""
+    weights: str
+    """A hash of its weights."""
+    transform: str
+    """How views are made of a photo."""
+    files: str
+    """A hash of the photos' names and contents."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON would give it back."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+class FeatureStore:
+    """Features of photos by name and view, mapped from disk."""
+
+    def __init__(self, folder: Path, rows: Mapping[str, list[int]], array: NDArray[np.float16]) -> None:
+        self.folder = folder
+        self._rows = rows
+        self._array = array
+
+    @classmethod
+    def open(cls, folder: Path, key: StoreKey) -> "FeatureStore | None":
+        """The finished store of `folder`, or None where there is none. Raises ConfigError where it is stale."""
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigError(
+                f"{folder / INDEX} is damaged ({error}); delete the folder to compute it again"
+            ) from error
+        changed = [name for name, value in key.to_dict().items() if index["key"].get(name) != value]
+        if changed:
+            raise ConfigError(
+                f"data.features: {folder} was computed with other {' and '.join(changed)}; "
+                "delete the folder, or name another one"
+            )
+        array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r", shape=tuple(index["shape"]))
+        return cls(folder, index["rows"], array)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, E) of every photo."""
+        return self._array.shape[1], self._array.shape[2]
+
+    def views(self, name: str) -> int:
+        """How many views of a photo there are."""
+        return len(self._rows[name])
+
+    def read(self, name: str, view: int = 0) -> Tensor:
+        """The features (N, E) of a view of a photo, float16; view 0 is the plain one."""
+        return torch.from_numpy(np.array(self._array[self._rows[name][view]]))
+
+
+class FeatureWriter:
+    """Fills a store row by row; it exists for readers only once `finish` has run."""
+
+    def __init__(self, folder: Path, *, views: Mapping[str, int], shape: tuple[int, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.rows: dict[str, list[int]] = {}
+        total = 0
+        for name, count in views.items():
+            self.rows[name] = list(range(total, total + count))
+            total += count
+        self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="w+", shape=(total, *shape))
+
+    def write(self, name: str, view: int, features: NDArray[np.float16]) -> None:
+        """Store the features (N, E) of one view of a photo."""
+        self._array[self.rows[name][view]] = features
+
+    def finish(self, key: StoreKey) -> None:
+        """Make the store readable."""
+        self._array.flush()
+        index = {"key": key.to_dict(), "shape": list(self._array.shape), "rows": self.rows}
+        temporary = self.folder / f"{INDEX}.partial"
+        temporary.write_text(json.dumps(index), encoding="utf-8")
+        temporary.replace(self.folder / INDEX)
+
+
+def hash_files(root: Path, names: Iterable[str]) -> str:
+    """A hash of photos: their names, sizes and first bytes, so that a copied data set keeps its features."""
+    digest = hashlib.sha256()
+    for name in names:
+        with (root / name).open("rb") as file:
+            head = file.read(FINGERPRINT_BYTES)
+            size = file.seek(0, 2)
+        digest.update(f"{name}\0{size}\0".encode())
+        digest.update(head)
+    return digest.hexdigest()
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """A hash of a state dict's names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,327 @@
+"""Readers of the layouts in which people keep captions; data/README.md shows each."""
+
+import csv
+import hashlib
+import io
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from captioner.data.annotations import (
+    CaptionSet,
+    JsonObject,
+    ListedCaption,
+    ListedImage,
+    Listing,
+    Problem,
+    coco_images,
+    is_identifier,
+    is_new,
+    parse_json,
+    read_text,
+    records,
+    safe_path,
+    validated,
+)
+from captioner.errors import AnnotationError, InputError
+from captioner.images import IMAGE_EXTENSIONS
+
+Format = Literal["auto", "coco", "karpathy", "flickr8k", "folder", "csv", "jsonl"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+SOURCES: dict[Format, tuple[str, ...]] = {
+    "coco": ("captions.json", "annotations/captions_*.json"),
+    "jsonl": ("captions.jsonl",),
+    "csv": ("captions.csv",),
+    "flickr8k": ("captions.txt", "Flickr8k.token.txt"),
+    "karpathy": ("dataset*.json", "captions.json"),
+}
+"""The annotation files looked for in a root, in this order; with none of them it is a folder of .txt files."""
+IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset")
+"""Where the pictures may lie in a root, else they lie in the root itself. The odd spelling is Flickr8k's own."""
+FLICKR8K_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+FOLDER_SPLITS = ("train", "val", "test")
+PATH_NAMES = ("path", "file_name", "image")
+VAL_FRACTION = 0.1
+
+Row = tuple[str, str | None, Sequence[ListedCaption], str]
+"""File name, split, captions, place."""
+
+
+def load_captions(
+    root: str | Path | None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    format: Format = "auto",
+) -> CaptionSet:
+    """The captioned pictures of a folder, or of an annotation file and an image folder; see `read_listing`.
+
+    Raises InputError where nothing is found, AnnotationError on problems that would make training wrong.
+    """
+    return validated(read_listing(root, annotations, images, format))
+
+
+def read_listing(
+    root: str | Path | None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    format: Format = "auto",
+) -> Listing:
+    """What a data set says about itself, unchecked.
+
+    `annotations` and `images` are looked for inside `root`, then as given; without `root` it is the folder of the
+    annotation file. A set that names no split at all gets `assign_splits`.
+    """
+    if root is None and annotations is None:
+        raise InputError("no captions given; name a folder or an annotation file")
+    base = Path(root) if root is not None else Path(annotations or "").parent
+    if not base.is_dir():
+        raise InputError(f"{base}: no such folder; name one that holds captions and pictures")
+    pictures = _inside(root, images) if images is not None else _image_folder(base)
+    if not pictures.is_dir():
+        raise InputError(f"{pictures}: no such folder; name the one with the pictures")
+    sources = [_inside(root, annotations)] if annotations is not None else _find_sources(base, format)
+
+    problems: list[Problem] = []
+    if not sources:
+        source = pictures
+        listed = _folder_images(pictures, problems)
+    elif annotations is None and sources[0].parent != base:
+        source = sources[0].parent
+        listed = [image for file in sources for image in _official_coco_images(file, problems)]
+    else:
+        source = sources[0]
+        listed = _reader(source, format)(source, problems)
+    if not listed and not problems:
+        looked_for = ", ".join(name for names in SOURCES.values() for name in names)
+        raise InputError(f"{source}: no captions; looked for {looked_for} and pictures with .txt files beside them")
+    if not any(image.split for image in listed):
+        listed = assign_splits(listed)
+    return Listing(source, pictures, tuple(listed), tuple(problems))
+
+
+def assign_splits(images: Iterable[ListedImage]) -> list[ListedImage]:
+    """`train` and `val` from a hash of each picture's name: a tenth is val, at least one of two.
+
+    A picture keeps its split when others are added, on any machine. Pictures without captions get none.
+    """
+    listed = list(images)
+    names = sorted({image.file_name for image in listed if image.captions}, key=_digest)
+    tenth = sum(int.from_bytes(_digest(name)[:8]) < VAL_FRACTION * 2**64 for name in names)
+    val = set(names[: min(max(tenth, 1), len(names) - 1)])
+    return [
+        replace(image, split="val" if image.file_name in val else "train") if image.captions else image
+        for image in listed
+    ]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+
+
+def _inside(root: str | Path | None, name: str | Path) -> Path:
+    return Path(root, name) if root is not None and Path(root, name).exists() else Path(name)
+
+
+def _image_folder(base: Path) -> Path:
+    return next((base / name for name in IMAGE_FOLDERS if (base / name).is_dir()), base)
+
+
+def _find_sources(base: Path, format: Format) -> list[Path]:
+    """The annotation file of a root; several only for COCO's own layout of one file a split."""
+    patterns = [name for names in SOURCES.values() for name in names] if format == "auto" else SOURCES.get(format, ())
+    for pattern in patterns:
+        found = sorted(base.glob(pattern))
+        if len(found) > 1 and not pattern.startswith("annotations/"):
+            names = ", ".join(path.name for path in found)
+            raise AnnotationError(f"{base}: several annotation files ({names}); choose one with --annotations")
+        if found:
+            return found
+    if format not in ("auto", "folder"):
+        raise InputError(f"{base}: no {' or '.join(SOURCES[format])} for format {format}; name the annotation file")
+    return []
+
+
+def _reader(source: Path, format: Format) -> Callable[[Path, list[Problem]], list[ListedImage]]:
+    by_format: dict[Format, Callable[[Path, list[Problem]], list[ListedImage]]] = {
+        "coco": _json_images,
+        "karpathy": _json_images,
+        "flickr8k": _flickr8k_images,
+        "csv": _csv_images,
+        "jsonl": _jsonl_images,
+    }
+    by_suffix: dict[str, Format] = {".json": "coco", ".jsonl": "jsonl", ".csv": "csv", ".txt": "flickr8k"}
+    known = by_suffix.get(source.suffix.lower()) if format == "auto" else format
+    if known not in by_format:
+        raise AnnotationError(f"{source}: no annotation file of a known kind; say which with --format")
+    return by_format[known]
+
+
+def _json_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
+    """COCO or Karpathy: the latter keeps `sentences` in each picture, so the content tells, whatever was said."""
+    data = parse_json(read_text(source, source.name, problems), source.name, problems)
+    if data is None:
+        return []
+    listed = data.get("images") if isinstance(data, dict) else None
+    if isinstance(listed, list) and any(isinstance(image, dict) and "sentences" in image for image in listed[:1]):
+        return _karpathy_images(data, source.name, problems)
+    return coco_images(data, source.name, problems)
+
+
+def _official_coco_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
+    """`annotations/captions_train2017.json` describes the pictures in `train2017/` and is the split `train`."""
+    where = f"{source.parent.name}/{source.name}"
+    folder = source.stem.removeprefix("captions_")
+    data = parse_json(read_text(source, where, problems), where, problems)
+    return [] if data is None else coco_images(data, where, problems, f"{folder}/", folder.rstrip("0123456789"))
+
+
+def _karpathy_images(data: object, where: str, problems: list[Problem]) -> list[ListedImage]:
+    images = []
+    image_places: dict[object, str] = {}
+    sentence_places: dict[object, str] = {}
+    for place, record in records(data, "images", where, problems):
+        identifier = record.get("cocoid", record.get("imgid", record.get("filename")))
+        name, folder, split = record.get("filename"), record.get("filepath") or "", record.get("split")
+        sound = isinstance(name, str) and isinstance(folder, str) and isinstance(split, str | None)
+        if not sound or not is_identifier(identifier):
+            problems.append(Problem("structure", place, "needs a filename, and text as its filepath and split"))
+            continue
+        captions = []
+        for sentence_place, sentence in records(record, "sentences", place, problems):
+            sentid = sentence.get("sentid")
+            if sentid is None or is_new(
+                repr(sentid), sentence_place, sentence_places, "duplicate_annotation_id", problems
+            ):
+                captions.append(ListedCaption(sentence.get("raw"), sentence_place))
+        if is_new(identifier, place, image_places, "duplicate_image_id", problems):
+            image = ListedImage(
+                image_id=identifier,  # type: ignore[arg-type]
+                file_name=f"{folder}/{name}" if folder else str(name),
+                captions=tuple(captions),
+                split="train" if split == "restval" else split or None,  # type: ignore[arg-type]
+                where=place,
+            )
+            images.append(image)
+    return images
+
+
+def _flickr8k_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
+    """Either form of Flickr8k; with its three split lists, pictures that none of them names are left out."""
+    text = read_text(source, source.name, problems)
+    if text.partition("\n")[0].strip().lower() == "image,caption":
+        listed = _grouped(_csv_rows(text, source.name, problems))
+    else:
+        listed = _grouped(_token_rows(text, source.name, problems))
+    files = {split: source.parent / f"Flickr_8k.{name}Images.txt" for name, split in FLICKR8K_SPLITS.items()}
+    lists = {split: read_text(file, file.name, problems).split() for split, file in files.items() if file.is_file()}
+    if not lists:
+        return listed
+    captioned = {image.file_name: image for image in listed}
+    return [
+        replace(captioned.get(name, ListedImage(name, name, (), None, files[split].name)), split=split)
+        for split, names in lists.items()
+        for name in names
+    ]
+
+
+def _token_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        place = f"{where}:{number}"
+        label, tab, caption = line.rstrip("\r").partition("\t")
+        name, mark, _ = label.rpartition("#")
+        if tab and mark:
+            yield name, None, [ListedCaption(caption, place)], place
+        elif line.strip():
+            problems.append(Problem("structure", place, "is not name#number, a tab, a caption"))
+
+
+def _csv_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
+    return _grouped(_csv_rows(read_text(source, source.name, problems), source.name, problems))
+
+
+def _csv_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        path_column = next((header.index(name) for name in PATH_NAMES if name in header), None)
+        if path_column is None or "caption" not in header:
+            problems.append(Problem("structure", f"{where}:1", "needs a header line such as path,caption,split"))
+            return
+        for row in reader:
+            place = f"{where}:{reader.line_num}"
+            if row and len(row) != len(header):
+                message = f"has {len(row)} fields, not {len(header)}; quote a caption that holds a comma"
+                problems.append(Problem("structure", place, message))
+            elif row:
+                split = row[header.index("split")].strip() if "split" in header else ""
+                caption = ListedCaption(row[header.index("caption")], place)
+                yield row[path_column], split or None, [caption], place
+    except csv.Error as error:
+        problems.append(Problem("structure", f"{where}:{reader.line_num}", f"is not CSV: {error}"))
+
+
+def _jsonl_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
+    return _grouped(_jsonl_rows(read_text(source, source.name, problems), source.name, problems))
+
+
+def _jsonl_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
+    # Not splitlines(): JSON text may hold U+2028, which is no line's end there.
+    for number, line in enumerate(text.split("\n"), start=1):
+        place = f"{where}:{number}"
+        record = parse_json(line, place, problems) if line.strip() else None
+        if isinstance(record, dict):
+            yield from _jsonl_row(record, place, problems)
+        elif record is not None:
+            problems.append(Problem("structure", place, "is not a JSON object"))
+
+
+def _jsonl_row(record: JsonObject, place: str, problems: list[Problem]) -> Iterable[Row]:
+    name = next((record[key] for key in PATH_NAMES if key in record), None)
+    captions, split = record.get("captions", [record.get("caption")]), record.get("split")
+    if isinstance(name, str) and isinstance(captions, list) and isinstance(split, str | None):
+        yield name, split or None, [ListedCaption(caption, place) for caption in captions], place
+    else:
+        problems.append(Problem("structure", place, 'needs "path" (text) and "caption" (text) or "captions" (a list)'))
+
+
+def _grouped(rows: Iterable[Row]) -> list[ListedImage]:
+    """One picture for all rows of one file name and split, in the order of first appearance."""
+    captions: defaultdict[tuple[str, str | None], list[ListedCaption]] = defaultdict(list)
+    places: dict[tuple[str, str | None], str] = {}
+    for name, split, found, place in rows:
+        captions[name, split] += found
+        places.setdefault((name, split), place)
+    return [ListedImage(key[0], key[0], tuple(captions[key]), key[1], place) for key, place in places.items()]
+
+
+def _folder_images(root: Path, problems: list[Problem]) -> list[ListedImage]:
+    """Pictures with a .txt file of the same name beside them, one caption a line; links to folders are not followed."""
+    listed = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders.sort()
+        pictures = [Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
+        texts = {Path(folder, name) for name in files if name.endswith(".txt")}
+        for picture in pictures:
+            name, sidecar = picture.relative_to(root).as_posix(), picture.with_suffix(".txt")
+            captions = _sidecar_captions(root, sidecar, problems) if sidecar in texts else []
+            split = name.split("/")[0] if name.startswith(tuple(f"{split}/" for split in FOLDER_SPLITS)) else None
+            listed.append(ListedImage(name, name, tuple(captions), split, name))
+        for text in sorted(texts - {picture.with_suffix(".txt") for picture in pictures}):
+            where = text.relative_to(root).as_posix()
+            problems.append(Problem("text_without_picture", where, "no picture of this name beside it; not read"))
+    return listed
+
+
+def _sidecar_captions(root: Path, sidecar: Path, problems: list[Problem]) -> list[ListedCaption]:
+    where = sidecar.relative_to(root).as_posix()
+    try:
+        text = read_text(safe_path(root, where), where, problems)
+    except (AnnotationError, InputError) as error:
+        problems.append(Problem(error.code, where, str(error)))
+        return []
+    lines = enumerate(text.split("\n"), start=1)
+    return [ListedCaption(line, f"{where}:{number}") for number, line in lines if line.strip()]

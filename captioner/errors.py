@@ -1,0 +1,64 @@
+"""Errors a user can act on: each names what is wrong, where, and what to do, and carries a stable code."""
+
+
+class CaptionerError(Exception):
+    """Root of every error this package raises on purpose; `code` is stable, the message is for people."""
+
+    code = "error"
+    exit_code = 1
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class ImageError(CaptionerError):
+    """An image that cannot be used.
+
+    Codes: `empty`, `truncated`, `corrupt`, `too_many_pixels`, `not_an_image`, `needs_extra`, `unreadable`,
+    `decoder_crash`, `timeout`.
+    """
+
+    code = "corrupt"
+
+
+class AnnotationError(CaptionerError):
+    """Captions or annotation files that cannot be used as they are."""
+
+    code = "annotations"
+    exit_code = 2
+
+
+class ConfigError(CaptionerError):
+    """A configuration, flag or combination of both that cannot be honoured."""
+
+    code = "config"
+    exit_code = 2
+
+
+class InputError(CaptionerError):
+    """Nothing to work on was found where the user pointed."""
+
+    code = "no_input"
+    exit_code = 3
+
+
+class CheckpointError(CaptionerError):
+    """A model folder or checkpoint that cannot be loaded."""
+
+    code = "checkpoint"
+    exit_code = 4
+
+
+class ResourceError(CaptionerError):
+    """The machine lacks something: disk space, a device, an optional extra."""
+
+    code = "resource"
+    exit_code = 5
+
+
+class TrainingError(CaptionerError):
+    """Training that cannot go on, for instance after non-finite losses."""
+
+    code = "training"

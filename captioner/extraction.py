@@ -1,0 +1,105 @@
+"""Features of a frozen encoder for a whole data set, computed once.   B images · N positions · E encoder width"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from captioner.data.annotations import CaptionedImage, CaptionSet
+from captioner.data.dataset import view_pixels
+from captioner.data.features import FeatureStore, FeatureWriter, StoreKey, hash_files, hash_weights
+from captioner.errors import AnnotationError, ImageError
+from captioner.images import open_image
+from captioner.model.encoder import VisionEncoder
+
+log = logging.getLogger(__name__)
+
+TRANSFORM = "1"
+"""Counts up whenever the way from a photo to pixels, or an augmented view, changes."""
+SEEN_BY = ("name", "image_size", "fit", "interpolation")
+"""What of the encoder's configuration decides its features, besides the weights."""
+READ_AHEAD = 2
+"""Batches whose photos are decoded while the encoder works."""
+
+
+@dataclass(frozen=True)
+class _View:
+    image: CaptionedImage
+    number: int
+
+    def pixels(self, encoder: VisionEncoder) -> NDArray[np.uint8]:
+        try:
+            photo = open_image(self.image.path).image
+        except ImageError as error:
+            raise AnnotationError(f"{error}; remove the image from the annotations or replace the file") from error
+        return view_pixels(photo, encoder.config, self.image, self.number or None)
+
+
+def extract_features(
+    encoder: VisionEncoder,
+    captions: CaptionSet,
+    folder: Path,
+    *,
+    views: Callable[[CaptionedImage], int] = lambda image: 1,
+    batch_size: int = 32,
+    advance: Callable[[int], object] = lambda views: None,
+) -> FeatureStore:
+    """The features of every photo, from `folder` where they are there already, else computed into it.
+
+    `views` says how many views of a photo are kept: the plain one, then augmented ones. `advance` hears how many more
+    views are done. Raises ConfigError where the folder holds features of something else.
+    """
+    counts = {str(image.image_id): views(image) for image in captions.images}
+    names = sorted(image.path.relative_to(captions.root).as_posix() for image in captions.images)
+    key = StoreKey(
+        encoder={name: asdict(encoder.config)[name] for name in SEEN_BY},
+        weights=hash_weights(encoder.state_dict()),
+        transform=f"{TRANSFORM}, {sum(counts.values())} views",
+        files=hash_files(captions.root, names),
+    )
+    store = FeatureStore.open(folder, key)
+    if store is not None:
+        return store
+    shape = (encoder.prefix + encoder.grid[0] * encoder.grid[1], encoder.width)
+    log.info("computing features of %d photos into %s", len(names), folder)
+    writer = FeatureWriter(folder, views=counts, shape=shape)
+    work = [_View(image, number) for image in captions.images for number in range(counts[str(image.image_id)])]
+    encoder.eval()
+    for batch, pixels in _read_ahead(work, encoder, batch_size):
+        with torch.inference_mode():
+            features = encoder(torch.from_numpy(pixels).to(encoder.mean.device)).half().cpu().numpy()
+        for view, values in zip(batch, features, strict=True):
+            writer.write(str(view.image.image_id), view.number, values)
+        advance(len(batch))
+    writer.finish(key)
+    store = FeatureStore.open(folder, key)
+    assert store is not None
+    return store
+
+
+def _read_ahead(
+    work: list[_View], encoder: VisionEncoder, batch_size: int
+) -> Iterator[tuple[list[_View], NDArray[np.uint8]]]:
+    """Batches with their pixels (B, 3, height, width); Pillow decodes without the interpreter's lock."""
+    with ThreadPoolExecutor() as pool:
+        pending: deque[tuple[list[_View], list[Future[NDArray[np.uint8]]]]] = deque()
+        for batch in _chunks(work, batch_size):
+            pending.append((batch, [pool.submit(view.pixels, encoder) for view in batch]))
+            if len(pending) > READ_AHEAD:
+                yield _finished(*pending.popleft())
+        while pending:
+            yield _finished(*pending.popleft())
+
+
+def _chunks(work: list[_View], size: int) -> Iterator[list[_View]]:
+    return (work[start : start + size] for start in range(0, len(work), size))
+
+
+def _finished(batch: list[_View], futures: list[Future[NDArray[np.uint8]]]) -> tuple[list[_View], NDArray[np.uint8]]:
+    return batch, np.stack([future.result() for future in futures])

@@ -1,0 +1,511 @@
+"""Photos from anywhere, safely, and where the model's patches lie on them.   h·w patches, row-major"""
+
+import hashlib
+import io
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from captioner.config import Fit
+from captioner.errors import ConfigError, ImageError
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+Interpolation: TypeAlias = Literal["bicubic", "bilinear", "lanczos"]
+
+IMAGE_EXTENSIONS = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp"),
+        *(".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
+    )
+)
+"""Lower-case suffixes that a scan of a folder takes for images; what a file is, its bytes say."""
+MAX_PIXELS = 50_000_000
+MAX_DRAFT_PIXELS = 89_000_000
+"""A JPEG may have so many, as it is decoded at half its size."""
+MAX_FILE_BYTES = 256 * 2**20
+BAR = (128, 128, 128)
+"""Color of the bars that letterbox puts around a photo."""
+
+# Plugins are called by class: `Image.open` adds only a warning about size (global state) and MPO's table of frames.
+DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "AVIF": AvifImageFile,
+}
+SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+"""Sizes of a BMP's second header: `BM` alone begins many a text."""
+HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
+REFUSED = {
+    b"<": "SVG, XML or HTML",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "Photoshop",
+    b"\0\0\1\0": "an icon",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+}
+CUT_SHORT = (
+    *("file is truncated", "truncated file", "truncated data", "incomplete checksum"),
+    *("end of file", "insufficient input", "cannot read full"),
+)
+"""Words by which Pillow and libheif say that bytes are missing."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what sets the picture upright."""
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """A photo ready to be looked at, and what had to be done to it."""
+
+    image: Image.Image
+    """Upright, RGB, without metadata."""
+    notes: tuple[str, ...]
+    """`truncated`, `half_resolution`, `exif_ignored`, `icc_ignored`, `rescaled_range`, `alpha_on_white`,
+    `first_frame_only`."""
+    sha256: str | None
+    """Of the file's bytes; None for a PIL image or an array."""
+
+
+def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedImage:
+    """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
+
+    Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that was cut short gives what could be
+    decoded. Pillow's warnings about odd metadata pass through: no global filter is touched.
+    """
+    name, data = _name(source), b""
+    notes: list[str] = []
+    try:
+        if isinstance(source, str | os.PathLike):
+            data = _read(source, name)
+        elif isinstance(source, bytes):
+            data = source
+        if isinstance(source, str | os.PathLike | bytes):
+            image: Image.Image = _decode(data, name, allow_truncated, notes)
+        else:
+            image = _given(source, name)
+        orientation = _orientation(image, notes)
+        upright = _to_rgb(image, notes)
+        if orientation in UPRIGHT:
+            upright = upright.transpose(UPRIGHT[orientation])
+        elif upright is image:
+            upright = image.copy()
+        if data and _is_animated(image):
+            notes.append("first_frame_only")
+    except ImageError:
+        raise
+    except Exception as error:
+        # Decoders of hostile bytes raise nearly anything: ValueError, SyntaxError, struct.error, MemoryError, ...
+        raise _refusal(name, data, error) from error
+    # Metadata left behind would turn the picture a second time when it is opened again.
+    upright.info = {}
+    return OpenedImage(upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
+
+
+def _name(source: ImageSource) -> str:
+    """What messages call a source: one line, whatever a file is named."""
+    if isinstance(source, str | os.PathLike):
+        text = os.fsdecode(source)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"<{type(source).__name__}>"
+
+
+def _read(path: str | os.PathLike[str], name: str) -> bytes:
+    try:
+        status = os.stat(path)
+        # Opening a FIFO waits for ever, whatever its name.
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{name}: {what}; name an image file", "unreadable")
+        _check_bytes(status.st_size, name)
+        with Path(path).open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name}: cannot be read ({reason}); check path and permissions", "unreadable") from error
+
+
+def _check_bytes(count: int, name: str) -> None:
+    if count == 0:
+        raise ImageError(f"{name}: the file is empty; get it again", "empty")
+    if count > MAX_FILE_BYTES:
+        limit = MAX_FILE_BYTES // 2**20
+        raise ImageError(f"{name}: {count:,} bytes, over the limit of {limit} MiB; make it smaller", "unreadable")
+
+
+def _check_size(image: Image.Image, name: str, most: int = MAX_PIXELS) -> None:
+    width, height = image.size
+    if min(width, height) < 1:
+        raise ImageError(f"{name}: {width} x {height} pixels; nothing to see", "empty")
+    if max(width, height) >= 2**31:
+        raise ImageError(f"{name}: corrupt (a side of {max(width, height)} pixels); get the file again", "corrupt")
+    if width * height > most:
+        megapixels = f"{width} x {height} pixels, over the limit of {most // 10**6} megapixels"
+        raise ImageError(f"{name}: {megapixels}; make it smaller", "too_many_pixels")
+
+
+def _given(source: Image.Image | NDArray[np.uint8], name: str) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        gray, color = source.ndim == 2, source.ndim == 3 and source.shape[2] in (3, 4)
+        if source.dtype != np.uint8 or not (gray or color):
+            what = f"an array of {source.dtype} {source.shape}"
+            raise ImageError(f"{name}: {what}; give uint8 (H, W), (H, W, 3) or (H, W, 4)", "not_an_image")
+        if source.size == 0:
+            raise ImageError(f"{name}: an array of {source.shape}; nothing to see", "empty")
+        source = Image.fromarray(np.ascontiguousarray(source))
+    if not isinstance(source, Image.Image):
+        raise ImageError(f"{name}: not an image; give a path, bytes, a PIL image or a uint8 array", "not_an_image")
+    _check_size(source, name)
+    source.load()
+    return source
+
+
+def _kind(data: bytes, name: str) -> str:
+    """The format by signature; names say nothing."""
+    for signature, kind in SIGNATURES.items():
+        if data.startswith(signature):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in BMP_HEADERS:
+        return "BMP"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4], "big"), 256)
+        brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        if brands & HEIC_BRANDS:
+            return "HEIC"
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
+    what = next((f"{kind} is not accepted" for prefix, kind in REFUSED.items() if start.startswith(prefix)), None)
+    what = what or "not an image, or of an unknown format"
+    raise ImageError(f"{name}: {what}; give JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC", "not_an_image")
+
+
+def _decoder(kind: str, name: str) -> Callable[[io.BytesIO], ImageFile]:
+    if kind != "HEIC":
+        return DECODERS[kind]
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        remedy = 'pip install "captioner[heif]"'
+        raise ImageError(f"{name}: HEIC needs an extra decoder; {remedy}", "needs_extra") from error
+    return cast(Callable[[io.BytesIO], ImageFile], HeifImageFile)
+
+
+def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> ImageFile:
+    """Pixels of the first frame; Pillow's switch for truncated files is global, so it is left alone."""
+    _check_bytes(len(data), name)
+    kind = _kind(data, name)
+    decoder = _decoder(kind, name)
+
+    def header(data: bytes) -> ImageFile:
+        image = decoder(io.BytesIO(data))
+        _check_size(image, name, MAX_DRAFT_PIXELS if kind == "JPEG" else MAX_PIXELS)
+        return image
+
+    def load(image: ImageFile) -> None:
+        if image.width * image.height > MAX_PIXELS:
+            image.draft(None, (image.width // 2, image.height // 2))
+            _check_size(image, name)
+            notes.append("half_resolution")
+        image.load()
+
+    image = header(data)
+    try:
+        load(image)
+    except Exception as error:
+        if not allow_truncated or not _is_cut_short(data, error):
+            raise
+        notes[:] = ["truncated"]
+        if kind == "JPEG":
+            # A progressive picture comes out only once its end has been seen.
+            image = header(data + b"\xff\xd9")
+            load(image)
+        # Without tiles to read, an image is what was decoded so far.
+        image.tile = []
+        extrema = image.getextrema()
+        if all(low == high for low, high in (extrema if isinstance(extrema[0], tuple) else (extrema,))):
+            raise
+    return image
+
+
+def _is_cut_short(data: bytes, error: Exception) -> bool:
+    """Whether bytes are missing, by the error or by what the file says of itself."""
+    if isinstance(error, MemoryError):
+        return False
+    if isinstance(error.__cause__, struct.error | EOFError | IndexError):
+        return True
+    if any(words in str(error).lower() for words in CUT_SHORT):
+        return True
+    if data.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" not in data
+    if data.startswith(b"\x89PNG"):
+        return isinstance(error, SyntaxError) and b"IEND" not in data
+    if data.startswith(b"RIFF"):
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") >= len(data)
+    return False
+
+
+def _refusal(name: str, data: bytes, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError(f"{name}: too many pixels ({reason}); make it smaller", "too_many_pixels")
+    if isinstance(error, MemoryError):
+        return ImageError(f"{name}: not enough memory to decode it; make it smaller", "unreadable")
+    if _is_cut_short(data, error):
+        remedy = "get it again, or allow truncated files (--allow-truncated)"
+        return ImageError(f"{name}: the file is cut short ({reason}); {remedy}", "truncated")
+    return ImageError(f"{name}: corrupt ({reason}); get the file again", "corrupt")
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:
+        # GIF looks for a second frame to tell, and this one's is broken: there is more than the first.
+        return True
+
+
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    try:
+        return int(image.getexif().get(Base.Orientation, 1))
+    except Exception:
+        notes.append("exif_ignored")
+        return 1
+
+
+def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Colors in sRGB, transparency on white, deep grays scaled; `image` itself where it is that already."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_gray_to_rgb(image, notes)
+    profile = image.info.get("icc_profile")
+    alpha = None
+    if image.has_transparency_data:
+        # Pillow knows no direct way from premultiplied gray.
+        layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image, alpha = layers.convert("RGB"), layers.getchannel("A")
+    if profile:
+        image = _to_srgb(image, profile, notes)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return image
+    notes.append("alpha_on_white")
+    paper = Image.new("RGB", image.size, "white")
+    paper.paste(image, mask=alpha)
+    return paper
+
+
+def _to_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
+    try:
+        stored = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if image.mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(stored):
+            return image
+        converted = ImageCms.profileToProfile(image, stored, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except Exception:
+        notes.append("icc_ignored")
+        return image
+    return cast(Image.Image, converted)
+
+
+def _deep_gray_to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    levels = np.asarray(image)
+    clear = levels == image.info["transparency"] if "transparency" in image.info else None
+    # Only 16 bits fit float32 for sure; a range of floats may even overflow it.
+    precision = np.float32 if image.mode.startswith("I;16") else np.float64
+    numbers = np.nan_to_num(levels.astype(precision), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(numbers.min()), float(numbers.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+        numbers /= 257
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        numbers *= 255
+    elif low < 0 or high > 255:
+        numbers = (numbers - low) * (255 / (high - low))
+        notes.append("rescaled_range")
+    gray = np.round(numbers).astype(np.uint8)
+    if clear is not None and clear.any():
+        gray[clear] = 255
+        notes.append("alpha_on_white")
+    return Image.fromarray(gray).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the model's patches lie on the photo, for any of the three fits.
+
+    Fractions are of the upright photo: (0, 0) its top left corner, (1, 1) its bottom right one. A grid is (h, w).
+    """
+
+    width: int
+    height: int
+    size: tuple[int, int]
+    """(height, width) of the model's input in pixels."""
+    fit: Fit
+
+    @classmethod
+    def of(cls, width: int, height: int, *, size: tuple[int, int], fit: Fit) -> Self:
+        """Of a photo of `width` x `height` pixels."""
+        return cls(width, height, (size[0], size[1]), fit)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the model's input in fractions; beyond [0, 1] where letterbox adds bars."""
+        if self.fit == "crop":
+            left, top, right, bottom = self._crop
+            return left / self.width, top / self.height, right / self.width, bottom / self.height
+        if self.fit == "letterbox":
+            left, top, width, height = self._inner
+            rows, columns = self.size
+            return -left / width, -top / height, (columns - left) / width, (rows - top) / height
+        return 0.0, 0.0, 1.0, 1.0
+
+    @property
+    def _crop(self) -> tuple[float, float, float, float]:
+        """The largest central box of the model's aspect ratio, in pixels of the photo."""
+        rows, columns = self.size
+        if self.width * rows > self.height * columns:
+            margin = (self.width - self.height * columns / rows) / 2
+            return margin, 0.0, self.width - margin, float(self.height)
+        margin = (self.height - self.width * rows / columns) / 2
+        return 0.0, margin, float(self.width), self.height - margin
+
+    @property
+    def _inner(self) -> tuple[int, int, int, int]:
+        """(left, top, width, height) of the letterboxed photo in whole pixels of the input: so fractions are exact."""
+        rows, columns = self.size
+        scale = min(columns / self.width, rows / self.height)
+        width, height = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        return (columns - width) // 2, (rows - height) // 2, width, height
+
+    def apply(self, image: Image.Image, interpolation: Interpolation) -> Image.Image:
+        """The photo at the model's size."""
+        assert image.size == (self.width, self.height), "the geometry of another photo"
+        rows, columns = self.size
+        method = Image.Resampling[interpolation.upper()]
+        if self.fit == "letterbox":
+            left, top, width, height = self._inner
+            canvas = Image.new("RGB", (columns, rows), BAR)
+            canvas.paste(image.resize((width, height), method), (left, top))
+            return canvas
+        return image.resize((columns, rows), method, box=self._crop if self.fit == "crop" else None)
+
+    def patch_box(self, row: int, column: int, grid: tuple[int, int]) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of a patch in fractions; beyond [0, 1] where it lies on a bar."""
+        left, top, right, bottom = self.box
+        high, wide = (bottom - top) / grid[0], (right - left) / grid[1]
+        return left + column * wide, top + row * high, left + (column + 1) * wide, top + (row + 1) * high
+
+    def visible_share(self, grid: tuple[int, int]) -> NDArray[np.float64]:
+        """(h, w): how much of each patch lies on the photo, 0 to 1; the rest lies on bars."""
+        return self._shares((0.0, 0.0, 1.0, 1.0), grid)
+
+    def patches_in(self, region: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.bool_]:
+        """(h, w): the patches of a region (x, y, width, height in fractions): half of what they show lies in it.
+
+        A region too small for that takes the patch that shows most of it. Raises ConfigError for a region beyond the
+        photo, or one that the model does not see.
+        """
+        x, y, width, height = region
+        if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-6 and 0 < height <= 1 - y + 1e-6):
+            raise ConfigError(f"region {x},{y},{width},{height}: not x,y,width,height within the photo; give fractions")
+        inside = self._shares((x, y, x + width, y + height), grid)
+        if not inside.any():
+            raise ConfigError(f"region {x},{y},{width},{height}: fit {self.fit} does not show it to the model; move it")
+        keep = inside >= np.maximum(self.visible_share(grid) / 2, np.finfo(np.float64).tiny)
+        return keep if keep.any() else inside == inside.max()
+
+    def _shares(self, area: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.float64]:
+        """(h, w): the share of each patch that lies in an area (left, top, right, bottom)."""
+        left, top, right, bottom = self.box
+        rows = _overlaps((area[1] - top) / (bottom - top), (area[3] - top) / (bottom - top), grid[0])
+        columns = _overlaps((area[0] - left) / (right - left), (area[2] - left) / (right - left), grid[1])
+        return rows[:, None] * columns
+
+    def heatmap(
+        self, values: NDArray[np.floating[Any]], *, size: tuple[int, int] | None = None, nearest: bool = False
+    ) -> NDArray[np.float32]:
+        """(height, width): the patches' values (h, w) laid over the photo, at `size` (width, height) or its own.
+
+        Bilinear between the centers of patches, or each patch's own value; 0 where the model sees nothing.
+        """
+        width, height = size or (self.width, self.height)
+        left, top, right, bottom = self.box
+        rows = _spread(height, top, bottom, values.shape[0], nearest)
+        columns = _spread(width, left, right, values.shape[1], nearest)
+        return (rows @ values @ columns.T).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "size": list(self.size)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls.of(data["width"], data["height"], size=tuple(data["size"]), fit=data["fit"])
+
+
+def _overlaps(low: float, high: float, count: int) -> NDArray[np.float64]:
+    """(count,): the share of each of `count` equal parts of [0, 1] that [low, high] covers."""
+    starts = np.arange(count)
+    covered: NDArray[np.float64] = np.minimum(high * count, starts + 1) - np.maximum(low * count, starts)
+    return covered.clip(0.0, 1.0)
+
+
+def _spread(pixels: int, low: float, high: float, count: int, nearest: bool) -> NDArray[np.float64]:
+    """(pixels, count): what each of `count` patches over [low, high] gives to each pixel of [0, 1]."""
+    places = ((np.arange(pixels) + 0.5) / pixels - low) / (high - low) * count
+    seen = (places >= 0) & (places <= count)
+    if nearest:
+        weights = np.eye(count)[np.clip(places.astype(np.int64), 0, count - 1)]
+    else:
+        # Beyond the outer patches' centers their value goes on to the edge.
+        centers = np.clip(places - 0.5, 0, count - 1)
+        weights = np.clip(1 - np.abs(centers[:, None] - np.arange(count)), 0.0, None)
+    return weights * seen[:, None]
+
+
+def to_pixels(image: Image.Image, geometry: Geometry, interpolation: Interpolation) -> NDArray[np.uint8]:
+    """The photo as the model takes it: (3, height, width) uint8, contiguous and writable."""
+    return np.array(np.asarray(geometry.apply(image, interpolation)).transpose(2, 0, 1), order="C")

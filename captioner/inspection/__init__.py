@@ -1,0 +1,1 @@
+"""Which patches each word looked at, and pictures of it."""

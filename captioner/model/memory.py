@@ -1,0 +1,98 @@
+"""What an image offers to the text.   B images · R rows · N memory positions · H heads · d head width"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from captioner.model.attention import KeyValues
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run of memory positions and what they come from: `image`, `null`, or a name the caller gave."""
+
+    name: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One `KeyValues` a layer over the same N positions, and where each position comes from."""
+
+    layers: tuple[KeyValues, ...]
+    sources: tuple[Source, ...]
+
+    @property
+    def images(self) -> int:
+        """B, the images whose memory this is."""
+        return self.layers[0].keys.shape[0]
+
+    @property
+    def positions(self) -> int:
+        """N, the positions a word may attend to."""
+        return self.layers[0].keys.shape[2]
+
+    def span(self, name: str) -> slice:
+        """The positions of the first source of this name."""
+        start = 0
+        for source in self.sources:
+            if source.name == name:
+                return slice(start, start + source.length)
+            start += source.length
+        raise KeyError(name)
+
+    def select(self, images: Tensor) -> Self:
+        """The memory of these images (B',), in this order; a mask by row keeps the rows of an image together."""
+
+        def chosen(part: Tensor) -> Tensor:
+            rows: Tensor = part.unflatten(0, (self.images, -1))[images].flatten(0, 1)
+            return rows
+
+        return self._mapped(
+            lambda each: KeyValues(
+                each.keys[images], each.values[images], None if each.keep is None else chosen(each.keep)
+            )
+        )
+
+    def mask(self, keep: Tensor) -> Self:
+        """Hide the positions where `keep` (B or R, N) is false from a row, besides those hidden already.
+
+        Raises ValueError where a row would have nothing left to attend to.
+        """
+        earlier = self.layers[0].keep
+        if earlier is not None:
+            # A row an image serves that image's C rows; the finer of both masks decides how many rows there are.
+            fine, coarse = (keep, earlier) if len(keep) >= len(earlier) else (earlier, keep)
+            keep = fine & coarse.repeat_interleave(len(fine) // len(coarse), dim=0)
+        if not bool(keep.any(dim=-1).all()):
+            raise ValueError("a row of `keep` hides every memory position; leave at least one")
+        return self._mapped(lambda each: each._replace(keep=keep))
+
+    def _mapped(self, change: Callable[[KeyValues], KeyValues]) -> Self:
+        return replace(self, layers=tuple(change(each) for each in self.layers))
+
+
+def concat(memories: list[Memory]) -> Memory:
+    """One memory that offers all positions of several, for the same B images: other photos, tiles, neighbors."""
+    rows = max(len(m.layers[0].keep) if m.layers[0].keep is not None else m.images for m in memories)
+    masked = any(memory.layers[0].keep is not None for memory in memories)
+    return Memory(
+        layers=tuple(
+            KeyValues(
+                torch.cat([each.keys for each in layer], dim=2),
+                torch.cat([each.values for each in layer], dim=2),
+                torch.cat([_keep(each, rows) for each in layer], dim=1) if masked else None,
+            )
+            for layer in zip(*(memory.layers for memory in memories), strict=True)
+        ),
+        sources=tuple(source for memory in memories for source in memory.sources),
+    )
+
+
+def _keep(each: KeyValues, rows: int) -> Tensor:
+    images, _, positions, _ = each.keys.shape
+    keep = each.keep if each.keep is not None else each.keys.new_ones(images, positions, dtype=torch.bool)
+    return keep.repeat_interleave(rows // len(keep), dim=0)

@@ -1,0 +1,306 @@
+"""Images in, captions out. The one place where photos, network, search and words meet."""
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Self, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from captioner.checkpoint import load_model, save_model
+from captioner.errors import ConfigError, ImageError, ResourceError
+from captioner.generation import BeamSearch, Hypothesis, Strategy, generate
+from captioner.images import Geometry, ImageSource, OpenedImage, open_image, to_pixels
+from captioner.inspection.trace import AttentionTrace
+from captioner.model.caption_model import CaptionModel
+from captioner.model.memory import Memory
+from captioner.tokenizer import Tokenizer
+
+BUNDLED = "bundled"
+DEFAULT_BATCH = 16
+READ_AHEAD = 2
+"""Batches of photos that are read while one is captioned; memory is bounded by it."""
+
+T = TypeVar("T")
+Region = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class CaptionWord:
+    """A word and the natural logarithm of its probability."""
+
+    text: str
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption, how probable the model finds it, and the next best ones where more than one was asked for."""
+
+    text: str
+    log_prob: float
+    """Sum of the natural-log probabilities of its tokens, the end token included; no length penalty."""
+    words: tuple[CaptionWord, ...]
+    tokens: tuple[int, ...]
+    """Without the start token; the end token is there unless the caption was cut off."""
+    alternatives: tuple["Caption", ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the tokens' probabilities."""
+        return math.exp(self.log_prob / max(1, len(self.tokens)))
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One input and its caption; `width` and `height` are the upright photo's."""
+
+    caption: Caption
+    width: int
+    height: int
+    sha256: str | None
+    notes: tuple[str, ...]
+
+
+class Captioner:
+    """A captioning model with everything it needs; `captioner("dog.jpg").text`."""
+
+    def __init__(self, model: CaptionModel, tokenizer: Tokenizer, *, name: str, device: str = "cpu") -> None:
+        self.model = model.eval().to(device)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto") -> Self:
+        """A captioner from a model folder, a training checkpoint (.ckpt), or the bundled model.
+
+        `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`. Raises CheckpointError where it cannot be loaded.
+        """
+        source = model_folder(model)
+        network, tokenizer = load_model(source)
+        return cls(network, tokenizer, name=str(model), device=_device(device))
+
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write the model as a model folder."""
+        text = card or f"# {Path(folder).name}\n\nAn image captioner, saved from {self.name}.\n"
+        save_model(Path(folder), self.model, self.tokenizer, card=text)
+
+    @overload
+    def __call__(self, images: ImageSource, *, search: Strategy = ...) -> Caption: ...
+
+    @overload
+    def __call__(self, images: list[ImageSource], *, search: Strategy = ...) -> list[Caption]: ...
+
+    def __call__(
+        self,
+        images: ImageSource | list[ImageSource],
+        *,
+        search: Strategy = BeamSearch(),  # noqa: B008
+    ) -> Caption | list[Caption]:
+        """The caption of an image, or a list of captions for a list of images.
+
+        An image is a path, bytes, a PIL image or an array (H, W, 3) uint8. Raises ImageError for an unusable one.
+        """
+        sources = images if isinstance(images, list) else [images]
+        found = []
+        for result in self.stream(sources, search=search):
+            if isinstance(result, ImageError):
+                raise result
+            found.append(result.caption)
+        return found if isinstance(images, list) else found[0]
+
+    def stream(
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        search: Strategy = BeamSearch(),  # noqa: B008
+        prefix: str = "",
+        region: Region | None = None,
+        batch_size: int = DEFAULT_BATCH,
+        workers: int = 2,
+        allow_truncated: bool = False,
+    ) -> Iterator[Captioned | ImageError]:
+        """Captions in the order of the sources, while they are read; an unusable image gives its error.
+
+        `prefix` are the caption's first words; `region` (x, y, width, height), fractions of the upright photo, hides
+        everything else; `workers` threads read photos. Memory does not grow with the number of sources.
+        """
+        forced = self._prefix(prefix)
+
+        def read(source: ImageSource) -> tuple[OpenedImage, Geometry, Tensor] | ImageError:
+            try:
+                return self._read(source, allow_truncated)
+            except ImageError as error:
+                return error
+
+        for batch in _read_ahead(sources, read, batch_size, max(1, workers)):
+            good = [each for each in batch if not isinstance(each, ImageError)]
+            captions = iter(self._caption(good, search, forced, region) if good else [])
+            for each in batch:
+                if isinstance(each, ImageError):
+                    yield each
+                else:
+                    opened = each[0]
+                    width, height = opened.image.size
+                    yield Captioned(next(captions), width, height, opened.sha256, opened.notes)
+
+    def inspect(
+        self,
+        image: ImageSource,
+        *,
+        caption: str | None = None,
+        search: Strategy = BeamSearch(),  # noqa: B008
+        region: Region | None = None,
+    ) -> AttentionTrace:
+        """Which patches each word of a caption looked at: the model's own caption, or any `caption`.
+
+        Raises ImageError for an unusable image, ConfigError for a caption without words or too long for the model.
+        """
+        opened, geometry, pixels = self._read(image, allow_truncated=False)
+        with torch.inference_mode():
+            memory = self._memory([geometry], pixels[None], region)
+        if caption is None:
+            [[hypothesis, *_]] = self._generate(memory, search, (), [_key(opened)])
+            tokens = hypothesis.tokens
+        else:
+            tokens = self._given(caption)
+        return AttentionTrace.of(
+            self.model.decoder,
+            memory,
+            tokens,
+            self.tokenizer,
+            grid=self.model.encoder.grid,
+            prefix=self.model.encoder.prefix,
+            geometry=geometry,
+            photo=opened.image,
+        )
+
+    def _read(self, source: ImageSource, allow_truncated: bool) -> tuple[OpenedImage, Geometry, Tensor]:
+        opened = open_image(source, allow_truncated=allow_truncated)
+        encoder = self.model.encoder.config
+        assert encoder.image_size is not None
+        assert encoder.interpolation is not None
+        geometry = Geometry.of(*opened.image.size, size=encoder.image_size, fit=encoder.fit)
+        return opened, geometry, torch.from_numpy(to_pixels(opened.image, geometry, encoder.interpolation))
+
+    def _caption(
+        self,
+        read: Sequence[tuple[OpenedImage, Geometry, Tensor]],
+        search: Strategy,
+        prefix: tuple[int, ...],
+        region: Region | None,
+    ) -> list[Caption]:
+        opened, geometries, pixels = zip(*read, strict=True)
+        with torch.inference_mode():
+            memory = self._memory(geometries, torch.stack(pixels), region)
+        return [
+            replace(best, alternatives=tuple(others))
+            for best, *others in (
+                [self._worded(hypothesis) for hypothesis in hypotheses]
+                for hypotheses in self._generate(memory, search, prefix, [_key(each) for each in opened])
+            )
+        ]
+
+    def _memory(self, geometries: Sequence[Geometry], pixels: Tensor, region: Region | None) -> Memory:
+        """pixels (B, 3, height, width) -> memory, with what lies outside the region hidden."""
+        memory = self.model.encode(pixels.to(self.device))
+        if region is None:
+            return memory
+        encoder = self.model.encoder
+        keep = torch.ones(len(geometries), memory.positions, dtype=torch.bool)
+        keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
+        patches = slice(encoder.prefix, encoder.prefix + encoder.grid[0] * encoder.grid[1])
+        for row, geometry in enumerate(geometries):
+            keep[row, patches] = torch.from_numpy(geometry.patches_in(region, encoder.grid)).flatten()
+        return memory.mask(keep.to(self.device))
+
+    def _generate(
+        self, memory: Memory, search: Strategy, prefix: tuple[int, ...], keys: list[str]
+    ) -> list[list[Hypothesis]]:
+        # A model of few positions writes shorter captions than the default allows.
+        most = min(search.max_length, self.model.decoder.config.max_length - 1)
+        return generate(
+            self.model.decoder,
+            memory,
+            replace(search, max_length=most, min_length=min(search.min_length, most - 1)),
+            bos=self.tokenizer.bos,
+            eos=self.tokenizer.eos,
+            pad=self.tokenizer.pad,
+            suppressed=self.tokenizer.suppressed,
+            prefix=prefix,
+            keys=keys,
+        )
+
+    def _worded(self, hypothesis: Hypothesis) -> Caption:
+        tokens, log_probs = hypothesis
+        words = tuple(
+            CaptionWord(word.text, math.fsum(log_probs[word.start : word.stop]))
+            for word in self.tokenizer.words(tokens)
+        )
+        return Caption(self.tokenizer.decode(tokens), hypothesis.log_prob, words, tuple(tokens))
+
+    def _prefix(self, text: str) -> tuple[int, ...]:
+        tokens = tuple(self.tokenizer.encode(text))
+        if self.tokenizer.unk in tokens and self.tokenizer.kind == "word":
+            unknown = [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
+            raise ConfigError(
+                f"prefix {text!r}: the model does not know {', '.join(unknown)}; use words it was trained on"
+            )
+        return tokens
+
+    def _given(self, caption: str) -> list[int]:
+        tokens = [*self.tokenizer.encode(caption), self.tokenizer.eos]
+        most = self.model.decoder.config.max_length - 1  # beside the start token, as in training
+        if len(tokens) == 1:
+            raise ConfigError(f"caption {caption[:40]!r}: no words in it; give at least one")
+        if len(tokens) > most:
+            raise ConfigError(
+                f"caption {caption[:40]!r}...: {len(tokens) - 1} tokens, this model takes {most - 1}; shorten it"
+            )
+        return tokens
+
+
+def _key(opened: OpenedImage) -> str:
+    """What an image's noise depends on: its file's hash; without a file, the pixels' own."""
+    return opened.sha256 or hashlib.sha256(opened.image.tobytes()).hexdigest()
+
+
+def model_folder(model: str | Path) -> Path:
+    """Where a model is: the bundled one by its name, anything else as a path."""
+    if str(model) == BUNDLED and not Path(BUNDLED).exists():
+        return Path(str(resources.files("captioner") / "bundled"))
+    return Path(model)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ResourceError(f"device {name!r}: not available here ({reason}); use auto or cpu") from error
+    return name
+
+
+def _read_ahead(
+    sources: Iterable[ImageSource], read: Callable[[ImageSource], T], batch_size: int, workers: int
+) -> Iterator[list[T]]:
+    """Batches of what `read` makes of the sources, in their order, a few batches ahead of their use."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[T]] = deque()
+        for source in sources:
+            pending.append(pool.submit(read, source))
+            if len(pending) == batch_size * READ_AHEAD:
+                yield [pending.popleft().result() for _ in range(batch_size)]
+        while pending:
+            yield [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]

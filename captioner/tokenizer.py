@@ -1,0 +1,275 @@
+"""Captions to token ids and back, and which ids make a word.
+
+Two kinds, both stored as one `tokenizer.json` that `tokenizers.Tokenizer.from_file` reads:
+
+`bpe`   byte-level byte-pair encoding, as GPT-2's. Any text comes back from its ids unchanged.
+`word`  a token a word of plain lower-case text:
+        * Unicode is brought to NFKC and lower case, curly apostrophes become straight.
+        * A word is letters and digits with hyphens or apostrophes inside (`t-shirt`, `o'clock`); a number keeps its
+          inner separators (`1,000`, `10:30`).
+        * The endings 's 're 've 'll 'd 'm and n't are tokens of their own, as in the Penn Treebank: `man's` is
+          `man` + `'s`, `can't` is `ca` + `n't`, and so are `man 's` and `ca n't`, as some data sets write them.
+          Decoding puts them back without a space.
+        * Symbols and any of & # % @ are a token each. All other punctuation is dropped, control characters too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from captioner.config import TokenizerConfig
+from captioner.errors import CheckpointError, ConfigError
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+"""The special tokens; their ids are their places here."""
+
+END_OF_TEXT = "<|endoftext|>"
+"""GPT-2's only special token, which then stands for all four."""
+
+_BYTES = 256
+
+# Quotation marks 2018, 2019 and 201B, the modifier apostrophe and the prime.
+_APOSTROPHE = "[\u2018\u2019\u201b\u02bc\u2032]"
+
+# A letter or digit, one that may also be a combining mark, the endings that are tokens of their own, and words, which
+# stop before them. Repeats have bounds beyond any real word: the regex engine gives up on matches of a million steps.
+_LETTER = r"[\p{L}\p{N}]"
+_INNER = r"[\p{L}\p{M}\p{N}]"
+_NOT = rf"n't(?!{_INNER})"
+_ENDING = rf"'(?:s|re|ve|ll|d|m)(?:(?!{_INNER})|(?={_NOT}))"
+_PART = rf"(?!{_NOT}){_LETTER}(?:(?!{_NOT}){_INNER}){{0,255}}"
+_WORD = rf"{_PART}(?:(?:-|(?!{_ENDING})'){_PART}){{0,15}}"
+_NUMBER = r"\p{N}{1,255}(?:[.,:]\p{N}{1,255}){1,15}"
+_TOKEN = "|".join((_NOT, rf"(?<={_LETTER}){_ENDING}", _NUMBER, _WORD, r"[\p{S}&#%@]"))
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A written word and the half-open range of token positions that spell it."""
+
+    text: str
+    start: int
+    stop: int
+
+
+class Tokenizer:
+    """Text to ids and back; no text encodes to the ids `pad`, `bos` and `eos`, only unknown words to `unk`.
+
+    Raises CheckpointError when `backend` is of neither kind or lacks special tokens.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.kind: Literal["word", "bpe"] = _kind(backend)
+        self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) for token in SPECIAL)
+        # Files do not keep this switch: without it a caption that says "<eos>" would encode to the end token.
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+
+    @classmethod
+    def train(cls, captions: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
+        """Learn a vocabulary: the same captions give the same ids. Raises ConfigError where it would be of no use."""
+        if config.kind == "bpe":
+            return cls(_train_bpe(captions, config))
+        backend = _word_backend()
+        words = _frequent_words(backend, captions, config.min_count)
+        if not words:
+            raise ConfigError(
+                f"tokenizer.min_count {config.min_count}: no word occurs that often in the captions; lower it"
+            )
+        _append(backend, words)
+        return cls(backend)
+
+    def extend(self, captions: Iterable[str], min_count: int) -> "Tokenizer":
+        """Words of `captions` that are new and frequent come after the old ones, whose ids stay (bpe: itself)."""
+        if self.kind == "bpe":
+            return self
+        backend = tokenizers.Tokenizer.from_str(self.to_str())
+        _append(backend, _frequent_words(backend, captions, min_count))
+        return Tokenizer(backend)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without start and end token."""
+        return self._backend.encode(_writable(text), add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first end token; bytes that are no UTF-8 become U+FFFD."""
+        return self._text([ids[position] for position in self._positions(ids)])
+
+    def words(self, ids: Sequence[int]) -> list[Word]:
+        """The words of `decode(ids)`, their punctuation included: joined by spaces they tell the caption.
+
+        Positions count in `ids` as given; special tokens and tokens of nothing but white space are in no word.
+        """
+        groups: list[list[int]] = []
+        for position in self._positions(ids):
+            if not groups or self._begins_word(ids[position]):
+                groups.append([])
+            groups[-1].append(position)
+        texts = (self._text([ids[position] for position in group]).strip() for group in groups)
+        return [Word(text, group[0], group[-1] + 1) for text, group in zip(texts, groups, strict=True) if text]
+
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        """The ids that a captioner must not generate."""
+        return tuple(sorted({self.pad, self.bos, self.unk} - {self.eos}))
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def __contains__(self, word: str) -> bool:
+        """Whether every part of `word` has a token, so that a captioner can write it."""
+        ids = self.encode(word)
+        return bool(ids) and self.unk not in ids
+
+    def to_str(self) -> str:
+        """The content of `tokenizer.json`."""
+        return self._backend.to_str(pretty=True)
+
+    @classmethod
+    def from_str(cls, content: str, source: str = "tokenizer.json") -> "Tokenizer":
+        """The tokenizer in the content of a `tokenizer.json`. Raises CheckpointError naming `source`."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(content)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and panics that are not even that
+            raise CheckpointError(f"{source}: not a tokenizer file ({error}); take one saved with a model") from error
+        try:
+            return cls(backend)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`. Raises CheckpointError where that is not possible."""
+        try:
+            Path(path).write_text(self.to_str(), encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot write the tokenizer ({error.strerror}); check the folder") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read `tokenizer.json`. Raises CheckpointError when it is missing or of no use."""
+        try:
+            content = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot read the tokenizer ({error.strerror}); give a whole model folder"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: not a tokenizer file (not UTF-8); take one saved with a model") from error
+        return cls.from_str(content, source=str(path))
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        # Through the constructor, because the library's own pickles lose `encode_special_tokens`.
+        return Tokenizer.from_str, (self.to_str(),)
+
+    def _positions(self, ids: Sequence[int]) -> list[int]:
+        """Where `ids` hold text: GPT-2 starts and ends with the same token, so a start token is looked for first."""
+        positions = []
+        for position in range(int(bool(ids) and ids[0] == self.bos), len(ids)):
+            if ids[position] == self.eos:
+                break
+            if ids[position] not in (self.pad, self.bos):
+                positions.append(position)
+        return positions
+
+    def _begins_word(self, token_id: int) -> bool:
+        """Whether the decoder puts white space before this token when it follows a letter."""
+        token = self._backend.id_to_token(token_id) or ""
+        text: str = self._backend.decoder.decode(["a", token])
+        return text[1:2].isspace()
+
+    def _text(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+
+def _kind(backend: tokenizers.Tokenizer) -> Literal["word", "bpe"]:
+    model, decoder = backend.model, backend.decoder
+    if isinstance(model, models.WordLevel) and model.token_to_id(model.unk_token) is not None:
+        if None not in (backend.normalizer, backend.pre_tokenizer, decoder):
+            return "word"
+    elif isinstance(model, models.BPE) and isinstance(decoder, decoders.ByteLevel):
+        return "bpe"
+    raise CheckpointError("neither a word-level nor a byte-level BPE tokenizer; convert the model from one that is")
+
+
+def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:
+    for name in (token, END_OF_TEXT):
+        found = backend.token_to_id(name)
+        if found is not None:
+            return found
+    raise CheckpointError(f"has neither {token} nor {END_OF_TEXT}; take a tokenizer made for captions")
+
+
+def _writable(text: str) -> str:
+    """Lone surrogates, which JSON files can hold and UTF-8 can't, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _word_backend() -> tokenizers.Tokenizer:
+    """A word-level tokenizer that knows the special tokens only."""
+    backend = tokenizers.Tokenizer(_word_model({token: place for place, token in enumerate(SPECIAL)}))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(_APOSTROPHE), "'"),
+            normalizers.Replace(Regex(rf"(?<={_LETTER})\s++(?={_ENDING}|{_NOT})"), ""),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
+    # A space goes before every token but the endings, which alone start with an apostrophe or are n't.
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(Regex("^(?!'|n't$)"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return backend
+
+
+def _word_model(vocabulary: Mapping[str, int]) -> models.WordLevel:
+    return models.WordLevel(dict(vocabulary), unk_token=SPECIAL[3])
+
+
+def _frequent_words(backend: tokenizers.Tokenizer, captions: Iterable[str], min_count: int) -> list[str]:
+    """Words seen at least `min_count` times, the most frequent first, then by spelling."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        text = backend.normalizer.normalize_str(_writable(caption))
+        counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+    frequent = [word for word, count in counts.items() if count >= min_count]
+    return sorted(frequent, key=lambda word: (-counts[word], word))
+
+
+def _append(backend: tokenizers.Tokenizer, words: Iterable[str]) -> None:
+    """Give the words that `backend` does not know the next free ids."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    free = max(vocabulary.values()) + 1
+    new = [word for word in words if word not in vocabulary]
+    backend.model = _word_model(vocabulary | {word: free + place for place, word in enumerate(new)})
+
+
+def _train_bpe(captions: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    smallest = len(SPECIAL) + _BYTES
+    if config.vocabulary_size < smallest:
+        raise ConfigError(
+            f"tokenizer.vocabulary_size {config.vocabulary_size}: byte-level BPE needs at least {smallest}; raise it"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary_size,
+        min_frequency=config.min_count,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(map(_writable, captions), trainer)
+    return backend

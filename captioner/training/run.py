@@ -1,0 +1,198 @@
+"""A training run: a folder with its resolved configuration, logs, checkpoints and, at the end, the best model."""
+
+import dataclasses
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tqdm import tqdm
+
+from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model
+from captioner.config import Config, ModelConfig, dump_yaml
+from captioner.data.annotations import CaptionedImage, CaptionSet
+from captioner.data.datamodule import CaptionDataModule
+from captioner.data.features import FeatureStore
+from captioner.data.formats import load_captions
+from captioner.errors import CheckpointError, ConfigError
+from captioner.extraction import extract_features
+from captioner.model.caption_model import CaptionModel
+from captioner.tokenizer import Tokenizer
+from captioner.training.task import CaptionTask
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    init: Path | None = None,
+    resume: Path | None = None,
+    fast_dev_run: bool = False,
+) -> Path:
+    """Train a captioner as `config` says and return the model folder of its best epoch, `folder/model`.
+
+    `init` starts from a model folder: its network and words, with new words of the captions appended. `resume` goes on
+    from a training checkpoint. Raises ConfigError, AnnotationError, CheckpointError or TrainingError.
+    """
+    pl.seed_everything(config.training.seed, workers=True, verbose=False)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    data = config.data
+    captions = load_captions(data.root, data.annotations, data.images, data.format)
+    used = dataclasses.replace(
+        captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images
+    )
+    texts = [text for image in captions.split(data.train_split).images for text in image.captions]
+    model, tokenizer = _start(config, texts, init)
+    config = dataclasses.replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    store = _features(config, model, used)
+    loaders = CaptionDataModule(
+        data,
+        captions,
+        tokenizer,
+        model.encoder.config,
+        max_length=config.decoder.max_length,
+        seed=config.training.seed,
+        store=store,
+    )
+    task = CaptionTask(model, tokenizer, config)
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor="val_loss",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    trainer = _trainer(config, folder, checkpoints, fast_dev_run)
+    if resume is not None:
+        load_training_file(resume)
+    with warnings.catch_warnings():
+        # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer.fit(task, loaders, ckpt_path=resume, weights_only=True)
+    if not fast_dev_run and checkpoints.best_model_path:
+        best = load_training_file(Path(checkpoints.best_model_path))["state_dict"]
+        model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in best.items()})
+    if trainer.is_global_zero:
+        save_model(folder / "model", model, tokenizer, card=_card(config, trainer))
+    return folder / "model"
+
+
+def find_checkpoint(folder: Path, resume: str) -> Path | None:
+    """The checkpoint that `--resume` means: a file, or for `auto` the run's last one, or None where there is none."""
+    if resume != "auto":
+        if not Path(resume).is_file():
+            raise CheckpointError(f"--resume {resume}: no such file; name a .ckpt file, or `auto`")
+        return Path(resume)
+    last = folder / "checkpoints" / LAST
+    return last if last.is_file() else None
+
+
+def _start(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
+    if init is None:
+        tokenizer = Tokenizer.train(texts, config.tokenizer)
+        network = ModelConfig(encoder=config.encoder, decoder=config.decoder)
+        return CaptionModel(network, vocabulary=len(tokenizer)), tokenizer
+    model, tokenizer = load_model(init)
+    extended = tokenizer.extend(texts, config.tokenizer.min_count)
+    model.decoder.grow(len(extended))
+    model.encoder.freeze(config.encoder.train)
+    log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
+    model.decoder.set_dropout(config.decoder.dropout)
+    model.config = ModelConfig(encoder=model.encoder.config, decoder=model.decoder.config)
+    return model, extended
+
+
+def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> FeatureStore | None:
+    if config.data.features is None:
+        return None
+    if config.encoder.train not in ("none", 0):
+        raise ConfigError("data.features: stored features cannot follow a trained encoder; set encoder.train to none")
+    views = config.data.feature_views
+
+    def count(image: CaptionedImage) -> int:
+        return views if image.split == config.data.train_split else 1
+
+    total = sum(count(image) for image in captions.images)
+    with tqdm(total=total, desc="features", unit="photo", disable=None) as bar:
+        return extract_features(model.encoder, captions, Path(config.data.features), views=count, advance=bar.update)
+
+
+def _trainer(config: Config, folder: Path, checkpoints: ModelCheckpoint, fast_dev_run: bool) -> pl.Trainer:
+    options: dict[str, Any] = dict(config.training.trainer)
+    callbacks: list[Callback] = [checkpoints, LearningRateMonitor("step"), TQDMProgressBar(refresh_rate=20)]
+    if config.training.patience:
+        callbacks.append(EarlyStopping("val_loss", patience=config.training.patience))
+    if config.optimization.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.optimization.ema_decay))
+    callbacks += _named(options.pop("callbacks", []), pl.callbacks, "callbacks")
+    loggers = [CSVLogger(folder, name="", version="csv"), TensorBoardLogger(folder, name="", version="tensorboard")]
+    loggers += _named(options.pop("logger", []), pl.loggers, "logger")
+    defaults: dict[str, Any] = {
+        "max_epochs": config.training.epochs,
+        "gradient_clip_val": config.optimization.gradient_clip or None,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 50,
+        "enable_model_summary": False,
+    }
+    try:
+        return pl.Trainer(
+            **(defaults | options),
+            callbacks=callbacks,
+            logger=loggers,
+            use_distributed_sampler=False,  # GroupSampler shares its batches out itself
+            fast_dev_run=fast_dev_run,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"training.trainer: Lightning does not take it ({str(error).splitlines()[0]})") from error
+
+
+def _named(entries: Any, module: Any, key: str) -> list[Any]:
+    """Lightning's own callbacks and loggers from YAML: `{class: DeviceStatsMonitor, ...arguments}`."""
+    made = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        name = str(entry.get("class")) if isinstance(entry, dict) else ""
+        if name not in module.__all__:
+            raise ConfigError(
+                f"training.trainer.{key}: {json.dumps(entry)} names none of Lightning's; write "
+                f"{{class: NAME, ...}} with one of {', '.join(module.__all__)}"
+            )
+        arguments = {option: value for option, value in entry.items() if option != "class"}
+        try:
+            made.append(getattr(module, name)(**arguments))
+        except TypeError as error:
+            raise ConfigError(f"training.trainer.{key}: {name} does not take this ({error})") from error
+    return made
+
+
+def _card(config: Config, trainer: pl.Trainer) -> str:
+    metrics = trainer.callback_metrics
+    loss = f"{float(metrics['val_loss']):.3f} nats a token at the end" if "val_loss" in metrics else "not measured"
+    return (
+        f"# {config.name or 'captioner model'}\n\n"
+        f"An image captioner trained with captioner. Encoder: timm `{config.encoder.name}`"
+        f" at {config.encoder.image_size}; decoder: {config.decoder.layers} layers of width {config.decoder.width}.\n\n"
+        f"* Data: `{config.data.root}`, split `{config.data.train_split}`; its terms apply to the weights too.\n"
+        f"* Validation loss: {loss}.\n"
+        f"* Seed {config.training.seed}, {trainer.current_epoch} epochs, {trainer.global_step} steps.\n\n"
+        f"```yaml\n{dump_yaml(config)}```\n"
+    )

@@ -1,0 +1,106 @@
+"""Cross-entropy training.   B images · R = B·C caption rows · T tokens · V vocabulary"""
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captioner.checkpoint import describe
+from captioner.config import Config, to_dict
+from captioner.data.dataset import Batch
+from captioner.errors import TrainingError
+from captioner.generation import Greedy, generate
+from captioner.model.caption_model import CaptionModel
+from captioner.model.memory import Memory
+from captioner.tokenizer import Tokenizer
+from captioner.training.optimization import optimizer_and_schedule
+
+log = logging.getLogger(__name__)
+
+COLLAPSE_IMAGES = 8
+"""Fewer different images than this say nothing about a captioner that repeats itself."""
+
+
+class CaptionTask(pl.LightningModule):
+    """Every next word of a caption from the words before it and its image; the loss is in nats a token."""
+
+    def __init__(self, model: CaptionModel, tokenizer: Tokenizer, config: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self._shown: Memory | None = None
+
+    def see(self, batch: Batch) -> Memory:
+        """What the batch's B images offer to their captions."""
+        features = self.model.encoder(batch.images) if batch.features is None else batch.features.float()
+        return self.model.decoder.project(features)
+
+    def loss(self, batch: Batch, memory: Memory, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
+        """The mean loss of the batch's real tokens, and how many they are."""
+        inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        real = targets != self.tokenizer.pad
+        states, _ = self.model.decoder.states(inputs, memory)
+        chosen = targets[real]
+        logits = self.model.decoder.logits(states[real])  # only where there is a word to predict
+        return F.cross_entropy(logits, chosen, label_smoothing=label_smoothing), len(chosen)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss, tokens = self.loss(batch, self.see(batch), self.config.optimization.label_smoothing)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.global_step}, on images {batch.image_ids[:5]} and "
+                f"{max(0, len(batch.image_ids) - 5)} more; lower optimization.learning_rate, or look at these images"
+            )
+        self.log("train_loss", loss, prog_bar=True, batch_size=tokens)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        memory = self.see(batch)
+        loss, tokens = self.loss(batch, memory)
+        self.log("val_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+        if index == 0:
+            self._shown = memory
+
+    def on_validation_epoch_end(self) -> None:
+        if self._shown is None or not self.trainer.is_global_zero:
+            return
+        texts = self._captions(self._shown)
+        self._shown = None
+        for text in texts[: self.config.training.sample_captions]:
+            log.info("epoch %d: %s", self.current_epoch, text)
+        for logger in self.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                shown = "\n\n".join(texts[: self.config.training.sample_captions])
+                logger.experiment.add_text("captions", shown, self.global_step)
+        if len(texts) >= COLLAPSE_IMAGES and len(set(texts)) == 1 and not self.trainer.sanity_checking:
+            log.warning(
+                "all %d validation images get the same caption (%s): early in training this is normal; later it means "
+                "that the image is ignored: look for features that are all alike, a learning rate that is too high, "
+                "or captions paired with the wrong images",
+                len(texts),
+                texts[0],
+            )
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = optimizer_and_schedule(self.model, self.config.optimization, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}
+
+    def _captions(self, memory: Memory) -> list[str]:
+        found = generate(
+            self.model.decoder,
+            memory,
+            Greedy(max_length=min(32, self.model.decoder.config.max_length - 1)),
+            bos=self.tokenizer.bos,
+            eos=self.tokenizer.eos,
+            pad=self.tokenizer.pad,
+            suppressed=self.tokenizer.suppressed,
+        )
+        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in found]

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Caption the photos of docs/photos and show where each word looked, in pictures and a page."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
+OUT_OF_DOMAIN = {
+    "rocket.jpg": "Out of domain: the model was trained on everyday scenes with people and animals and has never seen "
+    "anything like this, so do not expect the caption to be right.",
+}
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Where each word looked</title>
+<style>
+body {{ max-width: 84rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #1b1f24 }}
+section {{ margin: 2.5rem 0; border-top: 1px solid #d0d7de }}
+h2 {{ margin-bottom: 0; font-size: 1.2rem }}
+p {{ margin: .4rem 0 }}
+.note {{ padding: .4rem .8rem; border-left: .3rem solid #d97706; background: #fff7ed }}
+img {{ max-width: 100% }}
+</style>
+<h1>Where each word looked</h1>
+<p>Each caption below was written by the model {model}. A panel shows the photo as one word saw it: the brighter the
+color, the more of the word's attention went there. Attention tells where the model looked, not why it chose
+the word.</p>
+{sections}
+</html>
+"""
+SECTION = """<section>
+<h2>{caption}</h2>
+<p>{name}</p>{note}
+<a href="{sheet}"><img src="{sheet}" alt="Attention of each word of the caption: {caption}"></a>
+</section>"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="bundled", help="a model folder or a .ckpt; default: bundled")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder; default: demo-output")
+    arguments = parser.parse_args(argv)
+
+    from captioner import Captioner, CaptionerError
+
+    try:
+        captioner = Captioner.from_pretrained(arguments.model)
+        photos = sorted(PHOTOS.glob("*.jpg"))
+        captions = captioner([str(photo) for photo in photos])
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        sections = []
+        for photo, caption in zip(photos, captions, strict=True):
+            print(f"{photo.name}: {caption.text}", flush=True)
+            sheet = f"{photo.stem}.png"
+            captioner.inspect(photo, caption=caption.text).save_png(arguments.output / sheet)
+            note = OUT_OF_DOMAIN.get(photo.name, "")
+            sections.append(
+                SECTION.format(
+                    caption=escape(caption.text),
+                    name=escape(photo.name),
+                    note=f'\n<p class="note">{escape(note)}</p>' if note else "",
+                    sheet=escape(sheet),
+                )
+            )
+    except CaptionerError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return error.exit_code
+    report = arguments.output / "report.html"
+    page = PAGE.format(model=escape(captioner.name), sections="\n".join(sections))
+    report.write_text(page, encoding="utf-8")
+    print(f"Where each word looked: {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

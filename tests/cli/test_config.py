@@ -1,0 +1,59 @@
+"""captioner config: show, check, schema."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from captioner.cli import main
+from captioner.config import json_schema, load_config
+
+
+def test_show_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("decoder: {layers: 2}\n")
+    assert main(["config", "show", str(file), "--set", "decoder.width=64", "--set", "encoder.image_size=[32, 64]"]) == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(capsys.readouterr().out)
+    config = load_config(shown)
+    assert config == load_config(file, ["decoder.width=64", "encoder.image_size=[32, 64]"])
+    assert (config.name, config.decoder.layers, config.decoder.width) == ("small", 2, 64)
+
+
+def test_check_names_what_is_wrong_in_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("name: good\n")
+    bad.write_text("nme: bad\ndecoder: {layers: 0}\n")
+    assert main(["config", "check", str(good)]) == 0
+    assert capsys.readouterr() == (f"{good}: OK\n", "")
+    assert main(["config", "check", str(bad), str(good)]) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{good}: OK\n"
+    assert sorted(err.splitlines()) == [
+        f"{bad}:1: unknown key nme; did you mean name?",
+        f"{bad}:2: decoder.layers: got 0, expected a value greater than or equal to 1",
+    ]
+
+
+def test_schema_prints_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["config"], "the following arguments are required: ACTION; see captioner config --help"),
+        (["config", "shw"], "invalid choice: 'shw'"),
+        (["config", "show", "--st=1"], "unknown flag --st; did you mean --set?; see captioner config show --help"),
+        (["config", "show", "a.yaml", "--s", "a=1"], "unknown flag --s; "),
+        (["config", "check"], "the following arguments are required: FILE"),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("captioner: error: ")
+    assert expected in err
+    assert err.count("\n") == 1

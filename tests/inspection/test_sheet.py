@@ -1,0 +1,190 @@
+"""A sheet shows each word's attention where it is, on one scale, readably, and the same every time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+
+from captioner.config import Fit
+from captioner.errors import ConfigError
+from captioner.images import Geometry
+from captioner.inspection.sheet import COLORS, draw_sheet, png_bytes
+from captioner.inspection.trace import AttentionTrace
+
+GRID = (4, 6)
+
+
+def trace_of(
+    maps: NDArray[np.float64],
+    *,
+    words: tuple[str, ...] | None = None,
+    size: tuple[int, int] = (320, 240),
+    fit: Fit = "squash",
+    null: float | None = None,
+    photo: Image.Image | None = None,
+) -> AttentionTrace:
+    """maps (W, h, w), or (W, L, H, h, w), over a black photo."""
+    maps = maps[:, None, None] if maps.ndim == 3 else maps
+    weights = maps.reshape(*maps.shape[:3], -1)
+    if null is not None:
+        weights = np.concatenate([weights, np.full_like(weights[..., :1], null)], axis=-1)
+    words = words or tuple("word" for _ in maps)
+    photo = photo or Image.new("RGB", size, "black")
+    return AttentionTrace(
+        text=" ".join(words),
+        words=words,
+        log_probs=(-0.5,) * len(words),
+        weights=weights.astype(np.float32),
+        grid=(maps.shape[3], maps.shape[4]),
+        prefix=0,
+        geometry=Geometry.of(*photo.size, size=(128, 192), fit=fit),
+        photo=photo,
+    )
+
+
+def hot(row: int, column: int, peak: float = 0.9) -> NDArray[np.float64]:
+    """(1, h, w) with nearly all attention on one patch."""
+    values = np.full(GRID, 0.001)
+    values[row, column] = peak
+    return values[None]
+
+
+def photo_box(sheet: Image.Image) -> tuple[int, int, int, int]:
+    """Where the plain photo is, if it is all black: nothing else on a sheet is."""
+    black = np.all(np.asarray(sheet) == 0, axis=2)
+    rows, columns = np.flatnonzero(black.any(axis=1)), np.flatnonzero(black.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def panel(sheet: Image.Image, number: int = 1) -> NDArray[np.float64]:
+    """The brightness (height, width) of a panel of the first row."""
+    left, top, right, bottom = photo_box(sheet)
+    step = max(right - left, 150) + 22
+    box = (left + number * step, top, right + number * step, bottom)
+    return np.asarray(sheet.crop(box).convert("L")).astype(float)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (300, 300)])
+@pytest.mark.parametrize("patch", [(1, 2), (2, 3), (2, 2)])
+def test_the_hot_patch_is_the_brightest_place_of_the_panel(
+    fit: Fit, size: tuple[int, int], patch: tuple[int, int]
+) -> None:
+    trace = trace_of(hot(*patch), size=size, fit=fit)
+    brightness = panel(draw_sheet(trace))
+    y, x = np.argwhere(brightness == brightness.max()).mean(axis=0) + 0.5
+    left, top, right, bottom = trace.geometry.patch_box(*patch, GRID)
+    height, width = brightness.shape
+    assert x / width == pytest.approx((left + right) / 2, abs=0.03)
+    assert y / height == pytest.approx((top + bottom) / 2, abs=0.03)
+
+
+def test_the_same_trace_gives_the_same_bytes() -> None:
+    maps = np.random.default_rng(0).dirichlet(np.ones(24), size=7).reshape(7, *GRID)
+    assert png_bytes(trace_of(maps, null=0.25)) == png_bytes(trace_of(maps, null=0.25))
+    assert png_bytes(trace_of(maps)) != png_bytes(trace_of(maps[::-1]))
+
+
+def test_all_panels_share_one_scale() -> None:
+    sheet = draw_sheet(trace_of(np.concatenate([hot(1, 2, 0.4), hot(1, 2, 0.8), hot(1, 2, 0.8)])))
+    peaks = [panel(sheet, number).max() for number in (1, 2, 3)]
+    assert peaks[0] < 0.8 * peaks[1]
+    assert peaks[1] == peaks[2]
+
+
+def test_one_sharp_look_does_not_leave_all_other_words_dark() -> None:
+    maps = np.concatenate([hot(1, 2, 0.9), *[hot(1, 2, 0.1)] * 11])
+    sheet = draw_sheet(trace_of(maps))
+    assert panel(sheet, 2).max() == panel(sheet, 1).max()
+
+
+def test_colors_grow_lighter_with_attention() -> None:
+    linear = np.where(COLORS / 255 <= 0.04045, COLORS / 255 / 12.92, ((COLORS / 255 + 0.055) / 1.055) ** 2.4)
+    lightness = np.cbrt(linear @ [0.2126, 0.7152, 0.0722])
+    assert COLORS.shape == (256, 3)
+    assert (np.diff(lightness[::5]) > 0).all()
+    # Equal steps of attention look alike: no step is much larger than the mean.
+    assert np.diff(lightness[::15]).max() < 2 * np.diff(lightness[::15]).mean()
+
+
+def test_the_first_panel_is_the_plain_photo_and_the_others_let_it_through() -> None:
+    halves = Image.new("RGB", (320, 240), "black")
+    halves.paste((200, 220, 210), (160, 0, 320, 240))
+    black = draw_sheet(trace_of(np.full((1, *GRID), 0.01)))
+    sheet = draw_sheet(trace_of(np.full((1, *GRID), 0.01), photo=halves))
+    left, top, right, bottom = photo_box(black)
+    plain = sheet.crop((left, top, right, bottom))
+    small = halves.resize(plain.size, Image.Resampling.LANCZOS)
+    assert ImageChops.difference(plain, small).getbbox() is None
+    covered = np.asarray(sheet.crop((left + 262, top, right + 262, bottom)).convert("L")).astype(float)
+    assert covered[:, 130:].mean() - covered[:, :110].mean() > 30
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((640, 480), (240, 180)), ((480, 640), (180, 240)), ((600, 600), (208, 208)), ((1, 2000), (1, 240))],
+)
+def test_photos_keep_their_aspect_ratio(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    left, top, right, bottom = photo_box(draw_sheet(trace_of(hot(1, 1), size=size)))
+    assert (right - left, bottom - top) == shown
+
+
+def test_many_words_wrap_into_rows() -> None:
+    few, many = (draw_sheet(trace_of(np.full((n, *GRID), 0.01), words=("a",) * n)) for n in (4, 39))
+    assert few.width == many.width == 2 * 28 + 5 * 240 + 4 * 22
+    assert many.height - few.height == 7 * (28 + 180 + 24 + 22)
+
+
+def test_one_word_leaves_room_for_the_legend() -> None:
+    sheet = draw_sheet(trace_of(hot(1, 1), size=(1, 2000), null=0.1))
+    assert sheet.width == 2 * 28 + 2 * 150 + 22
+    below = np.asarray(sheet)[-28:]
+    assert (below == 255).all()
+
+
+@pytest.mark.parametrize(
+    "word", ["日本語", "\U0001f9ff", "a\nb", "\0", "\ud800", "מילה", "w" * 400, "<script>", "e\u0301", " "]
+)
+def test_any_text_is_drawn_within_the_sheet(word: str) -> None:
+    trace = trace_of(np.full((2, *GRID), 0.01), words=(word, "dog"))
+    sheet = draw_sheet(trace, title=word)
+    pixels = np.asarray(sheet)
+    assert (pixels[:, -27:] == 255).all()
+    assert (pixels[:, :26] == 255).all()
+
+
+def test_a_title_goes_above_and_moves_everything_down() -> None:
+    trace = trace_of(hot(1, 1))
+    plain, titled = draw_sheet(trace), draw_sheet(trace, title="photo.jpg")
+    assert titled.height == plain.height + 24
+    assert photo_box(titled)[1] == photo_box(plain)[1] + 24
+
+
+def test_null_mass_is_told_only_where_there_is_a_null_patch() -> None:
+    without, nothing, much = (draw_sheet(trace_of(hot(1, 1), null=null)) for null in (None, 0.0, 0.6))
+    _, _, right, bottom = photo_box(without)
+    corner = (right + 150, bottom + 4, right + 262, bottom + 26)
+    assert (np.asarray(without.crop(corner)) == 255).all()
+    assert not (np.asarray(nothing.crop(corner)) == 255).all()
+    assert ImageChops.difference(nothing.crop(corner), much.crop(corner)).getbbox() is not None
+    np.testing.assert_array_equal(panel(nothing), panel(without))
+
+
+def test_a_layer_and_a_head_can_be_shown_alone() -> None:
+    maps = np.random.default_rng(0).dirichlet(np.ones(24), size=(2, 3, 2)).reshape(2, 3, 2, *GRID)
+    trace = trace_of(maps)
+    np.testing.assert_array_equal(
+        panel(draw_sheet(trace, layer=1, head=0)), panel(draw_sheet(trace_of(maps[:, 1:2, :1])))
+    )
+    assert not np.array_equal(panel(draw_sheet(trace)), panel(draw_sheet(trace, layer=1)))
+    with pytest.raises(ConfigError, match="layer 3: this model has layers 0 to 2"):
+        draw_sheet(trace, layer=3)
+
+
+def test_probabilities_of_every_size_can_be_written() -> None:
+    sheets = {
+        draw_sheet(replace(trace_of(hot(1, 1)), log_probs=(value,))).tobytes() for value in (0, -0.1, -3, -9, -99)
+    }
+    assert len(sheets) == 4  # the last two are both less than can be shown

@@ -1,0 +1,89 @@
+"""The demo captions every photo of docs/photos and makes a page that stands on its own."""
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from captioner import Captioner
+from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
+from captioner.model.caption_model import CaptionModel
+from captioner.tokenizer import Tokenizer
+from scripts import demo
+
+
+class Links(HTMLParser):
+    """What a page refers to, and which elements were left open."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["< > &"], TokenizerConfig(min_count=1))
+    config = ModelConfig(
+        encoder=EncoderConfig(name="test_vit", image_size=(64, 64)),
+        decoder=DecoderConfig(width=16, layers=1, heads=2, max_length=40),
+    )
+    network = CaptionModel(config, vocabulary=len(tokenizer))
+    with torch.no_grad():  # captions of a word or two, so that the sheets are small
+        network.decoder.final_norm.bias.copy_(1000 * network.decoder.token_embedding.weight[tokenizer.eos])
+    folder = tmp_path_factory.mktemp("model") / "<b>"
+    Captioner(network, tokenizer, name="tiny").save_pretrained(folder)
+    return folder
+
+
+def test_the_demo_shows_every_photo(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert demo.main(["--model", str(model), "--output", str(output)]) == 0
+    photos = sorted(demo.PHOTOS.glob("*.jpg"))
+    captions = Captioner.from_pretrained(model)([str(photo) for photo in photos])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [f"{photo.name}: {caption.text}" for photo, caption in zip(photos, captions, strict=True)]
+    assert last.endswith(str(output / "report.html"))
+
+    page = (output / "report.html").read_text(encoding="utf-8")
+    links = Links(page)
+    assert links.open == []
+    # Nothing is fetched from elsewhere: every link is a picture that lies beside the page.
+    assert links.found == [name for photo in photos for name in [f"{photo.stem}.png"] * 2]
+    assert "//" not in page
+    for name in links.found[::2]:
+        with Image.open(output / name) as sheet:
+            assert sheet.width > 400
+    headings = re.findall("<h2>(.*)</h2>", page)
+    assert [unescape(text) for text in headings] == [each.text for each in captions]
+    assert all(re.fullmatch("(&(lt|gt|amp); ?)+", text) for text in headings)
+    assert "<b>" not in page
+
+
+def test_only_the_photo_that_is_far_from_the_training_data_has_a_warning(model: Path, tmp_path: Path) -> None:
+    demo.main(["--model", str(model), "--output", str(tmp_path)])
+    sections = (tmp_path / "report.html").read_text(encoding="utf-8").split("<section>")[1:]
+    assert ["rocket.jpg" in each for each in sections] == ["Out of domain" in each for each in sections]
+    assert sum("Out of domain" in each for each in sections) == 1
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--model", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("demo: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,104 @@
+"""The feature store: what is stored is what the encoder says, and a store answers to its own key only."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from captioner.config import EncoderConfig
+from captioner.data.dataset import view_pixels
+from captioner.data.formats import load_captions
+from captioner.errors import AnnotationError, ConfigError
+from captioner.extraction import extract_features
+from captioner.images import open_image
+from captioner.model.encoder import VisionEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return VisionEncoder(EncoderConfig(name="test_vit", image_size=(64, 96))).eval()
+
+
+def encoded(encoder, image, seed=None):
+    pixels = view_pixels(open_image(image.path).image, encoder.config, image, seed)
+    with torch.inference_mode():
+        return encoder(torch.from_numpy(pixels)[None])[0].half()
+
+
+def test_stored_features_are_the_encoders(shapes, encoder, tmp_path):
+    captions = load_captions(shapes)
+    done = []
+    store = extract_features(
+        encoder,
+        captions,
+        tmp_path,
+        views=lambda image: 3 if image.split == "train" else 1,
+        batch_size=7,
+        advance=done.append,
+    )
+    assert sum(done) == sum(3 if image.split == "train" else 1 for image in captions.images)
+    assert store.shape == (1 + 4 * 6, encoder.width)
+    for image in captions.images[:6]:
+        name = str(image.image_id)
+        assert store.views(name) == (3 if image.split == "train" else 1)
+        for view in range(store.views(name)):
+            torch.testing.assert_close(
+                store.read(name, view), encoded(encoder, image, view or None), atol=2e-3, rtol=1e-2
+            )
+
+
+def test_a_second_call_reads_what_the_first_computed(shapes, encoder, tmp_path):
+    captions = load_captions(shapes)
+    extract_features(encoder, captions, tmp_path)
+    again = []
+    extract_features(encoder, captions, tmp_path, advance=again.append)
+    assert again == []
+
+
+def test_a_copied_data_set_keeps_its_features(shapes, encoder, tmp_path):
+    extract_features(encoder, load_captions(shapes), tmp_path / "store")
+    shutil.copytree(shapes, tmp_path / "copy")
+    again = []
+    extract_features(encoder, load_captions(tmp_path / "copy"), tmp_path / "store", advance=again.append)
+    assert again == []
+
+
+@pytest.mark.parametrize("change", ["weights", "encoder", "files", "transform"])
+def test_a_stale_store_is_refused(shapes, encoder, tmp_path, change):
+    captions = load_captions(shapes)
+    extract_features(encoder, captions, tmp_path)
+    views = 1
+    if change == "weights":
+        torch.manual_seed(1)
+        encoder = VisionEncoder(EncoderConfig(name="test_vit", image_size=(64, 96)))
+    elif change == "encoder":
+        encoder = VisionEncoder(EncoderConfig(name="test_vit", image_size=(64, 64)))
+    elif change == "files":
+        captions = dataclasses.replace(captions, images=captions.images[1:])
+    else:
+        views = 2
+    with pytest.raises(ConfigError, match=change):
+        extract_features(encoder, captions, tmp_path, views=lambda image: views)
+
+
+def test_a_damaged_index_is_refused(shapes, encoder, tmp_path):
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        extract_features(encoder, load_captions(shapes), tmp_path)
+
+
+def test_an_unreadable_photo_is_named(shapes, encoder, tmp_path):
+    shutil.copytree(shapes, tmp_path / "copy")
+    captions = load_captions(tmp_path / "copy")
+    captions.images[3].path.write_bytes(b"not a photo")
+    with pytest.raises(AnnotationError, match=captions.images[3].path.name):
+        extract_features(encoder, captions, tmp_path / "store")
+    assert not (tmp_path / "store" / "index.json").exists()
+
+
+def test_the_index_says_what_it_was_made_from(shapes, encoder, tmp_path):
+    extract_features(encoder, load_captions(shapes), tmp_path)
+    key = json.loads((tmp_path / "index.json").read_text())["key"]
+    assert key["encoder"] == {"name": "test_vit", "image_size": [64, 96], "fit": "squash", "interpolation": "bicubic"}

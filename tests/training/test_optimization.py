@@ -1,0 +1,40 @@
+"""The schedule and what decays."""
+
+import pytest
+from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, OptimizationConfig
+from captioner.model.caption_model import CaptionModel
+from captioner.training.optimization import optimizer_and_schedule, parameter_groups, warmup_cosine
+
+
+def test_warmup_then_half_a_cosine():
+    factors = [warmup_cosine(step, warmup=10, total=110, final=0.1) for step in range(120)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert factors[60] == pytest.approx(0.55)
+    assert factors[110] == factors[119] == pytest.approx(0.1)
+    assert all(later <= earlier for earlier, later in zip(factors[9:], factors[10:], strict=False))
+
+
+def small(train):
+    encoder = EncoderConfig(name="test_convnext", image_size=(64, 64), train=train)
+    return CaptionModel(ModelConfig(encoder=encoder, decoder=DecoderConfig(width=32, heads=2, layers=1)), vocabulary=20)
+
+
+def test_matrices_decay_and_gains_biases_and_the_null_patch_do_not():
+    model = small("all")
+    groups = parameter_groups(model, OptimizationConfig(weight_decay=0.3, learning_rate=1.0, encoder_learning_rate=0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    place = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert set(place) == set(names.values())
+    assert place["decoder.token_embedding.weight"] == (1.0, 0.3)
+    assert place["decoder.blocks.0.cross_attention.null"] == (1.0, 0.0)
+    assert place["decoder.final_norm.weight"] == (1.0, 0.0)
+    assert place["encoder.backbone.stem.0.weight"] == (0.1, 0.3)
+    assert place["encoder.backbone.stem.0.bias"] == (0.1, 0.0)
+
+
+def test_a_frozen_encoder_is_not_optimized():
+    model = small("none")
+    optimizer, _ = optimizer_and_schedule(model, OptimizationConfig(), total_steps=10)
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in model.decoder.parameters()}

@@ -1,0 +1,151 @@
+"""Training on the drawn data set, end to end."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from captioner.checkpoint import load_model
+from captioner.config import load_config
+from captioner.data.formats import load_captions
+from captioner.errors import CheckpointError, ConfigError, TrainingError
+from captioner.pipeline import Captioner
+from captioner.training.run import find_checkpoint, train
+
+TINY = """
+data: {batch_images: 4, captions_per_image: 2}
+encoder: {name: test_convnext, image_size: [64, 64], train: all}
+decoder: {width: 32, layers: 1, heads: 2, max_length: 24, dropout: 0.1}
+tokenizer: {min_count: 1}
+optimization: {learning_rate: 3.0e-3, warmup_steps: 2, ema_decay: 0.9}
+training: {epochs: 2, trainer: {enable_progress_bar: false, accelerator: cpu}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, shapes):
+    def load(*overrides):
+        file = tmp_path / "tiny.yaml"
+        file.write_text(TINY)
+        return load_config(file, [f"data.root={shapes}", *overrides])
+
+    return load
+
+
+def weights(folder):
+    return load_model(folder)[0].state_dict()
+
+
+def test_a_run_leaves_a_model_that_captions(config, shapes, tmp_path):
+    run = tmp_path / "run"
+    folder = train(config(), run)
+    assert folder == run / "model"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
+    assert [row["val_loss"] for row in rows if row["val_loss"]]
+    assert (run / "config.yaml").is_file()
+    photo = load_captions(shapes).images[0].path
+    captions = [Captioner.from_pretrained(model)(photo) for model in (folder, run / "checkpoints" / "best.ckpt")]
+    assert captions[0] == captions[1]
+    assert captions[0].text
+
+
+def test_the_same_seed_gives_the_same_run(config, tmp_path):
+    one, same = (weights(train(config("training.epochs=1"), tmp_path / name)) for name in ("one", "same"))
+    other = weights(train(config("training.epochs=1", "training.seed=1"), tmp_path / "other"))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path):
+    """A real process is killed after its first epoch; resuming gives the weights of a run nobody killed."""
+    whole = weights(train(config(), tmp_path / "whole"))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml"), "-o", str(run)]
+    command += ["--set", f"data.root={config().data.root}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    found = find_checkpoint(run, "auto")
+    assert found == last
+    resumed = weights(train(config(), run, resume=found))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_stored_features_train_like_photos(config, tmp_path):
+    frozen = ("encoder.train=none", "training.epochs=1", "optimization.ema_decay=null")
+    photos = weights(train(config(*frozen), tmp_path / "photos"))
+    stored = weights(train(config(*frozen, f"data.features={tmp_path / 'store'}"), tmp_path / "stored"))
+    for name in photos:
+        torch.testing.assert_close(photos[name], stored[name], atol=2e-3, rtol=0)
+
+
+def test_init_keeps_the_network_and_appends_words(config, tmp_path, shapes):
+    first = train(config("training.epochs=1"), tmp_path / "first")
+    text = (shapes / "captions.json").read_text()
+    data = json.loads(text)
+    for annotation in data["annotations"]:
+        annotation["caption"] += " zebrafish"
+    (tmp_path / "new.json").write_text(json.dumps(data))
+    settings = config("training.epochs=1", f"data.annotations={tmp_path / 'new.json'}")
+    second = train(settings, tmp_path / "second", init=first)
+    (_, old), (model, new) = load_model(first), load_model(second)
+    assert len(new) == len(old) + 1
+    assert "zebrafish" in new
+    assert "zebrafish" not in old
+    assert model.decoder.token_embedding.weight.shape[0] == len(new)
+    assert new.encode("a red circle") == old.encode("a red circle")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    with pytest.raises(TrainingError, match="learning_rate"):
+        train(config("optimization.learning_rate=1e30", "optimization.gradient_clip=0"), tmp_path / "run")
+
+
+def test_lightning_is_reached_from_the_configuration(config, tmp_path):
+    settings = config(
+        "training.epochs=1",
+        "training.trainer.callbacks=[{class: Timer, duration: '00:00:10:00'}]",
+        "training.trainer.logger=[{class: CSVLogger, save_dir: %s, name: extra}]" % (tmp_path / "logs"),
+        "training.trainer.limit_train_batches=1",
+    )
+    train(settings, tmp_path / "run")
+    assert list((tmp_path / "logs" / "extra").rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.trainer.callbacks=[{class: Nonsense}]", "Nonsense"),
+        ("training.trainer.callbacks=[{class: Timer, wrong: 1}]", "Timer does not take this"),
+        ("training.trainer.nonsense=1", "Lightning does not take it"),
+    ],
+)
+def test_what_lightning_does_not_know_is_a_clear_error(config, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        train(config(override), tmp_path / "run")
+
+
+def test_find_checkpoint(tmp_path):
+    assert find_checkpoint(tmp_path, "auto") is None
+    with pytest.raises(CheckpointError, match="no such file"):
+        find_checkpoint(tmp_path, str(tmp_path / "none.ckpt"))
+
+
+def test_a_foreign_checkpoint_is_not_resumed(config, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+        train(config(), tmp_path / "run", resume=tmp_path / "foreign.ckpt")
