@@ -27,8 +27,8 @@ train-demo:  ## draw a tiny data set, train a captioner on it, caption with it
 	$(RUN) scripts/draw_shapes.py --output data/shapes
 	$(RUN) scripts/train.py --config configs/shapes.yaml
 
-benchmark: environment  ## compare with peers and with the machine's limits
-	$(RUN) -m benchmarks.generation
+benchmark: environment  ## measure speed and memory against the machine's limits
+	$(RUN) -m benchmarks
 
 clean:  ## remove caches and builds; .venv, data and runs stay
 	rm -rf build dist *.egg-info htmlcov .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

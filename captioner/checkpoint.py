@@ -33,11 +33,11 @@ def describe(model: CaptionModel, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card: str, half: bool = False) -> None:
-    """Write a model folder; `half` stores the weights as float16. A file appears whole or not at all."""
+    """Write a model folder; `half` stores matrices as float16. A file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
-        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
     about = describe(model, tokenizer)
     about.pop("tokenizer")
     _write(folder / WEIGHTS, save(state, metadata={"format": "pt"}))

@@ -4,7 +4,7 @@ import io
 import itertools
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,7 +37,6 @@ class EncoderConfig:
     """The vision encoder: any timm backbone, where its weights come from, and what of it is trained."""
 
     __pydantic_config__ = STRICT
-
     name: Text = "tf_efficientnet_lite2"
     """A timm model name, as `timm.list_models()` gives it."""
     pretrained: bool = False
@@ -59,7 +58,6 @@ class DecoderConfig:
     """The text decoder: GPT-2's block with cross-attention."""
 
     __pydantic_config__ = STRICT
-
     width: Count = 512
     """D, features a token."""
     layers: Count = 3
@@ -82,7 +80,6 @@ class TokenizerConfig:
     """How captions become tokens."""
 
     __pydantic_config__ = STRICT
-
     kind: Literal["word", "bpe"] = "word"
     min_count: Count = 3
     """word: a word seen less often becomes unknown. bpe: least count of a merged pair."""
@@ -95,7 +92,6 @@ class DataConfig:
     """Where images and captions are and how batches are made of them."""
 
     __pydantic_config__ = STRICT
-
     root: Text = "data/shapes"
     """A folder with an annotation file and `images/`."""
     annotations: str | None = None
@@ -124,7 +120,6 @@ class OptimizationConfig:
     """Loss, optimizer and schedule."""
 
     __pydantic_config__ = STRICT
-
     learning_rate: Positive = 3e-4
     encoder_learning_rate: Positive = 1e-5
     weight_decay: NotNegative = 0.05
@@ -144,9 +139,8 @@ class TrainingConfig:
     """How long, how reproducibly, and what Lightning is told."""
 
     __pydantic_config__ = STRICT
-
     epochs: Count = 10
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     patience: Natural = 5
     """Epochs without a better validation loss before training stops; 0 never stops early."""
     sample_captions: Natural = 4
@@ -162,7 +156,6 @@ class ModelConfig:
     """What a model folder's config.json holds about the network."""
 
     __pydantic_config__ = STRICT
-
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
@@ -172,7 +165,6 @@ class Config:
     """A whole training run."""
 
     __pydantic_config__ = STRICT
-
     name: Text | None = None
     """The run's name; null takes the file's stem."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -185,7 +177,6 @@ class Config:
 
 Keys = tuple[str, ...]
 Schema = TypeVar("Schema", bound="DataclassInstance")
-
 MOST_VALUES = 10_000
 
 
@@ -197,36 +188,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the configuration as UTF-8") from error
-    lines: dict[Keys, str] = {}
-    data = _read_yaml(text, str(path), lines)
+    places: dict[Keys, str] = {}
+    data = _read_yaml(text, lambda line: f"{path}:{line}", places)
     if data is None:
         raise ConfigError(f"{path}: empty; a configuration needs at least one key, for instance `name: my-run`")
     for override in overrides if isinstance(data, dict) else ():
-        _override(data, override, lines)
-
-    config = config_from_dict(Config, data, str(path), lines)
+        _override(data, override, places)
+    config = config_from_dict(Config, data, str(path), places)
     return config if config.name is not None else replace(config, name=Path(path).stem)
 
 
 def config_from_dict(
-    cls: type[Schema], data: Any, source: str, lines: Mapping[Keys, str] = types.MappingProxyType({})
+    cls: type[Schema], data: Any, source: str, places: Mapping[Keys, str] = types.MappingProxyType({})
 ) -> Schema:
-    """The dataclass `cls` from plain JSON data, strictly; ConfigErrors name the key's line, or else `source`."""
+    """The dataclass `cls` from plain JSON data, strictly; errors say the key's place, or else `source`."""
     try:
         config = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         # A union reports every branch; one problem a key is enough.
         problems = dict(_explain(cls, data, each) for each in error.errors(include_url=False))
     else:
-        problems = _contradictions(config)
-        if not problems:
+        if not (problems := _contradictions(config)):
             return config
-    order = {known: rank for rank, known in enumerate(lines)}
-    placed = []
-    for keys, problem in problems.items():
-        known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in lines), ())
-        placed.append((order.get(known, -1), f"{lines.get(known, source)}: {problem}"))
-    raise ConfigError("\n".join(text for _, text in sorted(placed)))
+    ranks = {keys: rank for rank, keys in enumerate([(), *places])}
+    nearest = {keys: next(keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in ranks) for keys in problems}
+    ordered = sorted(problems, key=lambda keys: ranks[nearest[keys]])
+    raise ConfigError("\n".join(f"{places.get(nearest[keys], source)}: {problems[keys]}" for keys in ordered))
 
 
 def to_dict(config: "DataclassInstance") -> dict[str, Any]:
@@ -250,26 +237,23 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Config).json_schema()}
 
 
-def _read_yaml(text: str, source: str, lines: dict[Keys, str]) -> Any:
-    """Plain data; `lines` gets the place of every key, in the order of the text."""
+def _read_yaml(text: str, where: Callable[[int], str], places: dict[Keys, str]) -> Any:
+    """Plain data; `places` gets where each key is (`where` of its line), in the order of the text."""
     yaml: Any = YAML(typ="safe", pure=True)
     count = itertools.count(1)
 
     def plain(node: Any, keys: Keys) -> Any:
-        place = f"{source}:{node.start_mark.line + 1}"
+        place = where(node.start_mark.line + 1)
         if next(count) > MOST_VALUES:  # aliases of aliases grow exponentially
             raise ConfigError(f"{place}: more than {MOST_VALUES} values; a configuration is small")
         if isinstance(node, MappingNode):
             mapping: dict[str, Any] = {}
-            for key_node, value in node.value:
-                place = f"{source}:{key_node.start_mark.line + 1}"
-                if not isinstance(key_node, ScalarNode):
-                    raise ConfigError(f"{place}: a key must be plain text")
-                inner = (*keys, key_node.value)
-                if key_node.value in mapping:
-                    raise ConfigError(f"{place}: {'.'.join(inner)} is given twice; keep one")
-                lines[inner] = place
-                mapping[key_node.value] = plain(value, inner)
+            for key, value in node.value:
+                place, inner = where(key.start_mark.line + 1), (*keys, str(key.value))
+                if not isinstance(key, ScalarNode) or key.value in mapping:
+                    raise ConfigError(f"{place}: key {'.'.join(inner):.60} must be plain text, given once")
+                places[inner] = place
+                mapping[key.value] = plain(value, inner)
             return mapping
         if isinstance(node, SequenceNode):
             return [plain(item, keys) for item in node.value]
@@ -278,48 +262,45 @@ def _read_yaml(text: str, source: str, lines: dict[Keys, str]) -> Any:
             return node.value
         try:
             return getattr(yaml.constructor, f"construct_yaml_{kind}")(node)
-        except (KeyError, ValueError) as error:
-            raise ConfigError(f"{place}: cannot read {_short(node.value)} as {kind}") from error
+        except (LookupError, ValueError) as error:
+            raise ConfigError(f"{place}: cannot read '{node.value:.60}' as {kind}") from error
 
     try:
-        node = yaml.compose(text)
-        return None if node is None else plain(node, ())
+        return plain(root, ()) if (root := yaml.compose(text)) else None
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply") from error
+        raise ConfigError(f"{where(1)}: nested too deeply") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark else source
-        problem = str(getattr(error, "problem", None) or error).strip().partition("\n")[0]
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         hint = "; indent with spaces, never with tabs" if "'\\t'" in problem else ""
-        raise ConfigError(f"{place}: not valid YAML: {problem}{hint}") from error
+        raise ConfigError(f"{where(line + 1)}: not valid YAML: {problem}{hint}") from error
 
 
-def _override(data: dict[str, Any], text: str, lines: dict[Keys, str]) -> None:
+def _override(data: dict[str, Any], text: str, places: dict[Keys, str]) -> None:
     """Put `key.path=value` into `data`; an unknown key is left for the schema to find."""
     source = f"--set {text}"
     path, equals, value = text.partition("=")
     keys = tuple(part.strip() for part in path.split("."))
     if not equals or not all(keys):
         raise ConfigError(f"{source}: expected KEY=VALUE, for instance decoder.layers=4")
-    section, default = data, to_dict(Config())
+    section = data
     for depth, key in enumerate(keys[:-1], start=1):
-        default = default.get(key, {}) if isinstance(default, dict) else {}
-        if section.get(key) is None:
-            section[key] = {} if isinstance(default, dict) else default
+        section[key] = {} if section.get(key) is None else section[key]
         if not isinstance(section[key], dict):
             raise ConfigError(f"{source}: {'.'.join(keys[:depth])} is a single value and has no key {keys[depth]}")
-        lines.setdefault(keys[:depth], source)
+        places.setdefault(keys[:depth], source)
         section = section[key]
-    for stale in [known for known in lines if known[: len(keys)] == keys]:
-        del lines[stale]
-    section[keys[-1]] = _read_yaml(value, source, {})
-    lines[keys] = source
+    for stale in [known for known in places if known[: len(keys)] == keys]:
+        del places[stale]
+    section[keys[-1]] = _read_yaml(value, lambda _: source, {})
+    places[keys] = source
 
 
 def _explain(cls: Any, data: Any, error: Any) -> tuple[Keys, str]:
     """The key of the schema that pydantic's location lies in, and what is wrong with it."""
     keys: Keys = ()
-    sections = to_dict(cls())
+    sections = {name: section for name, section in to_dict(cls()).items() if isinstance(section, dict)}
     for key in map(str, error["loc"]):
         if not is_dataclass(cls):
             break
@@ -327,22 +308,15 @@ def _explain(cls: Any, data: Any, error: Any) -> tuple[Keys, str]:
         keys, data = (*keys, key), data[key]
         if key not in known:
             close = [".".join((*keys[:-1], match)) for match in get_close_matches(key, known, n=1)]
-            close += [
-                f"{name}.{key}" for name, section in sections.items() if isinstance(section, dict) and key in section
-            ]
+            close += [f"{name}.{key}" for name, section in sections.items() if key in section]
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
             return keys, f"unknown key {'.'.join(keys)}; {hint}"
         cls = known[key]
     name = f"{'.'.join(keys)}: " if keys else ""
     if error["type"] in ("json_invalid", "string_too_short"):
         return keys, f"{name}{error['msg']}"
-    bound = error["type"].startswith(("greater_than", "less_than"))
-    expected = error["msg"].replace("Input should be", "a value") if bound else _expected(cls)
-    return keys, f"{name}got {_short(json.dumps(data, ensure_ascii=False))}, expected {expected}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    expected = error["msg"].replace("Input should be", "a value") if "_than" in error["type"] else _expected(cls)
+    return keys, f"{name}got {json.dumps(data, ensure_ascii=False):.60}, expected {expected}"
 
 
 def _expected(kind: Any) -> str:
@@ -363,11 +337,11 @@ def _contradictions(config: "DataclassInstance") -> dict[Keys, str]:
     """What no single field can tell: values that do not go together."""
     problems: dict[Keys, str] = {}
     if isinstance(config, Config | ModelConfig) and config.decoder.width % config.decoder.heads:
-        width, heads = config.decoder.width, config.decoder.heads
-        problems["decoder", "width"] = f"decoder.width: {width} is not a multiple of decoder.heads, which is {heads}"
+        problems["decoder", "width"] = f"decoder.width: {config.decoder.width} is not a multiple of decoder.heads"
     if isinstance(config, Config):
-        if set(config.name or "") & set("/\\:") or config.name in (".", ".."):
-            problems["name",] = f"name: got {config.name}, expected a folder's name, without / \\ or :"
+        name = config.name or "run"
+        if set(name) & set("/\\:") or name in (".", "..") or not name.isprintable():
+            problems["name",] = f"name: got {name!r}, expected a folder's name, without / \\ or :"
         if config.data.features is not None and config.encoder.train != "none":
             problems["data", "features"] = "data.features: stored features need encoder.train: none"
         if any(word in json.dumps(config.training.trainer) for word in ("NaN", "Infinity")):

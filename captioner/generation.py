@@ -330,8 +330,10 @@ class _BeamSearch(_Search):
 
     def _settled(self) -> Tensor:
         """(B,) A sum only falls, but its mean may rise with the length: the bound takes the longest caption allowed."""
+        if self.strategy.width == 1:  # greedy search: its first end is its last
+            return self.finished_scores[:, 0].isfinite()
         most = self.strategy.max_length - self.begin.prefix.shape[1]
-        now = self.tokens.shape[1] - self.begin.prefix.shape[1]
+        now = max(1, self.tokens.shape[1] - self.begin.prefix.shape[1])
         length = most if self.strategy.length_penalty > 0 else now
         bound = self.scores.max(dim=1).values / length**self.strategy.length_penalty
         settled: Tensor = self.finished_scores[:, self.strategy.captions - 1] >= bound

@@ -257,7 +257,7 @@ class Captioner:
 
     def _given(self, caption: str) -> list[int]:
         tokens = [*self.tokenizer.encode(caption), self.tokenizer.eos]
-        most = self.model.decoder.config.max_length - 1  # beside the start token, as in training
+        most = self.model.decoder.config.max_length
         if len(tokens) == 1:
             raise ConfigError(f"caption {caption[:40]!r}: no words in it; give at least one")
         if len(tokens) > most:

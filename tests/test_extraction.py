@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+
 from captioner.config import EncoderConfig
 from captioner.data.dataset import view_pixels
 from captioner.data.formats import load_captions

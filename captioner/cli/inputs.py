@@ -94,9 +94,11 @@ class Finder:
     def _matching(self, pattern: str) -> Iterator[Input]:
         """The files that a glob matches, as a shell would give them; `**` is any depth."""
         parts = PurePath(pattern).parts
-        anchored = bool(PurePath(pattern).anchor)
+        root = parts[: bool(PurePath(pattern).anchor)]
+        # Two ** in a row would find everything twice.
+        rest = [part for part, before in zip(parts, ("", *parts), strict=False) if (part, before) != ("**", "**")]
         count = 0
-        for count, found in enumerate(self._expand(parts[0] if anchored else "", parts[anchored:]), start=1):  # noqa: B007
+        for count, found in enumerate(self._expand("".join(root), rest[len(root) :]), start=1):  # noqa: B007
             yield _by_itself(found)
         if count == 0:
             self.complain(f"{printable(pattern)}: no file matches")
@@ -108,8 +110,7 @@ class Finder:
             return
         part, rest = parts[0], parts[1:]
         if part == "**":
-            if rest[:1] != ("**",):
-                yield from self._expand(root, rest or ("*",))
+            yield from self._expand(root, rest or ["*"])
             for entry in self._entries(root):
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._expand(os.path.join(root, entry.name), parts)

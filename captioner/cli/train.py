@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.training.run import find_checkpoint, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("pytorch_lightning", "timm"):  # they tell what they do, and advertise
+        logging.getLogger(library).setLevel(logging.WARNING)
     resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
     if arguments.resume and resume is None:
         print(f"captioner: nothing to resume in {folder}; starting anew", file=sys.stderr)

@@ -23,10 +23,12 @@ from captioner.images import open_image
 MAX_CAPTION_CHARACTERS = 2000  # a longer one is taken for a file pasted into the wrong field
 PROBLEMS_NAMED = 3  # in one error message; the rest are counted
 HARMLESS = frozenset({"bom", "nan", "no_captions", "control_character", "text_without_picture"})
-"""Codes that do not stop a data set from loading: nothing that somebody wrote is lost or changed in meaning."""
+"""Codes that do not stop a data set from loading: training on the rest is not wrong."""
 
 # Lone surrogates too: JSON can spell them, and no UTF-8 file or tokenizer can hold them.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Not the surrogates by which Python spells a file name that is not UTF-8.
+NO_NAME = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")
 
 JsonObject = dict[str, object]
 
@@ -118,8 +120,8 @@ def safe_path(root: Path, file_name: str) -> Path:
     Raises AnnotationError with code `unsafe_path`.
     """
     reason = None
-    if not file_name or "\0" in file_name:
-        reason = "is empty or holds a NUL"
+    if not file_name or NO_NAME.search(file_name):
+        reason = "is empty or holds a NUL or a lone surrogate"
     elif "\\" in file_name:
         reason = "has a backslash; write folders with /"
     elif file_name.startswith("/") or re.match("[A-Za-z]:", file_name):
@@ -189,8 +191,7 @@ def parse_json(text: str, where: str, problems: list[Problem]) -> object:
     if data is None:
         problems.append(Problem("json", where, "is null"))
     if literals:
-        message = f"holds {', '.join(sorted(set(literals)))}, which is no JSON; read as null"
-        problems.append(Problem("nan", where, message))
+        problems.append(Problem("nan", where, f"holds {', '.join(sorted(set(literals)))}, no JSON; read as null"))
     return data
 
 
@@ -300,8 +301,7 @@ def _problems(listing: Listing) -> Iterator[Problem]:
         else:
             if not os.path.isfile(path):
                 yield Problem("missing_image", image.where, f"{image.file_name} is not in {listing.root}")
-        if image.split is not None:
-            splits[_name(image)].add(image.split)
+        splits[_name(image)].add(image.split or "none")
     for name, named in splits.items():
         if len(named) > 1:
             yield Problem("same_picture", name, f"is in the splits {' and '.join(sorted(named))}; keep it in one")

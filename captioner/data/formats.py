@@ -106,7 +106,7 @@ def read_listing(
 def assign_splits(images: Iterable[ListedImage]) -> list[ListedImage]:
     """`train` and `val` from a hash of each picture's name: a tenth is val, at least one of two.
 
-    A picture keeps its split when others are added, on any machine. Pictures without captions get none.
+    It depends on no order and no machine. Pictures without captions get none.
     """
     listed = list(images)
     names = sorted({image.file_name for image in listed if image.captions}, key=_digest)
@@ -224,7 +224,7 @@ def _flickr8k_images(source: Path, problems: list[Problem]) -> list[ListedImage]
     return [
         replace(captioned.get(name, ListedImage(name, name, (), None, files[split].name)), split=split)
         for split, names in lists.items()
-        for name in names
+        for name in dict.fromkeys(names)
     ]
 
 

@@ -13,7 +13,13 @@ class LayerCache:
         self._stored: Tensor | None = None  # (2, R, H, capacity, d)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (R, H, T, d) after what is there; return all keys and values so far, (R, H, S + T, d)."""
+        """Store (R, H, T, d) after what is there; return all keys and values so far, (R, H, S + T, d).
+
+        Raises ValueError where they do not fit.
+        """
+        if self.length + keys.shape[2] > self.capacity:
+            # Said aloud: a slice beyond the end is empty, and one token broadcasts into it without a word.
+            raise ValueError(f"the cache has room for {self.capacity} tokens, not {self.length + keys.shape[2]}")
         if self._stored is None:
             rows, heads, _, width = keys.shape
             self._stored = keys.new_empty(2, rows, heads, self.capacity, width)

@@ -61,10 +61,18 @@ class VisionEncoder(nn.Module):
         return features if prefix is None else torch.cat([prefix, features], dim=1)
 
     def freeze(self, train: Literal["none", "all"] | int) -> None:
-        """Train none of the backbone, all of it, or the last k of its layer groups, as timm groups them."""
+        """Train none of the backbone, all of it, or the last k of its layer groups, as timm groups them.
+
+        Raises ConfigError for k where timm does not group this backbone's layers.
+        """
         self.config = replace(self.config, train=train)
         trained: set[str] = set()
         if isinstance(train, int) and train > 0:
+            if not hasattr(self.backbone, "group_matcher"):
+                raise ConfigError(
+                    f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
+                    "write none or all"
+                )
             groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
             for number in sorted(groups)[-train:]:
                 trained.update(groups[number])

@@ -139,13 +139,15 @@ def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> Feat
 
 def _trainer(config: Config, folder: Path, checkpoints: ModelCheckpoint, fast_dev_run: bool) -> pl.Trainer:
     options: dict[str, Any] = dict(config.training.trainer)
-    callbacks: list[Callback] = [checkpoints, LearningRateMonitor("step"), TQDMProgressBar(refresh_rate=20)]
+    callbacks: list[Callback] = [checkpoints, LearningRateMonitor("step")]
+    if options.get("enable_progress_bar", True):
+        callbacks.append(TQDMProgressBar(refresh_rate=20))
     if config.training.patience:
         callbacks.append(EarlyStopping("val_loss", patience=config.training.patience))
     if config.optimization.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.optimization.ema_decay))
     callbacks += _named(options.pop("callbacks", []), pl.callbacks, "callbacks")
-    loggers = [CSVLogger(folder, name="", version="csv"), TensorBoardLogger(folder, name="", version="tensorboard")]
+    loggers = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="", version="tensorboard")]
     loggers += _named(options.pop("logger", []), pl.loggers, "logger")
     defaults: dict[str, Any] = {
         "max_epochs": config.training.epochs,

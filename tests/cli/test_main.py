@@ -117,7 +117,13 @@ def test_what_follows_two_dashes_is_no_flag(
             1,
             "captioner: error: ValueError: a b; this is a bug; run with --debug for a traceback\n",
         ),
+        (
+            ValueError("\x1b[31m"),
+            1,
+            "captioner: error: ValueError: \\x1b[31m; this is a bug; run with --debug for a traceback\n",
+        ),
         (SystemExit("text"), 2, ""),
+        (SystemExit(), 0, ""),
         (SystemExit(7), 7, ""),
     ],
 )
@@ -192,3 +198,10 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix closes the output")
+def test_a_closed_output_is_no_error() -> None:
+    command = ["sh", "-c", '"$0" -m captioner config schema >&-', sys.executable]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

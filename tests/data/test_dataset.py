@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import torch
+
 from captioner.config import EncoderConfig, TokenizerConfig
 from captioner.data.augmentation import augment, may_flip
 from captioner.data.dataset import CaptionDataset, GroupSampler
@@ -81,10 +82,12 @@ def dataset(shapes, **options):
 
 def test_a_batch_is_what_its_groups_say(shapes):
     data, tokenizer = dataset(shapes)
-    [groups, *_] = GroupSampler(data.lengths, batch_images=3, captions_per_image=2, shuffle=True, seed=0)
+    batches = GroupSampler(data.lengths, batch_images=3, captions_per_image=2, shuffle=True, seed=0)
+    groups = next(groups for groups in batches if len(groups) == 3 and len(groups[0].captions) == 2)
     batch = data[groups]
     assert batch.features is None
     assert batch.images.shape == (3, 3, 48, 64)
+    assert batch.tokens.shape[0] == 6
     assert batch.images.dtype == torch.uint8
     texts = [data.images[group.image].captions[caption] for group in groups for caption in group.captions]
     for row, text in zip(batch.tokens.tolist(), texts, strict=True):

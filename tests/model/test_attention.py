@@ -24,7 +24,9 @@ def by_loops(queries, keys, allowed=None):
     weights = torch.zeros(len(queries), len(keys))
     for i, query in enumerate(queries.tolist()):
         seen = [j for j in range(len(keys)) if allowed is None or allowed[i, j]]
-        scores = {j: sum(q * k for q, k in zip(query, keys[j].tolist(), strict=True)) / math.sqrt(len(query)) for j in seen}
+        scores = {
+            j: sum(q * k for q, k in zip(query, keys[j].tolist(), strict=True)) / math.sqrt(len(query)) for j in seen
+        }
         total = sum(math.exp(score) for score in scores.values())
         for j, score in scores.items():
             weights[i, j] = math.exp(score) / total

@@ -74,8 +74,10 @@ def test_selecting_from_an_empty_cache_changes_nothing():
 def test_a_full_cache_takes_no_more():
     cache = LayerCache(capacity=2)
     cache.append(chunk(1, 2), chunk(1, 2))
-    with pytest.raises(RuntimeError):
-        cache.append(chunk(1, 1), chunk(1, 1))
+    for tokens in (1, 2):
+        with pytest.raises(ValueError, match="room for 2 tokens"):
+            cache.append(chunk(1, tokens), chunk(1, tokens))
+    assert cache.length == 2
 
 
 def test_the_layers_of_a_caption_go_together():

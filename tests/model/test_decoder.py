@@ -146,7 +146,9 @@ def test_the_null_patch_takes_the_mass_that_its_key_earns(decoder, features, tok
 
 
 def test_every_parameter_is_trained(decoder, features, tokens):
-    F.cross_entropy(decoder(tokens[:, :-1], decoder.project(features)).logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    F.cross_entropy(
+        decoder(tokens[:, :-1], decoder.project(features)).logits.flatten(0, 1), tokens[:, 1:].flatten()
+    ).backward()
     assert [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -218,4 +220,6 @@ def test_the_initialization_is_gpt_2s():
     assert state["blocks.0.self_attention.query_key_value.weight"].std() == pytest.approx(0.02, rel=0.05)
     for name in ("self_attention.output", "cross_attention.output", "feed_forward.2"):
         assert state[f"blocks.1.{name}.weight"].std() == pytest.approx(0.02 / 3, rel=0.1)
-    assert all((value == 0).all() for name, value in state.items() if name.endswith("bias") and "projection" not in name)
+    assert all(
+        (value == 0).all() for name, value in state.items() if name.endswith("bias") and "projection" not in name
+    )

@@ -1,6 +1,9 @@
 """The schedule and what decays."""
 
+from itertools import pairwise
+
 import pytest
+
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, OptimizationConfig
 from captioner.model.caption_model import CaptionModel
 from captioner.training.optimization import optimizer_and_schedule, parameter_groups, warmup_cosine
@@ -12,7 +15,7 @@ def test_warmup_then_half_a_cosine():
     assert factors[9] == pytest.approx(1.0)
     assert factors[60] == pytest.approx(0.55)
     assert factors[110] == factors[119] == pytest.approx(0.1)
-    assert all(later <= earlier for earlier, later in zip(factors[9:], factors[10:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[9:]))
 
 
 def small(train):

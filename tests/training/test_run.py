@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+
 from captioner.checkpoint import load_model
 from captioner.config import load_config
 from captioner.data.formats import load_captions
@@ -50,7 +51,7 @@ def test_a_run_leaves_a_model_that_captions(config, shapes, tmp_path):
         "tokenizer.json",
     ]
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
+    rows = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").open()))
     assert [row["val_loss"] for row in rows if row["val_loss"]]
     assert (run / "config.yaml").is_file()
     photo = load_captions(shapes).images[0].path

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+
 from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.data.dataset import Batch
 from captioner.model.caption_model import CaptionModel

@@ -1,0 +1,89 @@
+"""What reading photos adds to the encoder's own time when a data set's features are computed once.
+
+python -m benchmarks.extraction                             the photos of docs, over and over
+python -m benchmarks.extraction --images 512 --folder DIR
+
+The encoder has no trained weights: they make no difference to the time.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from captioner.config import EncoderConfig
+from captioner.data.annotations import CaptionedImage, CaptionSet
+from captioner.data.dataset import view_pixels
+from captioner.extraction import extract_features
+from captioner.images import IMAGE_EXTENSIONS, open_image
+from captioner.model.encoder import VisionEncoder
+
+PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
+GOAL = 0.85
+
+
+def photos(folder: Path, count: int) -> CaptionSet:
+    """So many photos of a folder, the same ones again where there are too few."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS)
+    if not paths:
+        sys.exit(f"{folder}: no photos in this folder")
+    repeated = itertools.islice(itertools.cycle(paths), count)
+    return CaptionSet(tuple(CaptionedImage(i, path, ("a photo",), None) for i, path in enumerate(repeated)), folder)
+
+
+def extraction_seconds(encoder: VisionEncoder, captions: CaptionSet, batch: int) -> float:
+    """From files to a finished feature store."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        store = extract_features(encoder, captions, Path(folder), batch_size=batch)
+        seconds = time.perf_counter() - start
+        del store  # lets go of the mapped file, which Windows would not delete
+    return seconds
+
+
+def encoder_seconds(encoder: VisionEncoder, batches: tuple[torch.Tensor, ...]) -> float:
+    """From pixels in memory to features."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for pixels in batches:
+            encoder(pixels.to(encoder.mean.device)).cpu()
+    return time.perf_counter() - start
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Feature extraction against the encoder alone.")
+    parser.add_argument("--images", type=int, default=128, metavar="N", help="photos a round (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=PHOTOS, metavar="DIR", help="photos from here")
+    parser.add_argument("--encoder", default="tf_efficientnet_lite2", metavar="NAME", help="timm's name (%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, metavar="B", help="images a batch (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="times each is run (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads of the encoder; default PyTorch's choice")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = VisionEncoder(EncoderConfig(name=arguments.encoder)).eval().to(device)
+    captions = photos(arguments.folder, arguments.images)
+    pixels = [torch.from_numpy(view_pixels(open_image(i.path).image, encoder.config, i)) for i in captions.images]
+    batches = torch.stack(pixels).split(arguments.batch)
+    encoder_seconds(encoder, batches[:1])
+    whole, alone = [], []
+    for _ in range(arguments.rounds):
+        whole.append(extraction_seconds(encoder, captions, arguments.batch))
+        alone.append(encoder_seconds(encoder, batches))
+    print(f"{arguments.encoder}, {device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
+    print(f"{'':20}{'seconds':>10}{'images/s':>10}   of {arguments.images} images, median of {arguments.rounds}")
+    for name, seconds in (("extraction", median(whole)), ("encoder alone", median(alone))):
+        print(f"{name:20}{seconds:10.2f}{arguments.images / seconds:10.1f}")
+    print(f"{'ratio':20}{median(alone) / median(whole):10.2f}             goal: at least {GOAL}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

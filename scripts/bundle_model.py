@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Make a trained model the bundled one: float16 matrices, under the model card that is there."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+BUNDLED = Path(__file__).resolve().parent.parent / "captioner" / "bundled"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a model folder or a .ckpt")
+    parser.add_argument("--output", type=Path, default=BUNDLED, help="default: captioner/bundled")
+    arguments = parser.parse_args(argv)
+
+    from captioner.checkpoint import CARD, load_model, save_model
+
+    model, tokenizer = load_model(arguments.model)
+    card = arguments.output / CARD
+    text = card.read_text(encoding="utf-8") if card.exists() else "# Bundled model\n"
+    save_model(arguments.output, model, tokenizer, card=text, half=True)
+    for file in sorted(arguments.output.iterdir()):
+        print(f"{file.stat().st_size:>12,d}  {file.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

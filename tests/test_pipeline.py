@@ -1,0 +1,356 @@
+"""Captioner: the same caption for a photo whatever it comes as, whatever comes with it, and the attention behind it."""
+
+import io
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import captioner as package
+from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
+from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
+from captioner.generation import BeamSearch, Greedy, Sampling, generate
+from captioner.images import Geometry, to_pixels
+from captioner.model.caption_model import CaptionModel
+from captioner.pipeline import READ_AHEAD, Caption, Captioner, model_folder
+from captioner.tokenizer import Tokenizer
+
+WORDS = "red green blue square circle dot above below small large a two"
+LOG_PROB = 1e-4
+POSITIONS = 10
+
+
+def make(**encoder):
+    tokenizer = Tokenizer.train([WORDS], TokenizerConfig(min_count=1))
+    config = ModelConfig(
+        encoder=EncoderConfig(**{"name": "test_vit", "image_size": (64, 96), **encoder}),
+        decoder=DecoderConfig(width=16, layers=2, heads=2, max_length=POSITIONS),
+    )
+    torch.manual_seed(0)
+    model = CaptionModel(config, vocabulary=len(tokenizer))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # so that captions differ from photo to photo
+        for name, parameter in model.decoder.named_parameters():
+            if "norm" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.35)
+    return Captioner(model, tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return make()
+
+
+def photo(seed, width=90, height=50):
+    colors = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    return Image.fromarray(colors).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Seven files, all different."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(7):
+        photo(seed, 60 + 9 * seed, 80 - 7 * seed).save(folder / f"{seed}.png")
+    return sorted(folder.iterdir())
+
+
+def opened(path):
+    with Image.open(path) as image:
+        return image.copy()
+
+
+def same(one, other):
+    alternatives = zip(one.alternatives, other.alternatives, strict=True)
+    return (
+        (one.text, one.tokens) == (other.text, other.tokens)
+        and one.log_prob == pytest.approx(other.log_prob, abs=LOG_PROB)
+        and [word.text for word in one.words] == [word.text for word in other.words]
+        and all(itertools.starmap(same, alternatives))
+    )
+
+
+# One photo
+
+
+def test_a_caption_holds_what_the_search_found(captioner, photos):
+    search = BeamSearch(width=4, captions=3, max_length=8)
+    caption = captioner(photos[0], search=search)
+    assert isinstance(caption, Caption)
+    image = opened(photos[0])
+    geometry = Geometry.of(*image.size, size=(64, 96), fit="squash")
+    pixels = torch.from_numpy(to_pixels(image, geometry, "bicubic"))[None]
+    words = captioner.tokenizer
+    special = {"bos": words.bos, "eos": words.eos, "pad": words.pad, "suppressed": words.suppressed}
+    with torch.no_grad():
+        [found] = generate(captioner.model.decoder, captioner.model.encode(pixels), search, **special)
+    assert [list(each.tokens) for each in (caption, *caption.alternatives)] == [each.tokens for each in found]
+    assert caption.log_prob == pytest.approx(found[0].log_prob, abs=LOG_PROB)
+    assert caption.text == words.decode(found[0].tokens)
+    assert caption.confidence == pytest.approx(math.exp(found[0].log_prob / len(found[0].tokens)), abs=1e-5)
+
+
+def test_words_tell_the_caption_and_the_end_token_has_the_rest(captioner, photos):
+    for caption in captioner(photos, search=Greedy()):
+        assert " ".join(word.text for word in caption.words) == caption.text
+        spoken = math.fsum(word.log_prob for word in caption.words)
+        if caption.tokens[-1] == captioner.tokenizer.eos:
+            assert spoken > caption.log_prob
+        else:
+            assert spoken == pytest.approx(caption.log_prob)
+
+
+def test_a_path_bytes_a_pil_image_and_an_array_have_one_caption(captioner, photos):
+    image = opened(photos[1])
+    sources = [photos[1], str(photos[1]), photos[1].read_bytes(), image, np.asarray(image)]
+    first, *others = captioner(sources)
+    assert all(same(first, other) for other in others)
+
+
+def test_captions_differ_from_photo_to_photo(captioner, photos):
+    assert len({caption.text for caption in captioner(photos)}) > 3
+
+
+# Many photos
+
+
+def test_a_list_equals_its_photos_one_by_one(captioner, photos):
+    together = captioner(photos)
+    assert isinstance(together, list)
+    assert all(same(captioner(path), caption) for path, caption in zip(photos, together, strict=True))
+    assert captioner([]) == []
+    assert same(captioner(photos[:1])[0], together[0])
+
+
+@pytest.mark.parametrize(
+    "search",
+    [BeamSearch(captions=2), Greedy(), Sampling(samples=2, seed=3, temperature=1.5)],
+    ids=lambda s: type(s).__name__,
+)
+def test_records_do_not_depend_on_batches_workers_or_order(captioner, photos, search):
+    expected = dict(zip(photos, captioner.stream(photos, search=search, batch_size=1, workers=1), strict=True))
+    backwards = photos[::-1]
+    for sources, batch_size, workers in (
+        (photos, 3, 4),
+        (backwards, 2, 1),
+        (photos + backwards, 5, 2),
+        (photos, 100, 0),
+    ):
+        stream = captioner.stream(sources, search=search, batch_size=batch_size, workers=workers)
+        for path, found in zip(sources, stream, strict=True):
+            assert same(found.caption, expected[path].caption)
+            assert replace(found, caption=expected[path].caption) == expected[path]
+
+
+def test_a_record_tells_size_hash_and_notes(captioner, photos, tmp_path):
+    frames = [photo(seed) for seed in (1, 2)]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    clear = photo(3).convert("RGBA")
+    clear.putalpha(100)
+    turned = photo(4, width=40, height=30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    plain, animated, blended, upright = captioner.stream(
+        [photos[0], tmp_path / "two.gif", clear, tmp_path / "turned.jpg"]
+    )
+    assert (plain.width, plain.height) == opened(photos[0]).size
+    assert plain.notes == ()
+    assert len(plain.sha256) == 64
+    assert animated.notes == ("first_frame_only",)
+    assert (blended.notes, blended.sha256) == (("alpha_on_white",), None)
+    assert (upright.width, upright.height) == (30, 40)
+
+
+def test_an_unusable_photo_takes_its_place_among_the_others(captioner, photos, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    sources = [photos[0], tmp_path / "empty.jpg", photos[1], b"no image", tmp_path / "missing.png"]
+    for batch_size in (1, 2, 16):
+        found = list(captioner.stream(sources, batch_size=batch_size))
+        codes = [each.code if isinstance(each, ImageError) else None for each in found]
+        assert codes == [None, "empty", None, "not_an_image", "unreadable"]
+        assert same(found[2].caption, captioner(photos[1]))
+    with pytest.raises(ImageError, match=r"empty\.jpg"):
+        captioner(sources)
+    with pytest.raises(ImageError, match="not an image"):
+        captioner(b"no image")
+
+
+def test_truncated_photos_on_request(captioner):
+    buffer = io.BytesIO()
+    photo(0, 400, 300).save(buffer, "JPEG")
+    half = buffer.getvalue()[: len(buffer.getvalue()) // 2]
+    [refused] = captioner.stream([half])
+    assert refused.code == "truncated"
+    [taken] = captioner.stream([half], allow_truncated=True)
+    assert taken.notes == ("truncated",)
+    assert taken.caption.text
+
+
+def test_photos_are_read_a_few_batches_ahead_and_no_further(captioner):
+    read = []
+
+    def sources():
+        for number in range(50):
+            read.append(number)
+            yield photo(number % 5)
+
+    stream = captioner.stream(sources(), search=Greedy(max_length=3), batch_size=4)
+    next(stream)
+    assert len(read) <= 4 * READ_AHEAD + 1
+    assert sum(1 for _ in stream) == 49
+    assert read == list(range(50))
+
+
+# Searches
+
+
+def test_a_search_is_cut_to_the_models_positions(captioner, photos):
+    long = captioner(photos[0], search=BeamSearch(max_length=200, min_length=150, width=2))
+    assert len(long.tokens) == POSITIONS - 1
+
+
+def test_the_first_words_can_be_given(captioner, photos):
+    for search in (Greedy(), BeamSearch(captions=2), Sampling(samples=2)):
+        for found in captioner.stream(photos, search=search, prefix="a Red square"):
+            for caption in (found.caption, *found.caption.alternatives):
+                assert caption.text.startswith("a red square")
+                assert len(caption.words) >= 3
+    [plain], [empty] = (list(captioner.stream(photos[:1], prefix=text)) for text in ("", "  "))
+    assert plain == empty
+
+
+def test_first_words_that_the_model_does_not_know(captioner, photos):
+    with pytest.raises(ConfigError, match="does not know zebra, unicorn; use words"):
+        list(captioner.stream(photos, prefix="a zebra ... red unicorn"))
+    with pytest.raises(ConfigError, match="prefix"):
+        list(captioner.stream(photos, prefix="a red square " * 4))
+
+
+def test_sampling_depends_on_the_photo_and_the_seed_alone(captioner, photos):
+    search = Sampling(samples=3, temperature=3.0, seed=1)
+    first, second, again = captioner([photos[0], photos[1], photos[0]], search=search)
+    assert first == again
+    assert not same(first, second)
+    assert same(captioner(photos[0], search=search), first)
+    assert not same(captioner(photos[0], search=replace(search, seed=2)), first)
+    image, other = photo(0), photo(1)
+    one, _, two = captioner([image, other, image], search=search)
+    assert one == two
+    trace = captioner.inspect(image, search=search)
+    assert trace.text == one.text
+
+
+# Regions
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+def test_a_region_hides_what_lies_outside_it(fit):
+    captioner, image, region = make(fit=fit), photo(0), (0.0, 0.0, 0.5, 0.5)
+    trace = captioner.inspect(image, region=region)
+    inside = trace.geometry.patches_in(region, trace.grid)
+    assert 0 < inside.sum() < inside.size
+    assert trace.prefix == 1
+    assert (trace.weights[..., 0] == 0).all()  # the class token has seen everything
+    for word in range(len(trace.words)):
+        assert (trace.patches(word)[~inside] == 0).all()
+        assert (trace.patches(word)[inside] > 0).all()
+    assert trace.null_mass.min() > 0
+    [found] = captioner.stream([image], region=region)
+    assert found.caption.text == trace.text
+
+
+def test_a_region_equals_a_mask_photo_by_photo(captioner, photos):
+    region = (0.4, 0.0, 0.6, 0.7)
+    together = list(captioner.stream(photos, region=region, batch_size=7))
+    for path, found in zip(photos, together, strict=True):
+        [alone] = captioner.stream([path], region=region)
+        assert same(alone.caption, found.caption)
+    plain = captioner(photos)
+    assert any(not same(found.caption, caption) for found, caption in zip(together, plain, strict=True))
+
+
+@pytest.mark.parametrize("region", [(0.5, 0.5, 0.6, 0.2), (-0.1, 0, 1, 1), (0, 0, 0, 1), (0, 0, math.nan, 1)])
+def test_regions_beyond_the_photo(captioner, photos, region):
+    with pytest.raises(ConfigError, match="region"):
+        list(captioner.stream(photos, region=region))
+    with pytest.raises(ConfigError, match="region"):
+        captioner.inspect(photos[0], region=region)
+
+
+# Inspection
+
+
+def test_inspecting_reads_the_models_own_caption(captioner, photos):
+    for search in (BeamSearch(), Greedy(), Sampling(temperature=2.0)):
+        caption, trace = captioner(photos[2], search=search), captioner.inspect(photos[2], search=search)
+        assert trace.text == caption.text
+        assert list(trace.words) == [word.text for word in caption.words]
+        assert trace.log_probs == pytest.approx([word.log_prob for word in caption.words], abs=LOG_PROB)
+        assert trace.weights.shape == (len(trace.words), 2, 2, 1 + 4 * 6 + 1)
+        assert trace.weights.sum(-1) == pytest.approx(1.0, abs=1e-5)
+        assert trace.photo.size == opened(photos[2]).size
+
+
+def test_inspecting_any_caption(captioner, photos):
+    trace = captioner.inspect(photos[0], caption="Two red dot above")
+    assert trace.words == ("two", "red", "dot", "above")
+    assert all(value < 0 for value in trace.log_probs)
+    own = captioner(photos[0])
+    again = captioner.inspect(photos[0], caption=own.text)
+    assert again.log_probs == pytest.approx([word.log_prob for word in own.words], abs=LOG_PROB)
+
+
+def test_captions_that_cannot_be_inspected(captioner, photos):
+    with pytest.raises(ConfigError, match="no words in it"):
+        captioner.inspect(photos[0], caption=" !? ")
+    assert len(captioner.inspect(photos[0], caption="a " * (POSITIONS - 1)).words) == POSITIONS - 1
+    with pytest.raises(ConfigError, match=f"{POSITIONS} tokens, this model takes {POSITIONS - 1}; shorten it"):
+        captioner.inspect(photos[0], caption="a " * POSITIONS)
+    with pytest.raises(ImageError):
+        captioner.inspect(b"no image")
+
+
+# Models
+
+
+def test_a_saved_captioner_comes_back(captioner, photos, tmp_path):
+    captioner.save_pretrained(tmp_path / "model")
+    loaded = Captioner.from_pretrained(tmp_path / "model", device="cpu")
+    assert loaded(photos) == captioner(photos)
+    assert loaded.name == str(tmp_path / "model")
+    assert (tmp_path / "model" / "README.md").read_text().startswith("# model\n")
+    captioner.save_pretrained(tmp_path / "model", card="my own words\n")
+    assert (tmp_path / "model" / "README.md").read_text() == "my own words\n"
+
+
+def test_automatic_device_is_one_that_works(captioner, photos, tmp_path):
+    captioner.save_pretrained(tmp_path)
+    loaded = Captioner.from_pretrained(tmp_path)
+    assert loaded.device.type == next(loaded.model.parameters()).device.type
+    assert same(loaded(photos[0]), captioner(photos[0]))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there(captioner, tmp_path, device):
+    captioner.save_pretrained(tmp_path)
+    with pytest.raises(ResourceError, match=f"device '{device}': not available here"):
+        Captioner.from_pretrained(tmp_path, device=device)
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such model"):
+        Captioner.from_pretrained(tmp_path / "nothing")
+
+
+def test_the_bundled_model_is_part_of_the_package(tmp_path, monkeypatch):
+    assert model_folder("other") == Path("other")
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("bundled") == Path(package.__file__).parent / "bundled"
+    (tmp_path / "bundled").mkdir()
+    assert model_folder("bundled") == Path("bundled")
