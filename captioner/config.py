@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -178,6 +179,7 @@ class Config:
 Keys = tuple[str, ...]
 Schema = TypeVar("Schema", bound="DataclassInstance")
 MOST_VALUES = 10_000
+_adapter: Any = cache(TypeAdapter)  # slow to build
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -203,10 +205,9 @@ def config_from_dict(
 ) -> Schema:
     """The dataclass `cls` from plain JSON data, strictly; errors say the key's place, or else `source`."""
     try:
-        config = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        config: Schema = _adapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        # A union reports every branch; one problem a key is enough.
-        problems = dict(_explain(cls, data, each) for each in error.errors(include_url=False))
+        problems = dict(_explain(cls, data, each) for each in error.errors(include_url=False))  # one problem a key
     else:
         if not (problems := _contradictions(config)):
             return config
@@ -226,7 +227,6 @@ def dump_yaml(config: "DataclassInstance") -> str:
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 10_000  # never fold text
     stream = io.StringIO()
     yaml.dump(to_dict(config), stream)
     return stream.getvalue()
@@ -234,7 +234,7 @@ def dump_yaml(config: "DataclassInstance") -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a run's configuration, for editors that complete and check YAML."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Config).json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter(Config).json_schema()}
 
 
 def _read_yaml(text: str, where: Callable[[int], str], places: dict[Keys, str]) -> Any:

@@ -142,8 +142,10 @@ def _caption(work: Iterable["Input"], arguments: argparse.Namespace, output: "Ou
             output.finish()
             done = True
     finally:
-        goes_on = "; --resume goes on" if arguments.output else ""
-        tally.note(str(tally) if done else f"stopped: {tally}{goes_on}")
+        if done:
+            tally.note(str(tally))
+        elif tally.captioned or tally.failed:
+            tally.note(f"stopped: {tally}{'; --resume goes on' if arguments.output else ''}")
 
 
 def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[Captioned | ImageError]":

@@ -78,7 +78,7 @@ def test_prefix_and_chunks_equal_all_at_once(decoder, features, tokens, cuts):
 
 @pytest.mark.parametrize("rows", [[0, 0, 1, 1], [1, 0], [1, 1, 1, 0, 0, 0]])
 def test_a_selected_cache_goes_on_as_its_rows(decoder, features, rows):
-    chosen, images = torch.tensor(rows), torch.tensor([row for row in rows])
+    chosen = images = torch.tensor(rows)
     prefix, rest = torch.randint(V, (B, 4)), torch.randint(V, (len(rows), 3))
     with torch.no_grad():
         memory, cache = decoder.project(features), decoder.new_cache()

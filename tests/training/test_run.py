@@ -51,7 +51,7 @@ def test_a_run_leaves_a_model_that_captions(config, shapes, tmp_path):
         "tokenizer.json",
     ]
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    rows = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").open()))
+    rows = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
     assert [row["val_loss"] for row in rows if row["val_loss"]]
     assert (run / "config.yaml").is_file()
     photo = load_captions(shapes).images[0].path
