@@ -115,15 +115,11 @@ def _build(
     try:
         config = config_from_dict(ModelConfig, about["model"], str(source))
         model = CaptionModel(config, vocabulary=len(tokenizer), load_weights=False)
-        model.load_state_dict({name: _full(tensor) for name, tensor in state.items()})
+        model.load_state_dict(state)  # float16 becomes the network's float32
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error
     return model.eval(), tokenizer
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from captioner.checkpoint import load_model, save_model
 from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Hypothesis, Strategy, generate
-from captioner.images import Geometry, ImageSource, OpenedImage, open_image, to_pixels
+from captioner.geometry import Geometry, to_pixels
+from captioner.images import ImageSource, OpenedImage, open_image
 from captioner.inspection.trace import AttentionTrace
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory

@@ -26,16 +26,18 @@ from captioner.errors import ConfigError
 from captioner.model.encoder import VisionEncoder
 
 SIZES = (
-    *("test", "atto", "femto", "pico", "nano", "xxs", "xx", "xxtiny", "xs", "x", "xtiny", "tiny", "ti", "t", "t0"),
+    *("test", "atto", "femto", "pico", "nano", "xxs", "xx", "xxtiny", "xs", "xtiny", "tiny", "ti", "t", "t0"),
     *("small", "s", "s0", "m0", "b0", "050", "18", "base", "b"),
 )
 """Words of backbones' names, from the smallest members of their families on."""
 STEP = 32
 """Pixels by which the second size is tried smaller than the first: the stride of most backbones."""
 LOCAL_IMAGES = 2
+EDGE = 8
+"""Pixels along the bottom and the right edge, some of which every backbone must see."""
 COLUMNS = (
     *("name", "family", "params (M)", "size", "stride", "grid", "P", "E", "second size", "non-square"),
-    *("local", "last layers", "unused", "seconds", "result"),
+    *("local", "last layers", "left out", "seconds", "result"),
 )
 
 
@@ -74,7 +76,7 @@ def sweep(name: str, family: str, millions: float) -> dict[str, str]:
         row |= {"size": _by(encoder.image_size), "stride": "/".join(map(str, strides)), "grid": _by(encoder.grid)}
         row |= {"P": str(encoder.prefix), "E": str(encoder.width), "local": _local(encoder)}
         unused = _unused(encoder)
-        row["unused"] = str(len(unused))
+        row["left out"] = str(sum(not parameter.requires_grad for parameter in encoder.parameters()))
         row["last layers"] = _last_layers(encoder)
         del encoder
         row["second size"] = _accepted(name, (height, width), ((height - STEP, width - STEP), (2 * height, 2 * width)))
@@ -90,8 +92,14 @@ def _built(name: str, size: tuple[int, int] | None) -> VisionEncoder:
     """The encoder, once what it says of its features was seen to be true."""
     torch.manual_seed(0)
     encoder = VisionEncoder(EncoderConfig(name=name, image_size=size, train="all")).eval()
+    plain = _images(encoder, 1)
+    below, beside = plain.clone(), plain.clone()
+    below[..., -EDGE:, :] = 255 - below[..., -EDGE:, :]
+    beside[..., -EDGE:] = 255 - beside[..., -EDGE:]
     with torch.inference_mode():
-        features = encoder(_images(encoder, 1))
+        features = encoder(plain)
+        changes = [(encoder(images) - features).abs().max() for images in (below, beside)]
+    assert min(changes) > 0, f"the edge of {_by(encoder.image_size)} images is not seen"
     expected = (1, encoder.prefix + encoder.grid[0] * encoder.grid[1], encoder.width)
     assert features.shape == expected, f"features {tuple(features.shape)}, said to be {expected}"
     (rows, columns), (height, width) = encoder.grid, encoder.image_size
@@ -116,10 +124,10 @@ def _accepted(name: str, default: tuple[int, int], wishes: tuple[tuple[int, int]
 
 
 def _unused(encoder: VisionEncoder) -> list[str]:
-    """Parameters that a loss over all features leaves without a gradient."""
+    """Trained parameters that a loss over all features leaves without a gradient."""
     encoder.train()
     encoder(_images(encoder, 2)).square().mean().backward()
-    return [key for key, parameter in encoder.named_parameters() if parameter.grad is None]
+    return [key for key, parameter in encoder.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
 
 def _last_layers(encoder: VisionEncoder) -> str:

@@ -205,8 +205,10 @@ def test_a_checkpoint_of_something_else(tmp_path, content, message):
 def test_a_checkpoint_without_its_weights(saved, tmp_path):
     _, _, folder = saved
     checkpoint = load_training_file(folder / "last.ckpt")
-    checkpoint["state_dict"].popitem()
     name = next(name for name in checkpoint["state_dict"] if "token_embedding" in name)
     del checkpoint["state_dict"][name]
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    assert "do not fit" in refusal(tmp_path / "a.ckpt")
+    checkpoint["state_dict"][name] = "no tensor"
     torch.save(checkpoint, tmp_path / "a.ckpt")
     assert "do not fit" in refusal(tmp_path / "a.ckpt")

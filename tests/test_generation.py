@@ -150,6 +150,16 @@ def test_beam_search_equals_one_of_plain_lists(seed):
         assert scores == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
+@pytest.mark.parametrize("length_penalty", [-2.0, -1.0, 3.0])
+def test_the_search_ends_no_earlier_than_it_may(length_penalty):
+    for seed in range(8):
+        decoder = network(200 + seed)
+        memory = see(decoder, images=1, seed=seed)
+        strategy = BeamSearch(width=3, captions=3, max_length=8, min_length=0, length_penalty=length_penalty)
+        [found] = generate(decoder, memory, strategy, **SPECIAL)
+        assert [each.tokens for each in found] == [tokens for _, tokens in slow_beam(decoder, memory, strategy)]
+
+
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_wide_beam_equals_brute_force(length_penalty, seed):
@@ -403,6 +413,19 @@ def test_samples_follow_the_distribution(options, by_key):
             kept[token] = shares[token]
         mass += shares[token]
     assert frequencies_agree(tokens, {token: share / sum(kept.values()) for token, share in kept.items()})
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
+    decoder = network(1)
+    memory = see(decoder, images=1)
+    shares = {t: math.exp(p) for t, p in enumerate(next_log_probs(decoder, memory, [])) if t not in (PAD, BOS)}
+    ranked = sorted(shares, key=lambda token: -shares[token])
+    reached = 0.0
+    for count, token in enumerate(ranked[:4], start=1):
+        reached += shares[token] / sum(shares.values())
+        for top_p, size in ((reached - 0.001, count), (reached + 0.001, count + 1)):
+            [found] = draw(decoder, memory, max_length=1, min_length=0, samples=400, top_p=top_p)
+            assert {hypothesis.tokens[0] for hypothesis in found} == set(ranked[:size])
 
 
 def test_later_words_follow_the_distribution_too():

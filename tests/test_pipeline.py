@@ -15,7 +15,7 @@ import captioner as package
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
-from captioner.images import Geometry, to_pixels
+from captioner.geometry import Geometry, to_pixels
 from captioner.model.caption_model import CaptionModel
 from captioner.pipeline import READ_AHEAD, Caption, Captioner, model_folder
 from captioner.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from captioner.data.annotations import CaptionedImage
 from captioner.data.augmentation import augment, may_flip
 from captioner.data.features import FeatureStore
 from captioner.errors import AnnotationError, ImageError
-from captioner.images import Geometry, open_image, to_pixels
+from captioner.geometry import Geometry, to_pixels
+from captioner.images import open_image
 from captioner.tokenizer import Tokenizer
 
 LENGTH_JITTER = 2.0

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captioner.errors import ConfigError
-from captioner.images import Geometry
+from captioner.geometry import Geometry
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer

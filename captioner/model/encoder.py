@@ -1,5 +1,6 @@
 """Vision encoder: any timm backbone.   B images · P prefix tokens · h·w patches · N = P + h·w · E width"""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -39,12 +40,14 @@ class VisionEncoder(nn.Module):
             image_size=config.image_size or defaults["input_size"][1:],
             interpolation=config.interpolation or _interpolation(defaults["interpolation"]),
         )
-        self.prefix: int = getattr(self.backbone, "num_prefix_tokens", 0)
+        # Some families add their class token after the last feature map (CaiT, XCiT), or keep it to themselves.
+        offered = inspect.signature(self.backbone.forward_intermediates).parameters
+        self.prefix: int = self.backbone.num_prefix_tokens if "return_prefix_tokens" in offered else 0
         self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
-        self.grid, self.width = self._dry_run()
+        self.grid, self.width, self._used = self._dry_run(defaults["input_size"][1:])
         self.freeze(config.train)
 
     @property
@@ -77,7 +80,7 @@ class VisionEncoder(nn.Module):
             for number in sorted(groups)[-train:]:
                 trained.update(groups[number])
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(train == "all" or name in trained)
+            parameter.requires_grad_(name in self._used and (train == "all" or name in trained))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -97,12 +100,16 @@ class VisionEncoder(nn.Module):
         [patches] = self.backbone.forward_intermediates(pixels, **options)
         return patches, None
 
-    def _dry_run(self) -> tuple[tuple[int, int], int]:
-        """The grid (h, w) and E as they come out: a backbone's own `num_features` is wrong for some families."""
+    def _dry_run(self, default_size: tuple[int, int]) -> tuple[tuple[int, int], int, set[str]]:
+        """The grid (h, w), E, and the names of the parameters that features depend on, as they come out.
+
+        A backbone's own `num_features` is wrong for some families, and a few keep parameters that the last feature map
+        does not need (CrossViT, CoaT): a gradient would never reach them, which distributed training refuses.
+        """
         self.backbone.eval()
         try:
-            with torch.no_grad():
-                patches, _ = self._intermediates(torch.zeros(1, 3, *self.image_size))
+            with torch.inference_mode(False), torch.enable_grad():
+                patches, prefix = self._intermediates(torch.zeros(1, 3, *self.image_size))
         except (AttributeError, TypeError) as error:
             raise ConfigError(
                 f"encoder.name: {self.config.name} gives no feature map as other timm models do "
@@ -110,7 +117,24 @@ class VisionEncoder(nn.Module):
             ) from error
         except Exception as error:
             raise _size_error(self.config, error) from error
-        return (patches.shape[2], patches.shape[3]), patches.shape[1]
+        _, width, *grid = patches.shape
+        stride = max(info["reduction"] for info in self.backbone.feature_info)
+        cut = any(side % stride and cells * stride < side for side, cells in zip(self.image_size, grid, strict=True))
+        if cut and self.image_size != default_size:
+            raise _size_error(self.config, ValueError(f"patches of {stride} pixels would not reach the photo's edge"))
+        used = _ancestors([patches] if prefix is None else [patches, prefix])
+        return (grid[0], grid[1]), width, {name for name, each in self.backbone.named_parameters() if id(each) in used}
+
+
+def _ancestors(outputs: list[Tensor]) -> set[int]:
+    """The ids of the parameters that autograd would give a gradient from these outputs."""
+    nodes: list[Any] = [output.grad_fn for output in outputs]
+    seen = set(nodes)
+    while nodes:
+        earlier = {node for node, _ in nodes.pop().next_functions if node is not None} - seen
+        seen |= earlier
+        nodes += earlier
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
 def _backbone(config: EncoderConfig, load_weights: bool) -> Any:

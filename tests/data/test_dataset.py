@@ -9,7 +9,8 @@ from captioner.config import EncoderConfig, TokenizerConfig
 from captioner.data.augmentation import augment, may_flip
 from captioner.data.dataset import CaptionDataset, GroupSampler
 from captioner.data.formats import load_captions
-from captioner.images import Geometry, open_image, to_pixels
+from captioner.geometry import Geometry, to_pixels
+from captioner.images import open_image
 from captioner.tokenizer import Tokenizer
 
 LENGTHS = [[5, 9, 12, 7, 6], [8, 8], [20], [4, 15, 6, 10, 11], [9, 9, 9, 9, 9, 9, 9]]

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 
 from captioner.config import Fit
 from captioner.errors import ConfigError
-from captioner.images import Geometry
+from captioner.geometry import Geometry
 from captioner.inspection.sheet import COLORS, draw_sheet, png_bytes
 from captioner.inspection.trace import AttentionTrace
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import ConfigError
-from captioner.images import Geometry
+from captioner.geometry import Geometry
 from captioner.inspection.sheet import png_bytes
 from captioner.inspection.trace import AttentionTrace
 from captioner.model.caption_model import CaptionModel
