@@ -297,11 +297,14 @@ def _read_ahead(
     sources: Iterable[ImageSource], read: Callable[[ImageSource], T], batch_size: int, workers: int
 ) -> Iterator[list[T]]:
     """Batches of what `read` makes of the sources, in their order, a few batches ahead of their use."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    pending: deque[Future[T]] = deque()
+    try:
         for source in sources:
             pending.append(pool.submit(read, source))
             if len(pending) == batch_size * READ_AHEAD:
                 yield [pending.popleft().result() for _ in range(batch_size)]
         while pending:
             yield [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
+    finally:  # an interruption does not wait for photos that nobody will caption
+        pool.shutdown(cancel_futures=True)

@@ -16,6 +16,8 @@ from captioner.model.decoder import TextDecoder
 
 PAD, BOS, EOS = 0, 1, 2
 V, E, N = 9, 6, 5
+EVEN = 33
+"""The seed of a network that finds many first and second words likely."""
 SPECIAL = {"bos": BOS, "eos": EOS, "pad": PAD, "suppressed": (PAD, BOS)}
 STRATEGIES = [
     Greedy(max_length=10),
@@ -395,7 +397,7 @@ def frequencies_agree(tokens, probabilities):
 )
 @pytest.mark.parametrize("by_key", [False, True])
 def test_samples_follow_the_distribution(options, by_key):
-    decoder, count = network(1), 3000
+    decoder, count = network(EVEN), 3000
     one = see(decoder, images=1)
     if by_key:  # many images that look the same, one sample each
         memory, samples = one.select(torch.zeros(count, dtype=torch.long)), 1
@@ -416,7 +418,7 @@ def test_samples_follow_the_distribution(options, by_key):
 
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
-    decoder = network(1)
+    decoder = network(EVEN)
     memory = see(decoder, images=1)
     shares = {t: math.exp(p) for t, p in enumerate(next_log_probs(decoder, memory, [])) if t not in (PAD, BOS)}
     ranked = sorted(shares, key=lambda token: -shares[token])
@@ -429,7 +431,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
 
 
 def test_later_words_follow_the_distribution_too():
-    decoder = network(1)
+    decoder = network(EVEN)
     memory = see(decoder, images=1)
     found = draw(decoder, memory, max_length=2, min_length=1, samples=6000)
     pairs = [tuple(hypothesis.tokens) for hypothesis in found[0]]
@@ -442,7 +444,7 @@ def test_later_words_follow_the_distribution_too():
 
 
 def test_noise_depends_on_seed_and_key_alone():
-    decoder = network(1)
+    decoder = network(EVEN)
     memory = see(decoder, images=1).select(torch.zeros(2, dtype=torch.long))
     strategy = Sampling(max_length=10, samples=4, temperature=2.0)
 
@@ -464,7 +466,7 @@ def test_noise_depends_on_seed_and_key_alone():
 
 
 def test_without_keys_images_are_told_apart_by_their_place():
-    decoder = network(1)
+    decoder = network(EVEN)
     memory = see(decoder, images=1).select(torch.zeros(2, dtype=torch.long))
     strategy = Sampling(max_length=10, temperature=2.0)
     by_place = generate(decoder, memory, strategy, **SPECIAL)

@@ -27,7 +27,9 @@ FAMILIES = {
 }
 # timm has no tiny model of these: one small image each.
 LARGE = {
+    "convit_tiny": (0, 16, 192),  # keeps its class token to itself
     "hiera_tiny_224": (0, 32, 768),
+    "hrnet_w18_small": (0, 32, 1024),  # has weights that its last feature map does not need
     "swin_tiny_patch4_window7_224": (0, 32, 768),
     "vit_small_patch14_reg4_dinov2": (5, 14, 384),  # class token and registers
 }
@@ -54,7 +56,7 @@ def test_layouts(name, patches):
     features = model(pixels(model))
     assert features.shape == (2, prefix + patches[0] * patches[1], width)
     features.square().sum().backward()
-    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} == trained(model)
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -65,7 +67,7 @@ def test_layouts_of_large_families(name):
     features = model(pixels(model, images=1))
     assert features.shape == (1, prefix + 6, width)
     features.square().sum().backward()
-    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} == trained(model)
 
 
 def test_the_models_own_size_is_taken_where_none_is_given():
@@ -202,11 +204,6 @@ def test_an_unknown_set_of_weights_and_nonsense_are_refused():
     with pytest.raises(ConfigError, match=r"list_models"):
         encoder("*" * 40)
     assert encoder("test_vit.r160_in1k", image_size=(32, 32)).grid == (2, 2)
-
-
-def test_a_backbone_without_the_common_interface_is_refused():
-    with pytest.raises(ConfigError, match=r"encoder\.name: convit_tiny gives no feature map .*choose another backbone"):
-        encoder("convit_tiny", image_size=(32, 32))
 
 
 # Weights
