@@ -25,6 +25,7 @@ check:  ## the same without making .venv and without the demo
 train-demo:  ## draw a tiny data set, train a captioner on it, caption with it
 	$(MAKE_ENVIRONMENT) --extras ""
 	$(RUN) scripts/draw_shapes.py --output data/shapes
+	rm -rf runs/shapes
 	$(RUN) scripts/train.py --config configs/shapes.yaml
 
 benchmark: environment  ## measure speed and memory against the machine's limits

@@ -36,5 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"captioner: nothing to resume in {folder}; starting anew", file=sys.stderr)
     init = model_folder(arguments.init) if arguments.init else None
     model = train(config, folder, init=init, resume=resume, fast_dev_run=arguments.fast_dev_run)
-    print(model)
+    if not arguments.fast_dev_run:
+        print(model)
     return 0

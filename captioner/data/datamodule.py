@@ -42,6 +42,11 @@ class CaptionDataModule(pl.LightningDataModule):
             )
         )
 
+    @property
+    def train_batches(self) -> int:
+        """Training batches of an epoch, as one process sees them."""
+        return len(self._sampler(self.train_set, shuffle=True))
+
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
 
@@ -49,16 +54,8 @@ class CaptionDataModule(pl.LightningDataModule):
         return self._loader(self.val_set, shuffle=False)
 
     def _loader(self, dataset: CaptionDataset, shuffle: bool) -> DataLoader[Batch]:
-        # The sampler hands out whole batches, so that Lightning's `set_epoch` reaches it and the dataset collates.
-        sampler = GroupSampler(
-            dataset.lengths,
-            batch_images=self.config.batch_images,
-            captions_per_image=self.config.captions_per_image,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world=self.trainer.world_size if self.trainer else 1,
-        )
+        # The sampler hands out whole batches, which the dataset collates.
+        sampler = self._sampler(dataset, shuffle)
         workers = self.config.workers
         return DataLoader(
             dataset,
@@ -68,3 +65,24 @@ class CaptionDataModule(pl.LightningDataModule):
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,
         )
+
+    def _sampler(self, dataset: CaptionDataset, shuffle: bool) -> GroupSampler:
+        return GroupSampler(
+            dataset.lengths,
+            batch_images=self.config.batch_images,
+            captions_per_image=self.config.captions_per_image,
+            shuffle=shuffle,
+            seed=self.seed,
+            epoch=self._epoch,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world=self.trainer.world_size if self.trainer else 1,
+        )
+
+    def _epoch(self) -> int:
+        """The epoch that begins."""
+        if self.trainer is None:
+            return 0
+        loop = self.trainer.fit_loop
+        # A resumed run asks for its first batch before Lightning counts the epoch that was finished; batches it knows.
+        batches = loop.epoch_loop.batch_progress.total.processed
+        return max(loop.epoch_progress.current.processed, batches // self.train_batches)

@@ -1,6 +1,6 @@
 """Batches that share an image's encoding.   B images · C captions of each · R = B·C rows · T tokens · N, E features"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,8 +47,8 @@ class Group(NamedTuple):
 class GroupSampler(Sampler[list[Group]]):
     """Every caption once an epoch, in batches of images with equally many captions of similar length.
 
-    The order of an epoch depends on the seed and the epoch alone. Of every epoch, rank `rank` of `world` takes each
-    `world`-th batch.
+    The order depends on the seed and the epoch alone; `epoch` tells the latter when an iteration begins. Rank `rank` of
+    `world` takes each `world`-th batch.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class GroupSampler(Sampler[list[Group]]):
         captions_per_image: int,
         shuffle: bool,
         seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -67,12 +68,8 @@ class GroupSampler(Sampler[list[Group]]):
         self.captions_per_image = captions_per_image
         self.shuffle = shuffle
         self.seed = seed
-        self.rank, self.world = rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
         self.epoch = epoch
+        self.rank, self.world = rank, world
 
     def __iter__(self) -> Iterator[list[Group]]:
         batches = self._batches()
@@ -90,7 +87,7 @@ class GroupSampler(Sampler[list[Group]]):
         return -(-total // self.world)
 
     def _batches(self) -> list[list[Group]]:
-        rng = np.random.default_rng([self.seed, self.epoch if self.shuffle else 0])
+        rng = np.random.default_rng([self.seed, self.epoch() if self.shuffle else 0])
         by_count: dict[int, list[tuple[float, Group]]] = {}
         for image, lengths in enumerate(self.lengths):
             order = np.argsort(np.asarray(lengths) + rng.random(len(lengths)) * self.shuffle, kind="stable")

@@ -77,8 +77,8 @@ class VisionEncoder(nn.Module):
                     "write none or all"
                 )
             groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
-            for number in sorted(groups)[-train:]:
-                trained.update(groups[number])
+            useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
+            trained.update(*[names for names in useful if names][-train:])
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name in self._used and (train == "all" or name in trained))
         self.train(self.training)

@@ -35,7 +35,7 @@ from captioner.training.task import CaptionTask
 
 log = logging.getLogger(__name__)
 
-LAST = "last.ckpt"
+CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
 
 
 def train(
@@ -49,8 +49,11 @@ def train(
     """Train a captioner as `config` says and return the model folder of its best epoch, `folder/model`.
 
     `init` starts from a model folder: its network and words, with new words of the captions appended. `resume` goes on
-    from a training checkpoint. Raises ConfigError, AnnotationError, CheckpointError or TrainingError.
+    from a training checkpoint; without it a folder that holds a run is refused. `fast_dev_run` is one batch of
+    everything, and writes nothing. Raises ConfigError, AnnotationError, CheckpointError or TrainingError.
     """
+    if resume is None and not fast_dev_run and (folder / CHECKPOINTS / LAST).exists():
+        raise ConfigError(f"{folder}: holds a run already; go on with --resume auto, or name another folder with -o")
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -62,8 +65,9 @@ def train(
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
     model, tokenizer = _start(config, texts, init)
     config = dataclasses.replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    if not fast_dev_run:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     store = _features(config, model, used)
     loaders = CaptionDataModule(
         data,
@@ -76,7 +80,7 @@ def train(
     )
     task = CaptionTask(model, tokenizer, config)
     checkpoints = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
+        dirpath=folder / CHECKPOINTS,
         filename="best",
         monitor="val_loss",
         save_last=True,
@@ -89,10 +93,10 @@ def train(
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         trainer.fit(task, loaders, ckpt_path=resume, weights_only=True)
-    if not fast_dev_run and checkpoints.best_model_path:
-        best = load_training_file(Path(checkpoints.best_model_path))["state_dict"]
-        model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in best.items()})
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not fast_dev_run:
+        if checkpoints.best_model_path:
+            best = load_training_file(Path(checkpoints.best_model_path))["state_dict"]
+            model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in best.items()})
         save_model(folder / "model", model, tokenizer, card=_card(config, trainer))
     return folder / "model"
 
@@ -103,7 +107,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         if not Path(resume).is_file():
             raise CheckpointError(f"--resume {resume}: no such file; name a .ckpt file, or `auto`")
         return Path(resume)
-    last = folder / "checkpoints" / LAST
+    last = folder / CHECKPOINTS / LAST
     return last if last.is_file() else None
 
 
@@ -139,7 +143,9 @@ def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> Feat
 
 def _trainer(config: Config, folder: Path, checkpoints: ModelCheckpoint, fast_dev_run: bool) -> pl.Trainer:
     options: dict[str, Any] = dict(config.training.trainer)
-    callbacks: list[Callback] = [checkpoints, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [LearningRateMonitor("step")]
+    if not fast_dev_run:
+        callbacks.append(checkpoints)
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=20))
     if config.training.patience:

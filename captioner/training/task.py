@@ -1,6 +1,7 @@
 """Cross-entropy training.   B images · R = B·C caption rows · T tokens · V vocabulary"""
 
 import logging
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +21,8 @@ from captioner.training.optimization import optimizer_and_schedule
 
 log = logging.getLogger(__name__)
 
+SEED_STRIDE = 1_000_003
+"""Between the seeds of two steps; a prime, so that the steps of runs with other seeds do not meet."""
 COLLAPSE_IMAGES = 8
 """Fewer different images than this say nothing about a captioner that repeats itself."""
 
@@ -47,6 +50,10 @@ class CaptionTask(pl.LightningModule):
         chosen = targets[real]
         logits = self.model.decoder.logits(states[real])  # only where there is a word to predict
         return F.cross_entropy(logits, chosen, label_smoothing=label_smoothing), len(chosen)
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        # Dropout depends on the seed and the step alone, so that a resumed run draws what the whole one would have.
+        torch.manual_seed(self.config.training.seed + SEED_STRIDE * self.global_step)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, tokens = self.loss(batch, self.see(batch), self.config.optimization.label_smoothing)
@@ -86,9 +93,18 @@ class CaptionTask(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._total_steps()
         optimizer, schedule = optimizer_and_schedule(self.model, self.config.optimization, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run; Lightning's own estimate would fetch data before a run is restored."""
+        trainer: Any = self.trainer
+        batches: int = trainer.datamodule.train_batches
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * max(1, trainer.max_epochs or 1)
+        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}

@@ -142,9 +142,9 @@ def test_a_caption_without_words_is_refused(captioner: Captioner, photo: Image.I
 
 
 def test_the_longest_caption_is_taken_and_a_longer_one_refused(captioner: Captioner, photo: Image.Image) -> None:
-    assert len(captioner.inspect(photo, caption="dog " * 22).words) == 22
-    with pytest.raises(ConfigError, match="23 tokens, this model takes 22"):
-        captioner.inspect(photo, caption="dog " * 23)
+    assert len(captioner.inspect(photo, caption="dog " * 23).words) == 23
+    with pytest.raises(ConfigError, match="24 tokens, this model takes 23"):
+        captioner.inspect(photo, caption="dog " * 24)
 
 
 @pytest.mark.parametrize("size", [(80, 60), (1, 2000), (2000, 1), (1, 1)])

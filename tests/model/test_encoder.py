@@ -27,11 +27,11 @@ FAMILIES = {
 }
 # timm has no tiny model of these: one small image each.
 LARGE = {
-    "convit_tiny": (0, 16, 192),  # keeps its class token to itself
     "hiera_tiny_224": (0, 32, 768),
     "hrnet_w18_small": (0, 32, 1024),  # has weights that its last feature map does not need
     "swin_tiny_patch4_window7_224": (0, 32, 768),
     "vit_small_patch14_reg4_dinov2": (5, 14, 384),  # class token and registers
+    "xcit_nano_12_p8_224": (0, 8, 128),  # adds its class token after the last feature map
 }
 
 
@@ -179,7 +179,9 @@ def test_freezing_can_change_its_mind():
         ("test_vit", (90, 100), 16, "96x96"),
         ("test_vit", (7, 50), 16, "16x48"),
         ("test_convnext", (8, 64), 32, "32x64"),
+        ("test_convnext", (40, 64), 32, "32x64"),  # 8 rows of pixels would lie in no patch
         ("test_maxvit", (100, 40), 32, "96x32"),
+        ("efficientformer_l1", (200, 224), 224, "224x224"),  # its own size only
     ],
 )
 def test_a_size_that_cannot_be_names_the_multiples_that_can(name, size, step, instead):
@@ -204,6 +206,17 @@ def test_an_unknown_set_of_weights_and_nonsense_are_refused():
     with pytest.raises(ConfigError, match=r"list_models"):
         encoder("*" * 40)
     assert encoder("test_vit.r160_in1k", image_size=(32, 32)).grid == (2, 2)
+
+
+def test_a_backbone_whose_layers_are_not_grouped_is_trained_whole_or_not_at_all():
+    name, size = "pit_ti_224", (32, 48)
+    with pytest.raises(
+        ConfigError, match=r"encoder\.train: timm does not say which layers of pit_ti_224 are its last 1"
+    ):
+        encoder(name, image_size=size, train=1)
+    model = encoder(name, image_size=size, train="all")
+    model(pixels(model)).square().sum().backward()
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} == trained(model)
 
 
 # Weights

@@ -140,6 +140,18 @@ def test_what_lightning_does_not_know_is_a_clear_error(config, tmp_path, overrid
         train(config(override), tmp_path / "run")
 
 
+def test_a_folder_that_holds_a_run_is_refused(config, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config(), tmp_path)
+
+
+def test_a_dry_run_writes_nothing(config, tmp_path):
+    train(config(), tmp_path / "run", fast_dev_run=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_find_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path, "auto") is None
     with pytest.raises(CheckpointError, match="no such file"):
