@@ -1,5 +1,7 @@
 """Loaders for Lightning: batches of images with their captions, ordered by seed and epoch."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
@@ -82,7 +84,8 @@ class CaptionDataModule(pl.LightningDataModule):
         """The epoch that begins."""
         if self.trainer is None:
             return 0
-        loop = self.trainer.fit_loop
+        loop: Any = self.trainer.fit_loop
         # A resumed run asks for its first batch before Lightning counts the epoch that was finished; batches it knows.
         batches = loop.epoch_loop.batch_progress.total.processed
-        return max(loop.epoch_progress.current.processed, batches // self.train_batches)
+        epoch: int = max(loop.epoch_progress.current.processed, batches // self.train_batches)
+        return epoch

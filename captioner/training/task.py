@@ -103,8 +103,10 @@ class CaptionTask(pl.LightningModule):
         batches: int = trainer.datamodule.train_batches
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * max(1, trainer.max_epochs or 1)
-        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+        epochs: int = max(1, trainer.max_epochs or 1)
+        most: int = trainer.max_steps
+        steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * epochs
+        return min(steps, most) if most > 0 else steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}
