@@ -71,12 +71,13 @@ class VisionEncoder(nn.Module):
         self.config = replace(self.config, train=train)
         trained: set[str] = set()
         if isinstance(train, int) and train > 0:
-            if not hasattr(self.backbone, "group_matcher"):
+            try:
+                groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+            except (AssertionError, AttributeError) as error:
                 raise ConfigError(
                     f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
                     "write none or all"
-                )
-            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+                ) from error
             useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
             trained.update(*[names for names in useful if names][-train:])
         for name, parameter in self.backbone.named_parameters():
