@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 
 import pytest
@@ -84,10 +85,21 @@ def test_a_stale_store_is_refused(shapes, encoder, tmp_path, change):
         extract_features(encoder, captions, tmp_path, views=lambda image: views)
 
 
-def test_a_damaged_index_is_refused(shapes, encoder, tmp_path):
-    (tmp_path / "index.json").write_text("{")
+@pytest.mark.parametrize(("name", "content"), [("index.json", b"{"), ("index.json", b"[]"), ("features.f16", b"short")])
+def test_a_damaged_store_is_refused(shapes, encoder, tmp_path, name, content):
+    extract_features(encoder, load_captions(shapes), tmp_path)
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match="damaged"):
         extract_features(encoder, load_captions(shapes), tmp_path)
+
+
+def test_a_worker_is_sent_the_place_and_not_the_features(shapes, encoder, tmp_path):
+    captions = load_captions(shapes)
+    store = extract_features(encoder, captions, tmp_path)
+    sent = pickle.dumps(store)
+    assert len(sent) < 4096
+    name = str(captions.images[0].image_id)
+    assert torch.equal(pickle.loads(sent).read(name), store.read(name))
 
 
 def test_an_unreadable_photo_is_named(shapes, encoder, tmp_path):

@@ -45,30 +45,32 @@ class StoreKey:
 class FeatureStore:
     """Features of photos by name and view, mapped from disk."""
 
-    def __init__(self, folder: Path, rows: Mapping[str, list[int]], array: NDArray[np.float16]) -> None:
+    def __init__(self, folder: Path, rows: Mapping[str, list[int]], shape: tuple[int, int, int]) -> None:
         self.folder = folder
         self._rows = rows
-        self._array = array
+        self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r", shape=shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A loader's worker maps the file itself instead of being sent its content."""
+        return FeatureStore, (self.folder, self._rows, self._array.shape)
 
     @classmethod
     def open(cls, folder: Path, key: StoreKey) -> "FeatureStore | None":
         """The finished store of `folder`, or None where there is none. Raises ConfigError where it is stale."""
+        if not (folder / INDEX).exists():
+            return None
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ConfigError(
-                f"{folder / INDEX} is damaged ({error}); delete the folder to compute it again"
-            ) from error
+            store = cls(folder, index["rows"], tuple(index["shape"]))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ConfigError(f"{folder} is damaged ({error}); delete the folder to compute it again") from error
         changed = [name for name, value in key.to_dict().items() if index["key"].get(name) != value]
         if changed:
             raise ConfigError(
                 f"data.features: {folder} was computed with other {' and '.join(changed)}; "
                 "delete the folder, or name another one"
             )
-        array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r", shape=tuple(index["shape"]))
-        return cls(folder, index["rows"], array)
+        return store
 
     @property
     def shape(self) -> tuple[int, int]:

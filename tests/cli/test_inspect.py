@@ -147,7 +147,7 @@ def test_without_a_photo_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.C
         (["--head", "-1"], "head -1: this model has heads 0 to 1"),
         (["--head", "best"], "'best': give mean or a number"),
         (["--caption", ""], "no words in it"),
-        (["--caption", "a dog " * 9], "18 tokens, this model takes 10"),
+        (["--caption", "a dog " * 9], "18 tokens, this model takes 11"),
     ],
 )
 def test_what_cannot_be_honored_is_refused_in_one_line(

@@ -1,0 +1,82 @@
+"""`captioner train` from the command line: what it prints, resumes and refuses."""
+
+import json
+
+import pytest
+
+from captioner.checkpoint import load_model
+from captioner.cli import main
+
+TINY = """
+data: {batch_images: 4, captions_per_image: 2}
+encoder: {name: test_convnext, image_size: [64, 64]}
+decoder: {width: 32, layers: 1, heads: 2, max_length: 24}
+tokenizer: {min_count: 1}
+training: {epochs: 1, trainer: {enable_progress_bar: false, accelerator: cpu}}
+"""
+
+
+@pytest.fixture
+def train(tmp_path, shapes):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+
+    def run(*flags):
+        return main(["train", "--config", str(config), "--set", f"data.root={shapes}", *map(str, flags)])
+
+    return run
+
+
+def test_the_model_folder_is_all_that_is_printed(train, tmp_path, capsys):
+    assert train("-o", tmp_path / "run") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'model'}\n"
+    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert about["model"]["encoder"]["name"] == "test_convnext"
+
+
+def test_a_run_is_named_after_its_configuration(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train() == 0
+    assert (tmp_path / "runs" / "tiny" / "model").is_dir()
+
+
+def test_resume_auto_goes_on_or_begins(train, tmp_path, capsys):
+    assert train("-o", tmp_path / "run", "--resume", "auto") == 0
+    assert "nothing to resume" in capsys.readouterr().err
+    assert train("-o", tmp_path / "run") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert train("-o", tmp_path / "run", "--resume", "auto", "--set", "training.epochs=2") == 0
+    assert "nothing to resume" not in capsys.readouterr().err
+
+
+def test_init_starts_from_a_model(train, tmp_path):
+    assert train("-o", tmp_path / "first") == 0
+    flags = ("--init", tmp_path / "first" / "model", "--set", "decoder.dropout=0.4")
+    assert train("-o", tmp_path / "second", *flags) == 0
+    (first, words), (second, same) = (load_model(tmp_path / name / "model") for name in ("first", "second"))
+    assert len(words) == len(same)
+    assert second.config.decoder.dropout == 0.4
+    assert second.decoder.token_embedding.weight.shape == first.decoder.token_embedding.weight.shape
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--set", "training.epoch=1"), 2, "did you mean training.epochs?"),
+        (("--set", "data.train_split=trian"), 2, "choose one of: test, train, val"),
+        (("--init", "nowhere"), 4, "nowhere: no such model"),
+        (("--resume", "nowhere.ckpt"), 4, "nowhere.ckpt"),
+        (("--set", "encoder.weights=nowhere.pth"), 2, "no such file nowhere.pth"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_line(train, tmp_path, capsys, flags, code, message):
+    assert train("-o", tmp_path / "run", *flags) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_dry_run_prints_and_keeps_nothing(train, tmp_path, capsys):
+    assert train("-o", tmp_path / "run", "--fast-dev-run") == 0
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "run").exists()
