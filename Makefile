@@ -27,6 +27,7 @@ train-demo:  ## draw a tiny data set, train a captioner on it, caption with it
 	$(RUN) scripts/draw_shapes.py --output data/shapes
 	rm -rf runs/shapes
 	$(RUN) scripts/train.py --config configs/shapes.yaml
+	$(RUN) scripts/caption.py 'data/shapes/images/*[05].png' --model runs/shapes/model
 
 benchmark: environment  ## measure speed and memory against the machine's limits
 	$(RUN) -m benchmarks

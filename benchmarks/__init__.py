@@ -1,1 +1,1 @@
-"""The program against the machine's limits: `python -m benchmarks` runs everything, `python -m benchmarks.NAME` one."""
+"""Measurements of the program: `python -m benchmarks` runs those without data sets, `python -m benchmarks.NAME` one."""
