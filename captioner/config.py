@@ -105,7 +105,7 @@ class DataConfig:
     batch_images: Count = 32
     """Images a batch."""
     captions_per_image: Count = 5
-    """Most captions of one image that share its encoding in a batch."""
+    """Most captions of one image that share its encoding in a batch; an image with more comes again in the epoch."""
     workers: Natural = 0
     """Loader processes."""
     augment: bool = False
@@ -251,7 +251,7 @@ def _read_yaml(text: str, where: Callable[[int], str], places: dict[Keys, str]) 
             for key, value in node.value:
                 place, inner = where(key.start_mark.line + 1), (*keys, str(key.value))
                 if not isinstance(key, ScalarNode) or key.value in mapping:
-                    raise ConfigError(f"{place}: key {'.'.join(inner):.60} must be plain text, given once")
+                    raise ConfigError(f"{place}: key {'.'.join(inner):.60} is given twice, or is no plain text")
                 places[inner] = place
                 mapping[key.value] = plain(value, inner)
             return mapping

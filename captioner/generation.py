@@ -83,8 +83,8 @@ class Sampling(Strategy):
     temperature: float = 1.0
     top_k: int = 0
     """Only the k most probable tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability (Holtzman et al. 2020)."""
+    top_p: float = 0.9
+    """Only the most probable tokens that together reach this probability (Holtzman et al. 2020); 1 keeps all."""
     samples: int = 1
     """Captions an image."""
     seed: int = 0

@@ -292,7 +292,7 @@ def _refusal(name: str, data: bytes, error: Exception) -> ImageError:
     if isinstance(error, MemoryError):
         return ImageError(f"{name}: not enough memory to decode it; make it smaller", "unreadable")
     if _is_cut_short(data, error):
-        remedy = "get it again, or allow truncated files (--allow-truncated)"
+        remedy = "get it again, or allow truncated files (captioner caption --allow-truncated)"
         return ImageError(f"{name}: the file is cut short ({reason}); {remedy}", "truncated")
     return ImageError(f"{name}: corrupt ({reason}); get the file again", "corrupt")
 

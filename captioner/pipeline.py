@@ -183,6 +183,12 @@ class Captioner:
             photo=opened.image,
         )
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the model does not know: in a trace they are `<unk>`."""
+        if self.tokenizer.kind != "word":
+            return []
+        return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
+
     def _read(self, source: ImageSource, allow_truncated: bool) -> tuple[OpenedImage, Geometry, Tensor]:
         opened = open_image(source, allow_truncated=allow_truncated)
         encoder = self.model.encoder.config
@@ -248,13 +254,11 @@ class Captioner:
         return Caption(self.tokenizer.decode(tokens), hypothesis.log_prob, words, tuple(tokens))
 
     def _prefix(self, text: str) -> tuple[int, ...]:
-        tokens = tuple(self.tokenizer.encode(text))
-        if self.tokenizer.unk in tokens and self.tokenizer.kind == "word":
-            unknown = [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
+        if unknown := self.unknown_words(text):
             raise ConfigError(
                 f"prefix {text!r}: the model does not know {', '.join(unknown)}; use words it was trained on"
             )
-        return tokens
+        return tuple(self.tokenizer.encode(text))
 
     def _given(self, caption: str) -> list[int]:
         tokens = [*self.tokenizer.encode(caption), self.tokenizer.eos]

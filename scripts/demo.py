@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 
 PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
-OUT_OF_DOMAIN = {
-    "rocket.jpg": "Out of domain: the model was trained on everyday scenes with people and animals and has never seen "
-    "anything like this, so do not expect the caption to be right.",
-}
+OUT_OF_DOMAIN = {"astronaut.jpg", "coffee.jpg", "koala.jpg", "rocket.jpg"}
+NOTE = """
+<p class="note">Out of domain: the model was trained on everyday scenes of people and dogs and has seen nothing like
+this, so do not expect the caption to be right.</p>"""
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -57,12 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{photo.name}: {caption.text}", flush=True)
             sheet = f"{photo.stem}.png"
             captioner.inspect(photo, caption=caption.text).save_png(arguments.output / sheet)
-            note = OUT_OF_DOMAIN.get(photo.name, "")
             sections.append(
                 SECTION.format(
                     caption=escape(caption.text),
                     name=escape(photo.name),
-                    note=f'\n<p class="note">{escape(note)}</p>' if note else "",
+                    note=NOTE if photo.name in OUT_OF_DOMAIN else "",
                     sheet=escape(sheet),
                 )
             )

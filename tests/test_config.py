@@ -170,8 +170,8 @@ def test_what_no_run_can_use_is_refused(tmp_path: Path, text: str, expected: str
     [
         ("", "run.yaml: empty; a configuration needs at least one key, for instance `name: my-run`"),
         ("# nothing\n", "run.yaml: empty; a configuration needs at least one key, for instance `name: my-run`"),
-        ("name: a\ndata: {}\nname: b\n", "run.yaml:3: key name must be plain text, given once"),
-        ("data:\n  root: a\n  root: a\n", "run.yaml:3: key data.root must be plain text, given once"),
+        ("name: a\ndata: {}\nname: b\n", "run.yaml:3: key name is given twice, or is no plain text"),
+        ("data:\n  root: a\n  root: a\n", "run.yaml:3: key data.root is given twice, or is no plain text"),
         ("name: a\n? [b]\n: 1\n", "run.yaml:2: key "),
         ("data:\n\troot: a\n", "run.yaml:2: not valid YAML: found character '\\t' that cannot start any token; "
          "indent with spaces"),

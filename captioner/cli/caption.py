@@ -82,12 +82,30 @@ def run(arguments: argparse.Namespace) -> int:
         tally.note(f"{arguments.output}: exists, so nothing is done (--existing skip)")
         return 0
     with closing(output):
-        work = _pending(islice(chain(first, inputs), shard - 1, None, shards), output, tally)
+        chosen: Iterator[Input] = islice(chain(first, inputs), shard - 1, None, shards)
+        if arguments.format == "coco":
+            chosen = _of_one_id(chosen, tally)
+        work = _pending(chosen, output, tally)
         if arguments.dry_run:
             _preview(work, output, tally)
         else:
             _caption(work, arguments, output, tally)
     return 1 if tally.failed else 0
+
+
+def _of_one_id(inputs: Iterable["Input"], tally: Tally) -> Iterator["Input"]:
+    """The inputs whose id in COCO's results no earlier input has: a scorer would take one caption for both."""
+    from captioner.cli.inputs import printable
+    from captioner.cli.records import coco_id
+
+    taken: set[int | str] = set()
+    for item in inputs:
+        image_id = coco_id(item.path)
+        if image_id in taken:
+            tally.complain(f"{printable(item.path)}: another input has the COCO id {image_id}; rename the file")
+        else:
+            taken.add(image_id)
+            yield item
 
 
 def _pending(inputs: Iterable["Input"], output: "Output", tally: Tally) -> Iterator["Input"]:

@@ -62,7 +62,8 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         default="text",
         help="text (default): the caption of one input, path<TAB>caption of several; jsonl: a record an input, failed "
-        "ones too; csv: a row a caption; coco: [{image_id, caption}], written at the end; sidecar: photo.txt beside "
+        "ones too; csv: a row a caption; coco: [{image_id, caption}], written at the end, the id being the number that "
+        "ends the file's name, else the name; sidecar: photo.txt beside "
         "photo.jpg, or in the folder OUT, which mirrors the tree",
     )
     output(
@@ -217,7 +218,9 @@ def _number(kind: type[Number], low: float, high: float = float("inf")) -> Calla
     def read(text: str) -> Number:
         number = kind(text)
         if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text}: not from {low} to {high}")
+            raise argparse.ArgumentTypeError(
+                f"{text}: " + (f"not {low} or more" if high == float("inf") else f"not from {low} to {high}")
+            )
         return number
 
     read.__name__ = kind.__name__  # argparse's messages name it

@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
     folder.mkdir(parents=True, exist_ok=True)
+    if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
+        print(f"captioner: the model does not know {', '.join(unknown)}: shown as <unk>", file=sys.stderr)
     failed = False
     for path, target in zip(arguments.images, _targets(arguments.images, folder), strict=True):
         try:

@@ -94,11 +94,16 @@ class Speller:
         ]
 
 
-def coco_entry(path: str, caption: str) -> dict[str, int | str]:
-    """An entry of COCO's results; the id is the number that ends the file's stem, else the stem."""
+def coco_id(path: str) -> int | str:
+    """The id of an image in COCO's results: the number that ends the file's stem, else the stem."""
     stem = os.path.splitext(os.path.basename(path))[0]
     number = re.search(r"[0-9]+$", stem)
-    return {"image_id": int(number[0]) if number else stem, "caption": caption}
+    return int(number[0]) if number else stem
+
+
+def coco_entry(path: str, caption: str) -> dict[str, int | str]:
+    """An entry of COCO's results."""
+    return {"image_id": coco_id(path), "caption": caption}
 
 
 def coco_document(entries: list[dict[str, Any]]) -> str:

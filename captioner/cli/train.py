@@ -13,7 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set training.epochs=3"
     )
-    parser.add_argument("--resume", metavar="auto|FILE", help="go on from the run's last checkpoint, or from a file")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|FILE",
+        help="go on from the run's last checkpoint, or from a file, with its network and words",
+    )
     parser.add_argument("--fast-dev-run", action="store_true", help="one batch of everything, nothing kept")
 
 
@@ -29,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.training.run import find_checkpoint, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("pytorch_lightning", "timm"):  # they tell what they do, and advertise
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # they tell each try, and advertise
+        logging.getLogger(library).setLevel(logging.ERROR)
     resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
     if arguments.resume and resume is None:
         print(f"captioner: nothing to resume in {folder}; starting anew", file=sys.stderr)

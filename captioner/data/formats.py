@@ -96,7 +96,7 @@ def read_listing(
         source = sources[0]
         listed = _reader(source, format)(source, problems)
     if not listed and not problems:
-        looked_for = ", ".join(name for names in SOURCES.values() for name in names)
+        looked_for = ", ".join(dict.fromkeys(name for names in SOURCES.values() for name in names))
         raise InputError(f"{source}: no captions; looked for {looked_for} and pictures with .txt files beside them")
     if not any(image.split for image in listed):
         listed = assign_splits(listed)

@@ -1,9 +1,11 @@
 """A training run: a folder with its resolved configuration, logs, checkpoints and, at the end, the best model."""
 
 import dataclasses
+import inspect
 import json
 import logging
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,15 @@ def train(
     """Train a captioner as `config` says and return the model folder of its best epoch, `folder/model`.
 
     `init` starts from a model folder: its network and words, with new words of the captions appended. `resume` goes on
-    from a training checkpoint; without it a folder that holds a run is refused. `fast_dev_run` is one batch of
-    everything, and writes nothing. Raises ConfigError, AnnotationError, CheckpointError or TrainingError.
+    from a training checkpoint, with its network and words; without it a folder that holds a run is refused.
+    `fast_dev_run` is one batch of everything, and writes nothing. Raises ConfigError, AnnotationError, CheckpointError
+    or TrainingError.
     """
     if resume is None and not fast_dev_run and (folder / CHECKPOINTS / LAST).exists():
         raise ConfigError(f"{folder}: holds a run already; go on with --resume auto, or name another folder with -o")
+    if resume is not None:
+        epoch = load_training_file(resume)["epoch"] + 1
+        log.info("going on after epoch %d of %s, with its network and words", epoch, resume)
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -63,7 +69,8 @@ def train(
         captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images
     )
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
-    model, tokenizer = _start(config, texts, init)
+    model, tokenizer = _start(config, texts, init) if resume is None else load_model(resume)
+    model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are
     config = dataclasses.replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
     if not fast_dev_run:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,17 +94,18 @@ def train(
         enable_version_counter=False,
     )
     trainer = _trainer(config, folder, checkpoints, fast_dev_run)
-    if resume is not None:
-        load_training_file(resume)
     with warnings.catch_warnings():
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer.fit(task, loaders, ckpt_path=resume, weights_only=True)
+        try:
+            trainer.fit(task, loaders, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from None
     if trainer.is_global_zero and not fast_dev_run:
         if checkpoints.best_model_path:
             best = load_training_file(Path(checkpoints.best_model_path))["state_dict"]
             model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in best.items()})
-        save_model(folder / "model", model, tokenizer, card=_card(config, trainer))
+        save_model(folder / "model", model, tokenizer, card=_card(config, trainer, init))
     return folder / "model"
 
 
@@ -153,15 +161,20 @@ def _trainer(config: Config, folder: Path, checkpoints: ModelCheckpoint, fast_de
     if config.optimization.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.optimization.ema_decay))
     callbacks += _named(options.pop("callbacks", []), pl.callbacks, "callbacks")
-    loggers = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="", version="tensorboard")]
+    loggers = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")]
     loggers += _named(options.pop("logger", []), pl.loggers, "logger")
     defaults: dict[str, Any] = {
         "max_epochs": config.training.epochs,
         "gradient_clip_val": config.optimization.gradient_clip or None,
         "num_sanity_val_steps": 0,
-        "log_every_n_steps": 50,
+        "log_every_n_steps": 10,
         "enable_model_summary": False,
     }
+    known = list(inspect.signature(pl.Trainer.__init__).parameters)
+    for option in options:
+        if option not in known:
+            close = "".join(f"; did you mean {name}?" for name in get_close_matches(option, known, n=1))
+            raise ConfigError(f"training.trainer.{option}: Lightning's Trainer has no such option{close}")
     try:
         return pl.Trainer(
             **(defaults | options),
@@ -180,9 +193,10 @@ def _named(entries: Any, module: Any, key: str) -> list[Any]:
     for entry in entries if isinstance(entries, list) else [entries]:
         name = str(entry.get("class")) if isinstance(entry, dict) else ""
         if name not in module.__all__:
+            names = ", ".join(get_close_matches(name, module.__all__) or module.__all__)
             raise ConfigError(
-                f"training.trainer.{key}: {json.dumps(entry)} names none of Lightning's; write "
-                f"{{class: NAME, ...}} with one of {', '.join(module.__all__)}"
+                f"training.trainer.{key}: {json.dumps(entry)} names none of Lightning's; write {{class: NAME, ...}} "
+                f"with one of {names}"
             )
         arguments = {option: value for option, value in entry.items() if option != "class"}
         try:
@@ -192,14 +206,16 @@ def _named(entries: Any, module: Any, key: str) -> list[Any]:
     return made
 
 
-def _card(config: Config, trainer: pl.Trainer) -> str:
+def _card(config: Config, trainer: pl.Trainer, init: Path | None) -> str:
     metrics = trainer.callback_metrics
     loss = f"{float(metrics['val_loss']):.3f} nats a token at the end" if "val_loss" in metrics else "not measured"
+    start = f"* Started from `{init}`: the terms in its card apply too.\n" if init else ""
     return (
         f"# {config.name or 'captioner model'}\n\n"
         f"An image captioner trained with captioner. Encoder: timm `{config.encoder.name}`"
         f" at {config.encoder.image_size}; decoder: {config.decoder.layers} layers of width {config.decoder.width}.\n\n"
         f"* Data: `{config.data.root}`, split `{config.data.train_split}`; its terms apply to the weights too.\n"
+        f"{start}"
         f"* Validation loss: {loss}.\n"
         f"* Seed {config.training.seed}, {trainer.current_epoch} epochs, {trainer.global_step} steps.\n\n"
         f"```yaml\n{dump_yaml(config)}```\n"

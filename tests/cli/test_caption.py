@@ -281,6 +281,17 @@ def test_two_photos_do_not_share_a_sidecar_unless_it_is_appended_to(
     assert ("is another input's already" in capsys.readouterr().err) == (count == 1)
 
 
+def test_two_photos_do_not_share_a_coco_id(
+    caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "again").mkdir()
+    draw(photos / "again" / "a7.png", 1)
+    draw(photos / "again" / "b007.png", 2)
+    assert caption("again", "--format", "coco", "-o", "ids.json") == 1
+    assert "another input has the COCO id 7" in capsys.readouterr().err
+    assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == [7]
+
+
 def start(model: str, *words: object, **options: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "captioner", "caption", "--model", model, "--device", "cpu", *map(str, words)],
@@ -572,7 +583,7 @@ def test_devices_are_streams(caption: Caption) -> None:
         (["photos", "--sample", "--length", "short"], 2, "--length short: works by beam search"),
         (["photos", "--greedy", "--beam", "2"], 2, "not allowed with argument"),
         (["photos", "--beam", "2", "--num-captions", "3"], 2, "ask for 1 to 2"),
-        (["photos", "--beam", "0"], 2, "argument --beam: 0: not from 1"),
+        (["photos", "--beam", "0"], 2, "argument --beam: 0: not 1 or more"),
         (["photos", "--batch-size", "many"], 2, "argument --batch-size"),
         (["photos", "--shard", "3/2"], 2, "3/2: not I/N"),
         (["photos", "--region", "1,2"], 2, "1,2: not four numbers"),

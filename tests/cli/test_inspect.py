@@ -188,3 +188,8 @@ def test_the_script_does_the_same(
     monkeypatch.setattr(sys, "argv", ["inspect_attention.py", *words])
     assert inspect_attention.main() == 0
     assert (tmp_path / "out" / "dog.png").read_bytes() == first
+
+
+def test_unknown_words_are_told(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(model, photo, "-o", tmp_path / "out", "--caption", "a zebrafish") == 0
+    assert "does not know zebrafish: shown as <unk>" in capsys.readouterr().err

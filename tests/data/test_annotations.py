@@ -238,7 +238,7 @@ def test_an_error_names_the_first_problems_and_counts_the_rest(root: Path) -> No
         "captions.json: annotations[1]: the caption is None, not text; "
         "captions.json: annotations[3]: the caption is None, not text; "
         "captions.json: annotations[0]: the caption is None, not text; "
-        "and 1 more; run `captioner data check` for the whole list"
+        "and 1 more; run `captioner data check` on it for the whole list"
     )
 
 

@@ -133,7 +133,8 @@ def test_lightning_is_reached_from_the_configuration(config, tmp_path):
     [
         ("training.trainer.callbacks=[{class: Nonsense}]", "Nonsense"),
         ("training.trainer.callbacks=[{class: Timer, wrong: 1}]", "Timer does not take this"),
-        ("training.trainer.nonsense=1", "Lightning does not take it"),
+        ("training.trainer.precission=32", "did you mean precision"),
+        ("training.trainer.precision=nonsense", "Lightning does not take it"),
     ],
 )
 def test_what_lightning_does_not_know_is_a_clear_error(config, tmp_path, override, message):
@@ -163,3 +164,21 @@ def test_a_foreign_checkpoint_is_not_resumed(config, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         train(config(), tmp_path / "run", resume=tmp_path / "foreign.ckpt")
+
+
+def test_a_resumed_run_needs_no_init(config, tmp_path):
+    """The network and the words are the checkpoint's, whatever the configuration says by default."""
+    first = train(config("training.epochs=1"), tmp_path / "first")
+    other = ("decoder.width=64", "decoder.heads=4")
+    train(config("training.epochs=1", *other), tmp_path / "second", init=first)
+    last = find_checkpoint(tmp_path / "second", "auto")
+    model = train(config("training.epochs=2", *other), tmp_path / "second", resume=last)
+    assert load_model(model)[0].decoder.config.width == 32
+    assert "decoder:\n  width: 32" in (tmp_path / "second" / "config.yaml").read_text()
+
+
+def test_the_card_says_what_a_model_started_from(config, tmp_path):
+    first = train(config("training.epochs=1"), tmp_path / "first")
+    second = train(config("training.epochs=1"), tmp_path / "second", init=first)
+    assert f"Started from `{first}`" in (second / "README.md").read_text()
+    assert "Started from" not in (first / "README.md").read_text()
