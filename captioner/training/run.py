@@ -86,14 +86,12 @@ def train(
         store=store,
     )
     task = CaptionTask(model, tokenizer, config)
-    checkpoints = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS,
-        filename="best",
-        monitor="val_loss",
-        save_last=True,
-        enable_version_counter=False,
+    # Lightning's `save_last` would write the last epoch only where it is the best so far.
+    best, last = (
+        ModelCheckpoint(folder / CHECKPOINTS, filename=name, monitor=monitor, enable_version_counter=False)
+        for name, monitor in (("best", "val_loss"), ("last", None))
     )
-    trainer = _trainer(config, folder, checkpoints, fast_dev_run)
+    trainer = _trainer(config, folder, [] if fast_dev_run else [best, last], fast_dev_run)
     with warnings.catch_warnings():
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -102,9 +100,9 @@ def train(
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
     if trainer.is_global_zero and not fast_dev_run:
-        if checkpoints.best_model_path:
-            best = load_training_file(Path(checkpoints.best_model_path))["state_dict"]
-            model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in best.items()})
+        if best.best_model_path:
+            state = load_training_file(Path(best.best_model_path))["state_dict"]
+            model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
         save_model(folder / "model", model, tokenizer, card=_card(config, trainer, init))
     return folder / "model"
 
@@ -149,11 +147,9 @@ def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> Feat
         return extract_features(model.encoder, captions, Path(config.data.features), views=count, advance=bar.update)
 
 
-def _trainer(config: Config, folder: Path, checkpoints: ModelCheckpoint, fast_dev_run: bool) -> pl.Trainer:
+def _trainer(config: Config, folder: Path, checkpoints: list[ModelCheckpoint], fast_dev_run: bool) -> pl.Trainer:
     options: dict[str, Any] = dict(config.training.trainer)
-    callbacks: list[Callback] = [LearningRateMonitor("step")]
-    if not fast_dev_run:
-        callbacks.append(checkpoints)
+    callbacks: list[Callback] = [LearningRateMonitor("step"), *checkpoints]
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=20))
     if config.training.patience:

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from captioner.checkpoint import load_model
+from captioner.checkpoint import load_model, load_training_file
 from captioner.config import load_config
 from captioner.data.formats import load_captions
 from captioner.errors import CheckpointError, ConfigError, TrainingError
@@ -182,3 +182,11 @@ def test_the_card_says_what_a_model_started_from(config, tmp_path):
     second = train(config("training.epochs=1"), tmp_path / "second", init=first)
     assert f"Started from `{first}`" in (second / "README.md").read_text()
     assert "Started from" not in (first / "README.md").read_text()
+
+
+def test_the_last_epoch_is_kept_even_where_it_is_not_the_best(config, tmp_path):
+    settings = config("training.epochs=3", "optimization.learning_rate=10.0", "optimization.ema_decay=null")
+    train(settings, tmp_path / "run")
+    best, last = (load_training_file(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    assert last["epoch"] == 2
+    assert best["epoch"] < 2
