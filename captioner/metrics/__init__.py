@@ -1,4 +1,4 @@
-"""The field's caption metrics, equal to the official tool's, without torch and, but for METEOR and SPICE, without Java."""
+"""The field's caption metrics, equal to the official tool's: no torch, and no Java but for METEOR and SPICE."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.metrics.ngrams import MAX_ORDER, Counts, find
+from captioner.metrics.ngrams import MAX_ORDER, Counts, find, sums
 
 # coco-caption adds these so that no precision is 0/0; scores show them, in the tenth digit or as 1e-4 for a 0.
 _TINY, _SMALL = 1e-15, 1e-9
@@ -57,4 +57,4 @@ def _matches(counts: Counts, order: int) -> NDArray[np.float64]:
     places, shared = find(keys, counts.images[others.rows] * size + others.grams)
     most = np.zeros(len(keys), np.int64)
     np.maximum.at(most, places[shared], others.counts[shared])
-    return np.bincount(own.rows, np.minimum(own.counts, most), len(counts.candidate_lengths))
+    return sums(own.rows, np.minimum(own.counts, most), len(counts.candidate_lengths))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.metrics.ngrams import MAX_ORDER, Counts, Table, find
+from captioner.metrics.ngrams import MAX_ORDER, Counts, Table, find, sums
 
 SIGMA = 6.0
 """Of the Gaussian that punishes another length than the reference's."""
@@ -38,8 +38,8 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]], coun
         own_norms, other_norms = norms(own.rows, own_values, images), norms(others.rows, other_values, len(captions))
         places, shared = find(own.rows * size + own.grams, captions[others.rows] * size + others.grams)
         ours, theirs = own_values[places[shared]], other_values[shared]
-        products = np.bincount(others.rows[shared], np.minimum(ours, theirs) * theirs, len(captions))
-        scores += np.bincount(captions, closeness * cosine(products, own_norms[captions], other_norms), images)
+        products = sums(others.rows[shared], np.minimum(ours, theirs) * theirs, len(captions))
+        scores += sums(captions, closeness * cosine(products, own_norms[captions], other_norms), images)
     scores *= SCALE / MAX_ORDER / each
     return CiderD(float(scores.mean()), scores)
 
@@ -52,7 +52,7 @@ def length_penalty(lengths: NDArray[np.int64], others: NDArray[np.int64]) -> NDA
 
 def norms(rows: NDArray[np.int64], values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """(size,): the length of each row's vector."""
-    lengths: NDArray[np.float64] = np.sqrt(np.bincount(rows, values * values, size))
+    lengths: NDArray[np.float64] = np.sqrt(sums(rows, values * values, size))
     return lengths
 
 

@@ -48,7 +48,7 @@ class Table(NamedTuple):
     """(E,)"""
 
     @classmethod
-    def count(cls, rows: Integers, grams: Integers, size: int) -> "Table":
+    def of(cls, rows: Integers, grams: Integers, size: int) -> "Table":
         """Of n-grams (T,), each in its row (T,), which are numbered below `size`."""
         keys, counts = np.unique(rows * size + grams, return_counts=True)
         return cls(*np.divmod(keys, size), counts)
@@ -79,10 +79,7 @@ def grams(text: Text, words: int) -> list[Grams]:
     found = []
     for order in range(1, MAX_ORDER + 1):
         starts = np.flatnonzero(rest >= order)
-        if order == 1:
-            keys = numbers[starts]
-        else:
-            keys = numbers[starts] * words + text.words[starts + order - 1]
+        keys = numbers[starts] if order == 1 else numbers[starts] * words + text.words[starts + order - 1]
         distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         numbers = np.zeros(total, np.int64)
         numbers[starts] = inverse
@@ -115,7 +112,7 @@ class Counts:
         text = Text.of(captions, vocabulary)
         first, tables, sizes = len(candidates), [], []
         for found in grams(text, len(vocabulary)):
-            table, size = Table.count(found.captions, found.numbers, max(1, len(found.keys))), len(found.keys)
+            table, size = Table.of(found.captions, found.numbers, max(1, len(found.keys))), len(found.keys)
             middle = np.searchsorted(table.rows, first)
             tables.append(
                 (
@@ -134,3 +131,8 @@ def find(keys: Integers, wanted: Integers) -> tuple[Integers, NDArray[np.bool_]]
     places = np.searchsorted(keys, wanted)
     np.minimum(places, len(keys) - 1, out=places)
     return places, keys[places] == wanted if len(keys) else np.zeros(len(wanted), np.bool_)
+
+
+def sums(rows: Integers, values: NDArray[np.float64] | Integers, size: int) -> NDArray[np.float64]:
+    """(size,): the sum of each row's values."""
+    return np.bincount(rows, values, size).astype(np.float64, copy=False)
