@@ -1,0 +1,174 @@
+"""METEOR 1.5, English, by its authors' own program: the jar and the paraphrases of the wheel pycocoevalcap.
+
+Denkowski and Lavie, Meteor Universal, 2014. The program takes a line a question on its standard input:
+`SCORE ||| reference ||| ... ||| candidate` gives the statistics of a caption, `EVAL ||| statistics ||| ...` a score for
+each of them, and then that of all. The corpus value comes from summed statistics: it is not the mean.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import subprocess
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioner.errors import ResourceError
+from captioner.metrics.java import find_java, java_command, java_environment
+
+MEMORY = "2G"
+"""Java's heap, as the official tool sets it."""
+
+JAR = "meteor-1.5.jar"
+PARAPHRASES = Path("data", "paraphrase-en.gz")
+
+_LINES = str.maketrans("\r\n", "  ")  # what ends a question; other separators of lines the program takes as they are
+
+
+class MeteorScores(NamedTuple):
+    """METEOR as fractions."""
+
+    corpus: float
+    per_image: NDArray[np.float64]
+    """(images,)"""
+
+
+class Meteor:
+    """One warm METEOR process, which starts with the first question and ends with `close`, `with` or the program.
+
+    Threads take turns. A process that died is started again once a question. Raises ResourceError without Java or the
+    jar. `folder` holds the jar and the paraphrases; by default those of pycocoevalcap.
+    """
+
+    def __init__(self, folder: Path | None = None, java: str | None = None) -> None:
+        folder = _installed() if folder is None else folder
+        # The program forms the address of its paraphrases wrongly where the path has a space, unless it is told.
+        arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(folder / PARAPHRASES))
+        self._command = java_command(java or find_java(), folder / JAR, *arguments, memory=MEMORY)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints: deque[str] = deque(maxlen=20)
+        self._stop = weakref.finalize(self, lambda: None)
+
+    def score(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorScores:
+        """METEOR of tokenized captions and their references, in order, equal to the official tool's."""
+        if not candidates:
+            return MeteorScores(float("nan"), np.empty(0))
+        with self._lock:
+            pairs = zip(candidates, references, strict=True)
+            statistics = [self._ask(_question(candidate, several))[0] for candidate, several in pairs]
+            answers = self._ask(" ||| ".join(["EVAL", *statistics]), len(candidates) + 1)
+        *per_image, corpus = map(float, answers)
+        return MeteorScores(corpus, np.array(per_image))
+
+    def close(self) -> None:
+        """End the process; another question would start a new one."""
+        self._stop()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: str, answers: int = 1) -> list[str]:
+        """So many lines that answer a question, from a second process where the first dies over it."""
+        for _ in range(2):
+            try:
+                return self._exchange(question, answers)
+            except OSError as error:
+                complaint = str(error)
+                self.close()
+            except BaseException:
+                self.close()  # interrupted between a question and its answer: the next one would get that answer
+                raise
+        complaint = " ".join(self._complaints) or complaint
+        raise ResourceError(
+            f"METEOR died twice over one caption: {complaint}; see whether Java has {MEMORY} of memory, or leave meteor out"
+        )
+
+    def _exchange(self, question: str, answers: int) -> list[str]:
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{question}\n".encode(errors="replace"))
+        process.stdin.flush()
+        lines = [process.stdout.readline() for _ in range(answers)]
+        if not lines[-1]:
+            raise BrokenPipeError("it ended without an answer")
+        return [line.decode().strip() for line in lines]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe, env=java_environment())
+        self._complaints.clear()
+        drain = threading.Thread(target=_drain, args=(process, self._complaints), daemon=True)
+        drain.start()
+        self._stop = weakref.finalize(self, _end, process, drain)
+        self._process = process
+        return process
+
+
+def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorScores:
+    """METEOR of tokenized captions and their references, in order, by a process that stays warm for the next call.
+
+    Raises ResourceError without Java or the jar.
+    """
+    return _warm(os.getpid()).score(candidates, references)
+
+
+@functools.lru_cache(maxsize=1)
+def _warm(process: int) -> Meteor:
+    """The process of this one: a fork must not share its parent's."""
+    return Meteor()
+
+
+def _installed() -> Path:
+    """The folder of pycocoevalcap with the jar; none of its code is run."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    for place in (package.submodule_search_locations or ()) if package else ():
+        folder = Path(place, "meteor")
+        if (folder / JAR).is_file() and (folder / PARAPHRASES).is_file():
+            return folder
+    raise ResourceError(
+        f"METEOR needs {JAR} and {PARAPHRASES.name} of the package pycocoevalcap, which are not installed: "
+        "pip install 'captioner[meteor]'",
+        code="needs_extra",
+    )
+
+
+def _question(candidate: str, references: Sequence[str]) -> str:
+    """As the official tool asks: `|||` goes from a candidate, while in a reference it begins another one."""
+    candidate = candidate.replace("|||", "").replace("  ", " ")
+    return " ||| ".join(["SCORE", " ||| ".join(references), candidate]).translate(_LINES)
+
+
+def _drain(process: subprocess.Popen[bytes], complaints: deque[str]) -> None:
+    """Read what it complains of: a full pipe would stop it."""
+    assert process.stderr is not None
+    complaints.extend(line.decode(errors="replace").strip() for line in process.stderr)
+
+
+def _end(process: subprocess.Popen[bytes], drain: threading.Thread) -> None:
+    """It ends when its input does."""
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    drain.join()
+    process.stdout.close()
+    process.stderr.close()
