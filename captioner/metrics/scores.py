@@ -1,0 +1,274 @@
+"""Captions and their references in, scores out: all metrics, for the corpus and for every image.
+
+I images, in the candidates' order · M names of a metric
+"""
+
+import hashlib
+import json
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioner.errors import AnnotationError, ConfigError, InputError
+from captioner.metrics.bleu import bleu, bleu_of
+from captioner.metrics.cider import cider_d
+from captioner.metrics.ngrams import Counts
+from captioner.metrics.rouge import rouge_l
+from captioner.metrics.significance import RESAMPLES, SEED, Statistics, interval, resample
+
+TokenizerName: TypeAlias = Literal["ptb", "char", "none"]
+
+DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
+
+# The official tool's tokenizer begins another caption at each of these, and so shifts all that follow.
+_LINES = str.maketrans("\n\r\v\f\u2028\u2029", "      ")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What metrics read: tokenized captions, aligned."""
+
+    candidates: list[str]
+    references: list[list[str]]
+    spice_dir: Path | None
+
+    @cached_property
+    def counts(self) -> Counts:
+        return Counts.of(self.candidates, self.references)
+
+
+class Result(NamedTuple):
+    """What a metric found; NaN where it is undefined, with the reason."""
+
+    names: tuple[str, ...]
+    corpus: NDArray[np.float64]
+    """(M,)"""
+    per_image: NDArray[np.float64]
+    """(I, M)"""
+    statistics: Statistics
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a set of captions, as fractions."""
+
+    corpus: dict[str, float | None]
+    """None where a metric is undefined."""
+    per_image: dict[str, NDArray[np.float64]]
+    """(I,) each; NaN where a metric is undefined."""
+    images: tuple[str, ...]
+    """(I,) the ids, as texts."""
+    signature: str
+    """What decides the numbers: version, tokenizer, metrics, references."""
+    reasons: dict[str, str]
+    """Why a metric is None."""
+    notes: tuple[str, ...]
+    """What the user should know."""
+    results: tuple[Result, ...] = field(repr=False)
+
+    def intervals(self, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, tuple[float, float] | None]:
+        """95 % bootstrap intervals over images; None where a metric is undefined, and of one image."""
+        return self._spread(lambda index: resample(self.results[index].statistics, resamples, seed), self.corpus)
+
+    def compare(self, other: "Scores", resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, dict[str, Any]]:
+        """Metric -> `difference` (this minus the other) and its 95 % `interval`, the same images being drawn for both.
+
+        Raises ConfigError where the two are not of the same images and references.
+        """
+        if (self.images, self.signature) != (other.images, other.signature):
+            raise ConfigError(f"scores of {other.signature} cannot be compared with those of {self.signature}")
+
+        def pairs(index: int) -> NDArray[np.float64]:
+            mine, others = (each.results[index].statistics for each in (self, other))
+            return resample(mine, resamples, seed) - resample(others, resamples, seed)
+
+        differences: dict[str, float | None] = {}
+        for name, value in self.corpus.items():
+            another = other.corpus[name]
+            differences[name] = None if value is None or another is None else value - another
+        found = self._spread(pairs, differences)
+        return {name: {"difference": differences[name], "interval": found[name]} for name in differences}
+
+    def _spread(
+        self, values: Callable[[int], NDArray[np.float64]], corpus: Mapping[str, float | None]
+    ) -> dict[str, tuple[float, float] | None]:
+        """The interval of each metric that has a corpus value, from the resamples (B, M) of each result."""
+        found: dict[str, tuple[float, float] | None] = dict.fromkeys(corpus)
+        if len(self.images) > 1:
+            for index, result in enumerate(self.results):
+                for name, samples in zip(result.names, values(index).T, strict=True):
+                    found[name] = None if corpus[name] is None else interval(samples)
+        return found
+
+
+def score_captions(
+    candidates: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    tokenizer: TokenizerName = "ptb",
+) -> dict[str, float | None]:
+    """Metric -> its value for the corpus, a fraction; None for CIDEr-D of one image, which is undefined.
+
+    Raises AnnotationError, naming the id, for captions that cannot be scored.
+    """
+    return score(candidates, references, metrics, tokenizer).corpus
+
+
+def score(
+    candidates: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    tokenizer: TokenizerName = "ptb",
+    spice_dir: Path | None = None,
+) -> Scores:
+    """Score a caption an image, in the candidates' order, against the references of the same id (1 and "1" are one).
+
+    Raises AnnotationError, naming the id, for captions that cannot be scored; ConfigError for an unknown metric or
+    tokenizer; InputError for no candidates; ResourceError where METEOR or SPICE lack what they need.
+    """
+    metrics = tuple(dict.fromkeys(metrics))
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ConfigError(f"metric {metric}: not known; choose from {', '.join(METRICS)}")
+    if tokenizer not in get_args(TokenizerName):
+        raise ConfigError(f"tokenizer {tokenizer}: not known; choose from {', '.join(get_args(TokenizerName))}")
+    texts, all_references = _by_id(candidates, "candidates"), _by_id(references, "references")
+    if not texts:
+        raise InputError("no candidates: nothing to score; give a caption for each image")
+    images = tuple(texts)
+    own = [_candidate(image, text) for image, text in texts.items()]
+    others = [_references(image, all_references) for image in images]
+
+    sizes = [len(each) for each in others]
+    words = iter(_tokenized(tuple(chain.from_iterable(others)), tokenizer))
+    tokenized = [[next(words) for _ in range(size)] for size in sizes]
+    captions = Captions(list(_tokenize(own, tokenizer)), tokenized, spice_dir)
+    results = tuple(METRICS[metric](captions) for metric in metrics)
+
+    unused = len(all_references) - len(images)
+    corpus: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for result in results:
+        for name, value in zip(result.names, result.corpus.tolist(), strict=True):
+            corpus[name] = None if np.isnan(value) else value
+            if np.isnan(value):
+                reasons[name] = result.reason
+    return Scores(
+        corpus,
+        {name: result.per_image[:, column] for result in results for column, name in enumerate(result.names)},
+        images,
+        _signature(tokenizer, metrics, dict(zip(images, others, strict=True))),
+        reasons,
+        (f"{unused} images with references have no candidate; they are left out",) if unused else (),
+        results,
+    )
+
+
+def _by_id(captions: Mapping[Any, Any], what: str) -> dict[str, Any]:
+    """By ids as texts: JSON's keys are texts where COCO's ids are numbers."""
+    found: dict[str, Any] = {}
+    for image, value in captions.items():
+        if isinstance(image, bool) or not isinstance(image, int | np.integer | str):
+            raise AnnotationError(f"{what}: id {reprlib.repr(image)}: not an integer or a text; give one")
+        if str(image) in found:
+            raise AnnotationError(f"{what}: image {image}: twice, as a number and as a text; keep one of them")
+        found[str(image)] = value
+    return found
+
+
+def _candidate(image: str, caption: Any) -> str:
+    if not isinstance(caption, str):
+        raise AnnotationError(f"candidates: image {image}: {reprlib.repr(caption)} is not a text; give it one caption")
+    return caption.translate(_LINES)
+
+
+def _references(image: str, references: Mapping[str, Any]) -> list[str]:
+    captions = references.get(image)
+    if captions is None or (isinstance(captions, list | tuple) and not captions):
+        raise AnnotationError(f"references: image {image}: none, though it has a candidate; add some, or leave it out")
+    if not isinstance(captions, list | tuple):
+        raise AnnotationError(
+            f"references: image {image}: {reprlib.repr(captions)} is not a list of texts; make it one"
+        )
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise AnnotationError(
+                f"references: image {image}: {reprlib.repr(caption)} is not a text; mend or remove it"
+            )
+    return [caption.translate(_LINES) for caption in captions]
+
+
+def _tokenize(captions: Sequence[str], tokenizer: TokenizerName) -> Sequence[str]:
+    if tokenizer == "ptb":
+        from captioner.metrics.ptb import tokenize
+
+        return tokenize(captions)
+    if tokenizer == "char":
+        return [" ".join("".join(caption.split())) for caption in captions]
+    return [" ".join(caption.split()) for caption in captions]
+
+
+@lru_cache(maxsize=1)
+def _tokenized(captions: tuple[str, ...], tokenizer: TokenizerName) -> Sequence[str]:
+    """References, which often are the last call's: in training, or of two systems that are compared."""
+    return _tokenize(captions, tokenizer)
+
+
+def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, list[str]]) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        release = version("captioner")
+    except PackageNotFoundError:
+        release = "0+unknown"
+    counts = sorted({len(each) for each in references.values()})
+    content = json.dumps(references, sort_keys=True).encode()
+    parts = {
+        "captioner": release,
+        "tok": tokenizer,
+        "metrics": "+".join(_VERSIONS.get(metric, metric) for metric in metrics),
+        "images": len(references),
+        "refs": counts[0] if len(counts) == 1 else f"{counts[0]}-{counts[-1]}",
+        "hash": hashlib.sha256(content).hexdigest()[:12],
+    }
+    return "|".join(f"{key}:{value}" for key, value in parts.items())
+
+
+def _bleu(captions: Captions) -> Result:
+    found = bleu(captions.candidates, captions.references, captions.counts)
+    names = tuple(f"bleu_{order}" for order in range(1, 5))
+    return Result(names, found.corpus, found.per_image, Statistics(found.statistics, bleu_of))
+
+
+def _mean(name: str, corpus: float, per_image: NDArray[np.float64], reason: str = "") -> Result:
+    column = per_image[:, None]
+    return Result((name,), np.array([corpus]), column, Statistics.mean(column), reason)
+
+
+def _rouge_l(captions: Captions) -> Result:
+    return _mean("rouge_l", *rouge_l(captions.candidates, captions.references))
+
+
+def _cider_d(captions: Captions) -> Result:
+    if len(captions.candidates) == 1:
+        reason = "one image alone: every n-gram of its references is in all images, so CIDEr gives it no weight"
+        return _mean("cider_d", np.nan, np.full(1, np.nan), reason)
+    return _mean("cider_d", *cider_d(captions.candidates, captions.references, captions.counts))
+
+
+METRICS: dict[str, Callable[[Captions], Result]] = {
+    "bleu": _bleu,
+    "rouge_l": _rouge_l,
+    "cider_d": _cider_d,
+}
+"""Metric, as users name it -> its result."""
+
+_VERSIONS = {"meteor": "meteor-1.5", "spice": "spice-1.0"}

@@ -1,0 +1,59 @@
+"""How far scores can be trusted: bootstrap intervals over images (Efron and Tibshirani 1993, chapters 13 and 16).
+
+I images · B resamples · K statistics of an image · M metrics
+
+Every metric here is a function of sums over images, so a resample of images is a row of weights, and all of them one
+product of matrices. BLEU's resamples are exact, not means of images. CIDEr-D's weights of n-grams stay those of the
+whole set.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+SEED = 0
+CONFIDENCE = 0.95
+
+_DRAWS = 2**22
+"""Images drawn at once: what bounds memory."""
+
+
+class Statistics(NamedTuple):
+    """What a metric's value for any set of images comes from."""
+
+    values: NDArray[np.float64]
+    """(I, K)"""
+    combine: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    """Sums over images (..., K) -> values (..., M)."""
+
+    @classmethod
+    def mean(cls, per_image: NDArray[np.float64]) -> "Statistics":
+        """Of a metric that is the mean of its values (I, M)."""
+        return cls(per_image, lambda totals: totals / len(per_image))
+
+
+def resample(statistics: Statistics, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
+    """(B, M): values for images drawn with replacement.
+
+    The draws depend on the seed and the number of images alone, so that the rows of two systems are pairs.
+    """
+    images = len(statistics.values)
+    random = np.random.default_rng(seed)
+    step = max(1, _DRAWS // images)
+    totals = []
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = random.integers(0, images, (rows, images)) + np.arange(rows)[:, None] * images
+        weights = np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images)
+        totals.append(weights.astype(np.float64) @ statistics.values)
+    return statistics.combine(np.concatenate(totals))
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of a metric's resamples (B,), those left out where it is undefined."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
