@@ -20,7 +20,7 @@ TOKENIZERS = ("ptb", "char", "none")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Score a caption an image against its references. Prints one JSON object: the metrics as fractions, equal to "
-        "coco-caption's, their 95 %% bootstrap intervals over images, and a signature of what decides the numbers."
+        "coco-caption's, their 95 % bootstrap intervals over images, and a signature of what decides the numbers."
     )
     add = parser.add_argument
     add(
@@ -91,9 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
 def read_references(path: Path) -> dict[str, Any]:
     """Image id -> captions, of COCO annotations or {image_id: [captions]}. Raises AnnotationError, InputError."""
     data = _read(path)
-    if isinstance(data, dict) and isinstance(data.get("annotations"), list) and "images" in data:
+    annotations = data.get("annotations") if isinstance(data, dict) else None
+    if isinstance(annotations, list) and all(isinstance(item, dict) for item in annotations):
         grouped: dict[str, Any] = {}
-        for place, item in enumerate(data["annotations"]):
+        for place, item in enumerate(annotations):
             grouped.setdefault(_image_id(path, f"annotations[{place}]", item), []).append(item["caption"])
         return grouped
     if not isinstance(data, dict):

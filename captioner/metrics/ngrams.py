@@ -1,7 +1,7 @@
 """n-grams of captions as integers.   I images · C captions · T words of all captions · E entries of a table"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, TypeAlias
@@ -62,13 +62,11 @@ class Grams(NamedTuple):
     numbers: Integers
     """(T',) the n-gram: equal n-grams have equal numbers, from 0."""
     keys: Integers
-    """(size,) sorted: what tells the n-gram of each number, `prefix * words + last word`; for words themselves."""
-    first: Integers
-    """(size,) a place in the text where the n-gram of each number starts."""
+    """(size,) sorted: the n-gram of each number as `number of all but its last word * words + last word`."""
 
 
-def grams(text: Text, words: int) -> list[Grams]:
-    """The n-grams of orders 1 to 4, in a vocabulary of so many words.
+def number_grams(text: Text, words: int) -> Iterator[Grams]:
+    """The n-grams of orders 1 to 4, one order after the other, in a vocabulary of so many words.
 
     A number stands for the pair of a shorter n-gram and a word, so no vocabulary is too large for 64 bits.
     """
@@ -76,15 +74,13 @@ def grams(text: Text, words: int) -> list[Grams]:
     captions = np.repeat(np.arange(len(text.lengths)), text.lengths)
     rest = np.cumsum(text.lengths)[captions] - np.arange(total)  # words from each place to its caption's end
     numbers = text.words
-    found = []
     for order in range(1, MAX_ORDER + 1):
         starts = np.flatnonzero(rest >= order)
         keys = numbers[starts] if order == 1 else numbers[starts] * words + text.words[starts + order - 1]
-        distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        distinct, inverse = np.unique(keys, return_inverse=True)
         numbers = np.zeros(total, np.int64)
         numbers[starts] = inverse
-        found.append(Grams(captions[starts], inverse, distinct, starts[first]))
-    return found
+        yield Grams(captions[starts], inverse, distinct)
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ class Counts:
         captions = [caption.split() for caption in chain(candidates, chain.from_iterable(references))]
         text = Text.of(captions, vocabulary)
         first, tables, sizes = len(candidates), [], []
-        for found in grams(text, len(vocabulary)):
+        for found in number_grams(text, len(vocabulary)):
             table, size = Table.of(found.captions, found.numbers, max(1, len(found.keys))), len(found.keys)
             middle = np.searchsorted(table.rows, first)
             tables.append(
