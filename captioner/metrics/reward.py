@@ -83,7 +83,7 @@ class CiderReward:
         """Of the references of each image; `tokenize` puts spaces between words, by default the PTB tokenizer does.
 
         `eos=False` leaves the end of captions out, of samples too: official CIDEr-D. Raises AnnotationError for an
-        image without references.
+        image without references, and for fewer than two images.
         """
         if tokenize is None:
             from captioner.metrics import ptb
@@ -92,6 +92,11 @@ class CiderReward:
         sizes = [len(each) for each in references]
         if 0 in sizes:
             raise AnnotationError(f"image {sizes.index(0)}: no reference, so no reward; leave the image out")
+        if len(sizes) < 2:
+            raise AnnotationError(
+                f"references of {len(sizes)} images: CIDEr weighs words by how rare they are among images; "
+                "give two or more"
+            )
         end = [EOS] if eos else []
         captions = [caption.split() + end for caption in tokenize(list(chain.from_iterable(references)))]
         return cls(_vectors(captions, np.array(sizes, np.int64), eos))
