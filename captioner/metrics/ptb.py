@@ -43,17 +43,23 @@ def _words(*words: str) -> str:
 _SPACE = r"[ \t\xa0\u2000-\u200a\u3000]"
 _BLANK = r"[ \t\xa0\u2000-\u200a\u3000\n]"
 _APOSTROPHE = r"(?:['\u2019\x92]|&apos;)"
-_CURLY = r"[\u2019\x92]"
+_TICK = r"(?:['`\u2018\u2019\x92]|&apos;)"
+_NOT = r"(?i:n)(?:['`\u2019\x92]|&apos;)(?i:t)"
 
 _WORD = rf"[{_LETTERS}{_MARKS}\xad][{_LETTERS}{_MARKS}{_DIGITS}\xad]*"
 _ALNUM = rf"[{_LETTERS}{_DIGITS}]"
-_HYPHEN = r"[-\u058a\u2010\u2011]"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
+_WORDS = rf"{_WORD}(?:[.!?]{_WORD})*"
+_PART = rf"(?:(?i:[dlo]){_TICK}{_ALNUM}{{2,}}|{_ALNUM}+)"
+_JOINED = rf"{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*"
+_EITHER = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+_HYPHENED = rf"{_ALNUM}[{_LETTERS}{_DIGITS}.,\xad]{{0,250}}(?:-(?:{_ACRONYM}\.|[{_LETTERS}{_DIGITS}\xad]+))+"
+_COMPANY = r"[A-Z]+(?:(?:(?i:&amp;)|[+&])[A-Z]+)+"
 _NUMBER = rf"[{_DIGITS}]*(?:[.:,\xad\u066b\u066c][{_DIGITS}]+)+|[{_DIGITS}]+"
 
 _NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
 _ATTRIBUTE = rf"""[A-Za-z_:-][A-Za-z0-9_:.-]*(?:=(?:"[^"\n]*"|'[^'\n]*'))?"""
-_TAG = rf"<(?:[!?]?[A-Za-z-][A-Za-z0-9_:.-]*(?: +{_ATTRIBUTE})* *[/?]? *|/{_NAME})>"
+_TAG = rf"<(?:(?:[!?]-[A-Za-z0-9_:.-]*|[!?]?{_NAME})(?: +{_ATTRIBUTE})* *(?:[/?] *)?|/{_NAME})>"
 
 # Abbreviations by what their period means.
 # 1: it may also end a sentence, and then counts twice.
@@ -61,7 +67,7 @@ _ENDING = _words(
     *("jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu(?:rs)? fri".split()),
     *("al apr ariz assn bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak esq est etc ext fla ga".split()),
     *("inc ind intl jr kans? ky ltd md mich minn mo mont neb nev okla penn plc rd rt seq sq sr sys tel tenn".split()),
-    *("univ va vt wisc? wyo".split()),
+    *(r"univ va vt wisc? wyo ph\.d ed\.d".split()),
 )
 _ENDING_AS_WRITTEN = "Ark|ARK|Az|AZ|Del|DEL|Ill|ILL|La|LA|Mass|MASS|Miss|MISS|Ore|ORE|Pa|PA|Tex|TEX|Wash|WASH"
 _ENDING_AS_WRITTEN += "|[Pp]p?t(?:e|y)s?"
@@ -76,6 +82,7 @@ _TITLE_AS_WRITTEN = "[Mm]fg|[Mm]tg"
 _NUMBERED = _words("art", "ca", "figs?", "nos?", "op", "pp", "prop")
 
 _STARTERS = "(?=[A-Z])" + _words(
+    *(r"mr\. ms\.".split()),
     *("a about according additionally after an as at but earlier he her here however if in it last many".split()),
     *("more now once one other our she since so some such that the their then there these they this we".split()),
     *("what when while yet you".split()),
@@ -87,6 +94,7 @@ _DOMAIN = r"""[^ \t\n"<>|(){}.\xa0]"""
 _LINK = r"""[^ \t\n"<>|(){}]"""
 _LINK_END = r"""[^ \t\n"<>|(){}.!?,-]"""
 _HOST = r"""[^ \t\n"<>|.!?(){},]"""
+_SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
 
 _EYES, _MOUTH = r"[-~x=<>^']", r"[-~x=<>^']"
 
@@ -172,36 +180,34 @@ _Q = r"'\u2019\x92&"
 
 _RULES = (
     _Rule("<", rf"({_TAG})", _spaced),
-    _Rule("<&A-Za-z0-9", rf"((?:<|&lt;)?[A-Za-z0-9]{_ADDRESS}*@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:>|&gt;)?)", _ampersand),
+    _Rule("<&A-Za-z0-9", rf"((?:<|&lt;)?[A-Za-z0-9]{_ADDRESS}{{0,250}}@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:>|&gt;)?)", _ampersand),
     _Rule("A-Za-z", rf"((?i:https?)://{_LINK}+{_LINK_END})", _lower),
-    _Rule("w", rf"(www\.(?:{_HOST}+\.)+[a-zA-Z]{{2,4}}(?:/{_LINK}+{_LINK_END})?)", _lower),
-    _Rule(
-        r"\S", rf"((?:[^ \t\n\"`'<>|.!?(){{}},_$-]+\.)+(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _lower
-    ),
+    _Rule("w", rf"(www\.(?:{_HOST}+\.)+[a-zA-Z]{{2,4}})", _lower),
+    _Rule("w", rf"(www\.(?:{_HOST}+\.)+[a-zA-Z]{{2,4}}/{_LINK}+{_LINK_END})", _lower),
+    _Rule(r"\S", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _lower),
     _Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)", _lower),
     _Rule("#", rf"(#[{_LETTERS}]+)", _lower),
+    _Rule("\xad", "(\xad+)", "-"),
     # Words that are two tokens.
     _Rule("CcGgLlWw", f"({_words('cannot', 'gonna', 'gotta', 'gimme', 'lemme', 'wanna')})", lambda t: f"{t[:3]} {t[3:]}".lower()),
     _Rule("'", f"('{_words('tis', 'twas')})", lambda t: f"{t[:2]} {t[2:]}".lower()),
-    _Rule(_L, rf"([{_LETTERS}{_MARKS}\xad{_DIGITS}]+?)(?i:n){_APOSTROPHE}(?i:t)", _word),
+    _Rule("A-Za-z", rf"([A-Za-z]*[A-MO-Za-mo-z]){_NOT}", _word),
     # Endings.
     _Rule(_Q, rf"({_APOSTROPHE}{_words('s', 'm', 'd', 're', 've', 'll')})[^A-Za-z]", _straight),
+    _Rule(_Q, rf"({_APOSTROPHE}{_words('em', 'cause', 'till?', 'n' + _APOSTROPHE + '?')})", _kept),
     _Rule("'&", rf"((?:'|&apos;))[A-Za-z][^ \t\n\xa0]", "`"),
     _Rule(_Q, rf"({_APOSTROPHE}{_words('s', 'm', 'd', 're', 've', 'll')})", _straight),
-    _Rule("Nn", rf"((?i:n){_APOSTROPHE}(?i:t))", _straight),
+    _Rule("Nn", rf"({_NOT})", _straight),
     # Words with an apostrophe inside, before or after.
-    _Rule(_Q, rf"({_APOSTROPHE}{_words('em', 'cause', 'till?', 'n' + _APOSTROPHE + '?')})", _kept),
     _Rule(_Q, rf"({_APOSTROPHE}[{_D}]0(?i:s))", _kept),
     _Rule(_Q, rf"({_APOSTROPHE}[{_D}][{_D}]){_BLANK}", _kept),
-    _Rule("A-Zn", rf"([A-HJ-XZn]{_APOSTROPHE}[{_LETTERS}]{{2,}})", _kept),
-    _Rule("DLOdlo", rf"((?i:[dlo]){_APOSTROPHE}[{_LETTERS}{_D}]{{2,}})", _kept),
-    _Rule(_LETTERS, rf"([{_LETTERS}]+(?i:[aeiouy]){_APOSTROPHE}(?i:[aeiou])[A-Za-z]*)", _kept),
+    _Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})", _kept),
+    _Rule(_LETTERS, rf"([{_LETTERS}]+(?i:[aeiouy]){_TICK}(?i:[aeiou])[A-Za-z]*)", _kept),
     _Rule("CEce", rf"({_words('c' + _APOSTROPHE + 'mon', 'e' + _APOSTROPHE + 'er')})", _kept),
     _Rule("Yy", rf"((?i:y){_APOSTROPHE})[{_LETTERS}]", _kept),
     _Rule("DLJOdljo", rf"({_words('[dlj]', 'ol')}{_APOSTROPHE})", _kept),
     # Words.
-    _Rule(_L, rf"({_WORD})", _word),
-    _Rule(_L, rf"({_WORD}(?:[.!?]{_WORD})+)", _word),
+    _Rule(_L, rf"({_WORDS})", _word),
     # Abbreviations.
     _Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.){_BLANK}(?:[{_CAPITALS}]|{_BLANK}|{_TAG})", lambda t: f"{t} .".lower()),
     _Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)[^\0][^\0]", _lower),
@@ -211,7 +217,6 @@ _RULES = (
     _Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}{_BLANK}|{_TAG})", _lower),
     _Rule("A-Za-z", rf"({_ACRONYM}\.|[A-Za-z]\.)", _lower),
     _Rule("A-Za-z", rf"({_NUMBERED}\.){_BLANK}?[{_D}]", _lower),
-    _Rule(_L, rf"({_WORD}\.)[,;:\u3001]", _word),
     # Numbers.
     _Rule("-+.:,\xad\u066b\u066c" + _D, rf"([-+]?(?:{_NUMBER}))", _word),
     _Rule(_D, rf"((?:[{_D}]{{1,4}}[- \xa0])?[{_D}]{{1,4}}\\?[/\u2044][{_D}]{{1,4}})", _spaced),
@@ -221,10 +226,13 @@ _RULES = (
         _spaced,
     ),
     _Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
+    _Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
     # Joined words.
-    _Rule(_LETTERS + _D, rf"({_ALNUM}+(?:(?:{_HYPHEN}|\\?/|_){_ALNUM}+)*)", _word),
-    _Rule(_LETTERS + _D, rf"({_ALNUM}[{_LETTERS}{_D}.,\xad]*(?:-(?:{_ALNUM}+|{_ACRONYM}\.))+)", _word),
-    _Rule("A-Z", r"([A-Z]+(?:(?:[+&]|(?i:&amp;))[A-Z]+)+)", _ampersand),
+    _Rule(_LETTERS + _D, rf"({_JOINED})", _kept),
+    _Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),
+    _Rule(_LETTERS + _D, rf"({_HYPHENED})", _word),
+    _Rule("A-Z", rf"({_COMPANY})", _ampersand),
+    _Rule(_L + _D, rf"((?:{_WORDS}|{_JOINED}|{_HYPHENED}|{_COMPANY})\.)[,;:\u3001]", _ampersand),
     _Rule("CcFf", r"((?i:c\+\+|[cf]#))", _lower),
     _Rule("A-Z$", r"([A-Z]*\$)", _lower),
     # Smileys.
@@ -260,6 +268,7 @@ _RULES = (
     _Rule(r"!-/:-@\[-`{-~", r"([!-/:-@\[-`{-~])", _symbol),
     _Rule("\x80\xa2-\xa4\u20a0\u20ac\xbc-\xbe\u2153\u2154\xad\u2044", "(.)", _symbol),
     _Rule(_SYMBOLS, "(.)", _lower),
+    _Rule(_SPACE[1:-1], f"({_SPACE}+)", ""),
     _Rule(r"\s\S", r"([\s\S])", ""),
 )
 
@@ -289,3 +298,24 @@ def _lex(text: str, start: int, end: int) -> list[str]:
             tokens.append(token)
         start = token_end
     return tokens
+
+
+_PLAIN = re.compile(r"[A-Za-z ]*")
+_PLAIN_END = re.compile(r"[A-Za-z ]*[A-Za-z]{6,} *\.? *")
+
+
+def tokenize(captions: Sequence[str]) -> list[str]:
+    """The captions as the official metrics see them: words of lower case joined by one space, without punctuation.
+
+    The order matters: an abbreviation at a caption's end looks at how the next one begins. A word may hold U+00A0, where
+    the tokenizer joins `22 3/4`.
+    """
+    lines = [caption.translate(_BREAKS) for caption in captions]
+    text = "\n".join(lines)
+    results = []
+    start = 0
+    for line in lines:
+        end = start + len(line)
+        results.append(" ".join(word for word in " ".join(_lex(text, start, end)).split(" ") if word not in PUNCTUATION))
+        start = end + 1
+    return results
