@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("extraction", "memory")
+NAMES = ("extraction", "memory", "metrics")
 
 
 def main() -> int:
