@@ -37,29 +37,31 @@ _CAPITALS = "".join(c for c in map(chr, range(0x10000)) if c.isupper() and not "
 
 
 def _words(*words: str) -> str:
-    return "(?i:" + "|".join(words) + ")"
+    return "(?ai:" + "|".join(words) + ")"
 
 
+_L = _LETTERS + _MARKS + r"\xad"
+_D = _DIGITS
 _SPACE = r"[ \t\xa0\u2000-\u200a\u3000]"
 _BLANK = r"[ \t\xa0\u2000-\u200a\u3000\n]"
 _APOSTROPHE = r"(?:['\u2019\x92]|&apos;)"
 _TICK = r"(?:['`\u2018\u2019\x92]|&apos;)"
-_NOT = r"(?i:n)(?:['`\u2019\x92]|&apos;)(?i:t)"
+_NOT = rf"(?ai:n){_TICK}(?ai:t)"
 
 _WORD = rf"[{_LETTERS}{_MARKS}\xad][{_LETTERS}{_MARKS}{_DIGITS}\xad]*"
 _ALNUM = rf"[{_LETTERS}{_DIGITS}]"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 _WORDS = rf"{_WORD}(?:[.!?]{_WORD})*"
-_PART = rf"(?:(?i:[dlo]){_TICK}{_ALNUM}{{2,}}|{_ALNUM}+)"
+_PART = rf"(?:(?ai:[dlo]){_TICK}{_ALNUM}{{2,}}|{_ALNUM}+)"
 _JOINED = rf"{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*"
 _EITHER = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-_HYPHENED = rf"{_ALNUM}[{_LETTERS}{_DIGITS}.,\xad]{{0,250}}(?:-(?:{_ACRONYM}\.|[{_LETTERS}{_DIGITS}\xad]+))+"
-_COMPANY = r"[A-Z]+(?:(?:(?i:&amp;)|[+&])[A-Z]+)+"
+_HYPHENED = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]{{0,250}}(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\xad]+))+"
+_COMPANY = r"[A-Z]+(?:(?:(?ai:&amp;)|[+&])[A-Z]+)+"
 _NUMBER = rf"[{_DIGITS}]*(?:[.:,\xad\u066b\u066c][{_DIGITS}]+)+|[{_DIGITS}]+"
 
 _NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
-_ATTRIBUTE = rf"""[A-Za-z_:-][A-Za-z0-9_:.-]*(?:=(?:"[^"\n]*"|'[^'\n]*'))?"""
-_TAG = rf"<(?:(?:[!?]-[A-Za-z0-9_:.-]*|[!?]?{_NAME})(?: +{_ATTRIBUTE})* *(?:[/?] *)?|/{_NAME})>"
+_ATTRIBUTE = rf"""{_NAME}(?:=(?:"[^"\n]*"|'[^'\n]*'))?"""
+_TAG = rf"<(?:{_NAME}(?: +{_ATTRIBUTE})* *(?:/ *)?|/{_NAME} *|[!?][A-Za-z-][^>\n]{{0,250}})>"
 
 # Abbreviations by what their period means.
 # 1: it may also end a sentence, and then counts twice.
@@ -69,15 +71,16 @@ _ENDING = _words(
     *("inc ind intl jr kans? ky ltd md mich minn mo mont neb nev okla penn plc rd rt seq sq sr sys tel tenn".split()),
     *(r"univ va vt wisc? wyo ph\.d ed\.d".split()),
 )
-_ENDING_AS_WRITTEN = "Ark|ARK|Az|AZ|Del|DEL|Ill|ILL|La|LA|Mass|MASS|Miss|MISS|Ore|ORE|Pa|PA|Tex|TEX|Wash|WASH"
-_ENDING_AS_WRITTEN += "|[Pp]p?t(?:e|y)s?"
+# Those that are words too need the case that tells them from the word.
+_ENDING_AS_WRITTEN = "(?=[A-Z])" + _words(*"ark az del ill la mass miss ore pa tex wash".split())
+_ENDING_AS_WRITTEN += "|(?ai:p?pt)[ey](?ai:s?)"
 # 2: something always follows: titles and the like.
 _TITLE = _words(
     *("adj adm adv alex assoc asst attys? ave brig capt cf cie c[mo]mdr col cpl dept det drs? elec ens ft gen".split()),
     *("govs? hon insp invt jos lieut lt maj messrs mlle mme mrs? ms msgr mt natl pfc ph pres profs? pvt reps?".split()),
     *("rev sens? sfc sgt spc ste? supts? treas vs wm cmdr".split()),
 )
-_TITLE_AS_WRITTEN = "[Mm]fg|[Mm]tg"
+_TITLE_AS_WRITTEN = "(?ai:m)[ft](?ai:g)"
 # 3: an abbreviation only where a number follows.
 _NUMBERED = _words("art", "ca", "figs?", "nos?", "op", "pp", "prop")
 
@@ -96,6 +99,11 @@ _LINK_END = r"""[^ \t\n"<>|(){}.!?,-]"""
 _HOST = r"""[^ \t\n"<>|.!?(){},]"""
 _SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
 
+_EXTENSION = _words(
+    *("bat bmp c class cgi cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps".split()),
+    *("py sql tar txt wav x xml zip".split()),
+)
+
 _EYES, _MOUTH = r"[-~x=<>^']", r"[-~x=<>^']"
 
 
@@ -104,7 +112,7 @@ def _lower(token: str) -> str:
 
 
 def _word(token: str) -> str:
-    return token.replace("\xad", "").lower()
+    return token.replace("\xad", "").lower() or "-"
 
 
 def _spaced(token: str) -> str:
@@ -118,12 +126,12 @@ def _brackets(token: str) -> str:
 
 def _straight(token: str) -> str:
     """`'s` and the like, however their apostrophe is written."""
-    return re.sub(_APOSTROPHE, "'", token).lower()
+    return re.sub(_APOSTROPHE, "'", token).replace("\u2018", "`").lower()
 
 
 def _kept(token: str) -> str:
     """An apostrophe that stays as it is written."""
-    return token.replace("&apos;", "'").lower()
+    return token.lower()
 
 
 def _quotes(token: str) -> str:
@@ -174,37 +182,38 @@ class _Rule(NamedTuple):
     output: Output
 
 
-_L = _LETTERS + _MARKS + r"\xad"
-_D = _DIGITS
 _Q = r"'\u2019\x92&"
 
 _RULES = (
     _Rule("<", rf"({_TAG})", _spaced),
     _Rule("<&A-Za-z0-9", rf"((?:<|&lt;)?[A-Za-z0-9]{_ADDRESS}{{0,250}}@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:>|&gt;)?)", _ampersand),
-    _Rule("A-Za-z", rf"((?i:https?)://{_LINK}+{_LINK_END})", _lower),
+    _Rule("A-Za-z", rf"((?ai:https?)://{_LINK}+{_LINK_END})", _lower),
     _Rule("w", rf"(www\.(?:{_HOST}+\.)+[a-zA-Z]{{2,4}})", _lower),
     _Rule("w", rf"(www\.(?:{_HOST}+\.)+[a-zA-Z]{{2,4}}/{_LINK}+{_LINK_END})", _lower),
-    _Rule(r"\S", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _lower),
+    _Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _word),
     _Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)", _lower),
-    _Rule("#", rf"(#[{_LETTERS}]+)", _lower),
-    _Rule("\xad", "(\xad+)", "-"),
+    _Rule("#", rf"(#[{_L}]+)", _lower),
     # Words that are two tokens.
-    _Rule("CcGgLlWw", f"({_words('cannot', 'gonna', 'gotta', 'gimme', 'lemme', 'wanna')})", lambda t: f"{t[:3]} {t[3:]}".lower()),
-    _Rule("'", f"('{_words('tis', 'twas')})", lambda t: f"{t[:2]} {t[2:]}".lower()),
+    _Rule("Cc", r"((?ai:can))(?ai:not)", _lower),
+    _Rule("GgWw", r"((?ai:gon|wan))(?ai:na)", _lower),
+    _Rule("Gg", r"((?ai:got))(?ai:ta)", _lower),
+    _Rule("GgLl", r"((?ai:gim|lem))(?ai:me)", _lower),
+    _Rule("'", "((?ai:'t))(?ai:is|was)", _lower),
     _Rule("A-Za-z", rf"([A-Za-z]*[A-MO-Za-mo-z]){_NOT}", _word),
+    _Rule(_L, rf"({_WORDS}){_APOSTROPHE}(?ai:s|m|d|re|ve|ll)", _word),
     # Endings.
     _Rule(_Q, rf"({_APOSTROPHE}{_words('s', 'm', 'd', 're', 've', 'll')})[^A-Za-z]", _straight),
     _Rule(_Q, rf"({_APOSTROPHE}{_words('em', 'cause', 'till?', 'n' + _APOSTROPHE + '?')})", _kept),
-    _Rule("'&", rf"((?:'|&apos;))[A-Za-z][^ \t\n\xa0]", "`"),
+    _Rule("'", r"(')[A-Za-z][^ \t\n\xa0]", "`"),
     _Rule(_Q, rf"({_APOSTROPHE}{_words('s', 'm', 'd', 're', 've', 'll')})", _straight),
     _Rule("Nn", rf"({_NOT})", _straight),
     # Words with an apostrophe inside, before or after.
     _Rule(_Q, rf"({_APOSTROPHE}[{_D}]0(?i:s))", _kept),
     _Rule(_Q, rf"({_APOSTROPHE}[{_D}][{_D}]){_BLANK}", _kept),
     _Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})", _kept),
-    _Rule(_LETTERS, rf"([{_LETTERS}]+(?i:[aeiouy]){_TICK}(?i:[aeiou])[A-Za-z]*)", _kept),
-    _Rule("CEce", rf"({_words('c' + _APOSTROPHE + 'mon', 'e' + _APOSTROPHE + 'er')})", _kept),
-    _Rule("Yy", rf"((?i:y){_APOSTROPHE})[{_LETTERS}]", _kept),
+    _Rule(_LETTERS, rf"([{_LETTERS}]+(?ai:[aeiouy]){_TICK}[aeiouA-Z][{_LETTERS}]*)", _kept),
+    _Rule("CEOceo", rf"({_words('c' + _APOSTROPHE + 'mon', 'e' + _APOSTROPHE + 'er', 'o' + _TICK + 'o')})", _kept),
+    _Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]", _kept),
     _Rule("DLJOdljo", rf"({_words('[dlj]', 'ol')}{_APOSTROPHE})", _kept),
     # Words.
     _Rule(_L, rf"({_WORDS})", _word),
@@ -213,8 +222,8 @@ _RULES = (
     _Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)[^\0][^\0]", _lower),
     _Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)", lambda t: f"{t} .".lower()),
     _Rule("A-Za-z", rf"((?:{_TITLE}|{_TITLE_AS_WRITTEN})\.)", _lower),
-    _Rule("A-Za-z", rf"({_ACRONYM}\.){_BLANK}+(?:{_STARTERS}{_BLANK}|{_TAG})", lambda t: f"{t} .".lower()),
-    _Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}{_BLANK}|{_TAG})", _lower),
+    _Rule("A-Za-z", rf"({_ACRONYM}\.){_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", lambda t: f"{t} .".lower()),
+    _Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", _lower),
     _Rule("A-Za-z", rf"({_ACRONYM}\.|[A-Za-z]\.)", _lower),
     _Rule("A-Za-z", rf"({_NUMBERED}\.){_BLANK}?[{_D}]", _lower),
     # Numbers.
@@ -227,25 +236,26 @@ _RULES = (
     ),
     _Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
     _Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
+    _Rule(_L + _D, rf"([{_L}{_D}]+(?:\.[{_LETTERS}{_D}]+)*\.{_EXTENSION})(?:{_BLANK}|[.,?!])", _word),
     # Joined words.
     _Rule(_LETTERS + _D, rf"({_JOINED})", _kept),
     _Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),
     _Rule(_LETTERS + _D, rf"({_HYPHENED})", _word),
     _Rule("A-Z", rf"({_COMPANY})", _ampersand),
     _Rule(_L + _D, rf"((?:{_WORDS}|{_JOINED}|{_HYPHENED}|{_COMPANY})\.)[,;:\u3001]", _ampersand),
-    _Rule("CcFf", r"((?i:c\+\+|[cf]#))", _lower),
+    _Rule("CcFf", r"((?ai:c\+\+|[cf]#))", _lower),
     _Rule("A-Z$", r"([A-Z]*\$)", _lower),
     # Smileys.
     _Rule("<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\|@{\[\]])[^A-Za-z0-9]", _brackets),
     _Rule("-~x=<>^'", rf"({_EYES}_{_MOUTH})", _lower),
     _Rule("(", rf"(\((?:{_EYES}[_.]?{_MOUTH}|[~x=<>^']-[~x=<>^'`])\))", _brackets),
     # Entities.
-    _Rule("&", r"((?i:&amp;))", "&"),
-    _Rule("&", r"((?i:&lt;))", "<"),
-    _Rule("&", r"((?i:&gt;))", ">"),
-    _Rule("&", r"((?i:&nbsp;))", ""),
-    _Rule("&", r"((?i:&md;)|&[mn]dash;)", "--"),
-    _Rule("&", r"((?i:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&[aeiouAEIOU](?:acute|grave|uml);|&#[0-9]+;|&QUOT;)", _lower),
+    _Rule("&", r"((?ai:&amp;))", "&"),
+    _Rule("&", r"((?ai:&lt;))", "<"),
+    _Rule("&", r"((?ai:&gt;))", ">"),
+    _Rule("&", r"((?ai:&nbsp;))", ""),
+    _Rule("&", r"((?ai:&md;)|&[mn]dash;)", "--"),
+    _Rule("&", r"((?ai:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&[aeiouAEIOU](?:acute|grave|uml);|&#[0-9]+;|&QUOT;)", _lower),
     # Quotes.
     _Rule('"&', r"(\"|&quot;)[A-Za-z0-9$]", "``"),
     _Rule('"&', r"(\"|&quot;)", "''"),
@@ -262,7 +272,7 @@ _RULES = (
     _Rule("#", r"(##+)", _lower),
     _Rule("@", r"(@@+)", _lower),
     _Rule("_", r"(__+)", _lower),
-    _Rule(r"\\*", r"(\\?\*+)", _lower),
+    _Rule(r"*\\", r"(\*+|\\\*)", _lower),
     _Rule("<", r"(<<)", "<<"),
     _Rule(">", r"(>>)", ">>"),
     _Rule(r"!-/:-@\[-`{-~", r"([!-/:-@\[-`{-~])", _symbol),
@@ -284,10 +294,21 @@ def _compiled(rule: _Rule) -> re.Pattern[str]:
     return re.compile(rule.pattern)
 
 
+_SPLIT = _words("cannot", "gonna", "gotta", "gimme", "lemme", "wanna")
+_SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_ENDING_AS_WRITTEN}|{_TITLE}|{_TITLE_AS_WRITTEN}|{_NUMBERED})\."
+_PLAIN_WORDS = re.compile(rf"(?:(?!{_SPLIT}(?![A-Za-z]))[A-Za-z]+ +)+")
+_PLAIN = re.compile(rf"(?:(?!{_SPLIT}(?![A-Za-z]))[A-Za-z]+ +)*(?!{_SPLIT}(?![A-Za-z])|{_SHORTENED})(?:[A-Za-z]+\.?|\.)? *")
+"""A caption of words with a period at its end: as it is, in lower case, without the period."""
+
+
 def _lex(text: str, start: int, end: int) -> list[str]:
     """The tokens of `text[start:end]`, a line of it; what a rule looks ahead at may lie beyond."""
     tokens = []
     while start < end:
+        if words := _PLAIN_WORDS.match(text, start, end):
+            tokens += words.group().lower().split()
+            start = words.end()
+            continue
         longest, token_end, output = start, start + 1, ""
         for pattern, rule_output in _rules(text[start]):
             match = pattern.match(text, start)
@@ -298,10 +319,6 @@ def _lex(text: str, start: int, end: int) -> list[str]:
             tokens.append(token)
         start = token_end
     return tokens
-
-
-_PLAIN = re.compile(r"[A-Za-z ]*")
-_PLAIN_END = re.compile(r"[A-Za-z ]*[A-Za-z]{6,} *\.? *")
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
@@ -316,6 +333,10 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     start = 0
     for line in lines:
         end = start + len(line)
-        results.append(" ".join(word for word in " ".join(_lex(text, start, end)).split(" ") if word not in PUNCTUATION))
+        if _PLAIN.fullmatch(line):
+            results.append(" ".join(line.rstrip(" .").lower().split()))
+        else:
+            words = " ".join(_lex(text, start, end)).split(" ")
+            results.append(" ".join(word for word in words if word not in PUNCTUATION))
         start = end + 1
     return results
