@@ -97,8 +97,9 @@ class CiderReward:
                 f"references of {len(sizes)} images: CIDEr weighs words by how rare they are among images; "
                 "give two or more"
             )
-        end = [EOS] if eos else []
-        captions = [caption.split() + end for caption in tokenize(list(chain.from_iterable(references)))]
+        captions = tokenize(list(chain.from_iterable(references)))
+        if eos:
+            captions = [f"{caption} {EOS}" for caption in captions]
         return cls(_vectors(captions, np.array(sizes, np.int64), eos))
 
     def __len__(self) -> int:
@@ -217,8 +218,8 @@ class _Samples(NamedTuple):
     """(N,) in words"""
 
 
-def _vectors(captions: Sequence[Sequence[str]], sizes: Integers, eos: bool) -> Vectors:
-    """Of the references (C) as words, so many of each image."""
+def _vectors(captions: Sequence[str], sizes: Integers, eos: bool) -> Vectors:
+    """Of tokenized references (C), so many of each image."""
     vocabulary = Vocabulary()
     text = Text.of(captions, vocabulary)
     images, owners = len(sizes), np.repeat(np.arange(len(sizes)), sizes)

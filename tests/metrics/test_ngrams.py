@@ -14,7 +14,7 @@ CAPTIONS = st.lists(st.lists(st.sampled_from(["a", "b", "c", "é", "10"]), max_s
 @given(CAPTIONS)
 def test_equal_n_grams_have_equal_numbers(captions: list[list[str]]) -> None:
     vocabulary = Vocabulary()
-    text = Text.of(captions, vocabulary)
+    text = Text.of([" ".join(words) for words in captions], vocabulary)
     for order, found in enumerate(number_grams(text, len(vocabulary)), start=1):
         expected = [
             (row, tuple(words[start : start + order]))
