@@ -249,8 +249,10 @@ def _bleu(captions: Captions) -> Result:
 
 
 def _mean(name: str, corpus: float, per_image: NDArray[np.float64], reason: str = "") -> Result:
-    column = per_image[:, None]
-    return Result((name,), np.array([corpus]), column, Statistics.mean(column), reason)
+    """Of a metric whose corpus value is the mean of its images, or, as METEOR's, varies as their mean does."""
+    column, shift = per_image[:, None], corpus - per_image.mean()
+    statistics = Statistics(column, lambda totals: totals / len(column) + shift)
+    return Result((name,), np.array([corpus]), column, statistics, reason)
 
 
 def _rouge_l(captions: Captions) -> Result:
@@ -264,10 +266,18 @@ def _cider_d(captions: Captions) -> Result:
     return _mean("cider_d", *cider_d(captions.candidates, captions.references, captions.counts))
 
 
+def _meteor(captions: Captions) -> Result:
+    from captioner.metrics.meteor import meteor
+
+    found = meteor(captions.candidates, captions.references)
+    return _mean("meteor", found.corpus, found.per_image)
+
+
 METRICS: dict[str, Callable[[Captions], Result]] = {
     "bleu": _bleu,
     "rouge_l": _rouge_l,
     "cider_d": _cider_d,
+    "meteor": _meteor,
 }
 """Metric, as users name it -> its result."""
 

@@ -116,6 +116,19 @@ def test_equal_the_official_tool_at_work(monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_allclose(scores.per_image[name], per_image, rtol=0, atol=1e-12, err_msg=name)
 
 
+def test_meteor_equals_the_official_tool(official: Official) -> None:
+    try:
+        scores = score(official.candidates, official.references, ["meteor"])
+    except ResourceError as error:
+        pytest.skip(str(error))
+    np.testing.assert_allclose(scores.corpus["meteor"], official.corpus["meteor"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(scores.per_image["meteor"], official.per_image["meteor"], rtol=0, atol=1e-12)
+    found = scores.intervals()["meteor"]
+    assert found is not None
+    assert found[0] <= official.corpus["meteor"] <= found[1]
+    assert "|metrics:meteor-1.5|" in scores.signature
+
+
 def test_images_are_the_candidates_in_their_order() -> None:
     scores = score({3: "a man", 1: "a dog"}, REFERENCES)
     assert scores.images == ("3", "1")
