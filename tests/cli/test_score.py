@@ -1,13 +1,18 @@
 """captioner score: what it reads, prints and refuses."""
 
+import contextlib
 import gzip
+import io
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from captioner.cli import main
 from captioner.metrics import score
@@ -204,3 +209,29 @@ def test_scoring_loads_no_torch(run: Runner) -> None:
         [sys.executable, "-c", program, "score", *files], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stderr == "0 []\n"
+
+
+KEYS = st.sampled_from(["1", "2", "annotations", "image_id", "caption", "images"]) | st.text(max_size=2)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = st.recursive(
+    SCALARS, lambda each: st.lists(each, max_size=3) | st.dictionaries(KEYS, each, max_size=3), max_leaves=12
+)
+RESULTS = st.lists(st.fixed_dictionaries({"image_id": st.sampled_from([1, 2]) | JSON, "caption": st.text() | JSON}))
+GROUPS = st.dictionaries(KEYS, st.lists(st.text(max_size=8) | SCALARS, max_size=3) | st.text(max_size=8), max_size=4)
+
+
+@given(references=GROUPS | JSON, candidates=RESULTS | GROUPS | JSON)
+def test_no_files_crash_it(references: Any, candidates: Any) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, "refs.json"), Path(folder, "res.json")]
+        for file, content in zip(files, (references, candidates), strict=True):
+            file.write_text(json.dumps(content), encoding="utf-8")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(["score", "--references", str(files[0]), "--candidates", str(files[1])])
+    assert code in (0, 2, 3)
+    if code == 0:
+        assert json.loads(out.getvalue())["images"] > 0
+    else:
+        assert out.getvalue() == ""
+        assert err.getvalue().startswith("captioner: error: ")
