@@ -1,0 +1,288 @@
+"""The rules of the PTB tokenizer: what CoreNLP 3.4.1 was seen to do with strings that were made to find it out.
+
+A rule is a regular expression of a token and of what follows it. The rules stand in the order in which equally long
+matches win. Some have bounds that the jar has not (250 characters of an address or a tag), so that no caption, however
+odd, takes more than linear time.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from captioner.metrics import ptb_characters
+
+
+def _characters(ranges: str) -> str:
+    """The inside of a regular expression's character class."""
+    return "".join("-".join(f"\\u{int(end, 16):04x}" for end in span.split("-")) for span in ranges.split())
+
+
+_LETTERS = "A-Za-z" + _characters(ptb_characters.LETTERS)
+_DIGITS = "0-9" + _characters(ptb_characters.DIGITS)
+_MARKS = _characters(ptb_characters.MARKS)
+_SYMBOLS = _characters(ptb_characters.SYMBOLS)
+
+# Old Unicode knew no capitals in Cherokee.
+_CAPITALS = "".join(c for c in map(chr, range(0x10000)) if c.isupper() and not "\u13a0" <= c <= "\u13f4")
+
+
+def _words(words: str) -> str:
+    """Any of these patterns, in any case."""
+    return f"(?ai:{'|'.join(words.split())})"
+
+
+_L = _LETTERS + _MARKS + r"\xad"
+_D = _DIGITS
+_SPACE = r"[ \t\xa0\u2000-\u200a\u3000]"
+_BLANK = r"[ \t\xa0\u2000-\u200a\u3000\n]"
+_APOSTROPHE = r"(?:['\u2019\x92]|&apos;)"
+_TICK = r"(?:['`\u2018\u2019\x92]|&apos;)"
+_NOT = rf"(?ai:n){_TICK}(?ai:t)"
+
+_WORD = rf"[{_LETTERS}{_MARKS}\xad][{_LETTERS}{_MARKS}{_DIGITS}\xad]*"
+_ALNUM = rf"[{_LETTERS}{_DIGITS}]"
+_ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
+_WORDS = rf"{_WORD}(?:[.!?]{_WORD})*"
+_PART = rf"(?:(?ai:[dlo]){_TICK}{_ALNUM}{{2,}}|{_ALNUM}+)"
+_JOINED = rf"{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*"
+_EITHER = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+_HYPHENED = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]{{0,250}}(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\xad]+))+"
+_COMPANY = r"[A-Z]+(?:(?:(?ai:&amp;)|[+&])[A-Z]+)+"
+_NUMBER = rf"[{_DIGITS}]*(?:[.:,\xad\u066b\u066c][{_DIGITS}]+)+|[{_DIGITS}]+"
+
+_TELEPHONE = r"(?:\([0-9]{2,3}\)[- \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
+_TELEPHONE += r"[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
+
+_NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
+_ATTRIBUTE = rf"""{_NAME}(?:=(?:"[^"\n]{{0,250}}"|'[^'\n]{{0,250}}'))?"""
+_TAG = rf"<(?:{_NAME}(?: +{_ATTRIBUTE}){{0,20}} *(?:/ *)?|/{_NAME} *|[!?][A-Za-z-][^>\n]{{0,250}})>"
+
+# Abbreviations by what their period means.
+# 1: it may also end a sentence, and then counts twice.
+_ENDING = _words(
+    "jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu(?:rs)? fri "
+    "al apr ariz assn bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak esq est etc ext fla ga "
+    "inc ind intl jr kans? ky ltd md mich minn mo mont neb nev okla penn plc rd rt seq sq sr sys tel tenn "
+    r"univ va vt wisc? wyo ph\.d ed\.d "
+)
+# Those that are words too need the case that tells them from the word.
+_ENDING_AS_WRITTEN = "(?=[A-Z])" + _words("ark az del ill la mass miss ore pa tex wash")
+_ENDING_AS_WRITTEN += "|(?ai:p?pt)[ey](?ai:s?)"
+# 2: something always follows: titles and the like.
+_TITLE = _words(
+    "adj adm adv alex assoc asst attys? ave brig capt cf cie c[mo]mdr col cpl dept det drs? elec ens ft gen "
+    "govs? hon insp invt jos lieut lt maj messrs mlle mme mrs? ms msgr mt natl pfc ph pres profs? pvt reps? "
+    "rev sens? sfc sgt spc ste? supts? treas vs wm cmdr "
+)
+_TITLE_AS_WRITTEN = "(?ai:m)[ft](?ai:g)"
+# 3: an abbreviation only where a number follows.
+_NUMBERED = _words("art ca figs? nos? op pp prop")
+
+_STARTERS = "(?=[A-Z])" + _words(
+    r"mr\. ms\. "
+    "a about according additionally after an as at but earlier he her here however if in it last many "
+    "more now once one other our she since so some such that the their then there these they this we "
+    "what when while yet you "
+)
+"""Before one of these a single letter's period ends the sentence, and an acronym's counts twice."""
+
+_ADDRESS = r"""[^ \t\n"<>|(){}\xa0]"""
+_DOMAIN = r"""[^ \t\n"<>|(){}.\xa0]"""
+_LINK = r"""[^ \t\n"<>|(){}]"""
+_LINK_END = r"""[^ \t\n"<>|(){}.!?,-]"""
+_HOST = r"""[^ \t\n"<>|.!?(){},]"""
+_SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
+
+_EXTENSION = _words(
+    "bat bmp c class cgi cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps "
+    "py sql tar txt wav x xml zip "
+)
+
+_EYES, _MOUTH = r"[-~x=<>^']", r"[-~x=<>^']"
+
+
+def _lower(token: str) -> str:
+    return token.lower()
+
+
+def _word(token: str) -> str:
+    return token.replace("\xad", "").lower() or "-"
+
+
+def _spaced(token: str) -> str:
+    """A token with spaces inside: they become U+00A0."""
+    return _brackets(token.replace(" ", "\xa0"))
+
+
+def _brackets(token: str) -> str:
+    return token.replace("(", "-lrb-").replace(")", "-rrb-").lower()
+
+
+def _straight(token: str) -> str:
+    """`'s` and the like, however their apostrophe is written."""
+    return re.sub(_APOSTROPHE, "'", token).replace("\u2018", "`").lower()
+
+
+def _ended(token: str) -> str:
+    """An abbreviation whose period ends a sentence too."""
+    return token.lower() + " ."
+
+
+def _quotes(token: str) -> str:
+    return "".join(_QUOTES.get(c, c) for c in token)
+
+
+def _ampersand(token: str) -> str:
+    return re.sub("&amp;", "&", token, flags=re.IGNORECASE).lower()
+
+
+def _symbol(token: str) -> str:
+    return _SYMBOL_NAMES.get(token, token.lower())
+
+
+_QUOTES = {
+    **dict.fromkeys("`\u2018\u201b\x91\u2039", "`"),
+    **dict.fromkeys("\u2019\x92\u203a", "'"),
+    **dict.fromkeys("\u201c\x93\xab", "``"),
+    **dict.fromkeys("\u201d\x94\xbb", "''"),
+}
+
+_SYMBOL_NAMES = {
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+    "\xa2": "cents",
+    "\xa3": "#",
+    **dict.fromkeys("\x80\xa4\u20a0\u20ac", "$"),
+    "\xbc": "1/4",
+    "\xbd": "1/2",
+    "\xbe": "3/4",
+    "\u2153": "1/3",
+    "\u2154": "2/3",
+    "\xad": "-",
+}
+
+Output: TypeAlias = str | Callable[[str], str]
+
+
+class Rule(NamedTuple):
+    first: str
+    """The inside of a character class: what a match can begin with."""
+    pattern: str
+    """Its group 1 is the token, the rest is looked ahead at."""
+    output: Output
+
+
+_Q = r"'\u2019\x92&"
+
+RULES = (
+    Rule("<", rf"({_TAG})", _spaced),
+    Rule(
+        "<&A-Za-z0-9",
+        rf"((?:<|&lt;)?[A-Za-z0-9]{_ADDRESS}{{0,250}}@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:>|&gt;)?)",
+        _ampersand,
+    ),
+    Rule("A-Za-z", rf"((?ai:https?)://{_LINK}+{_LINK_END})", _lower),
+    Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)", _lower),
+    Rule("#", rf"(#[{_L}]+)", _lower),
+    # Words that are two tokens.
+    Rule("Cc", r"((?ai:can))(?ai:not)", _lower),
+    Rule("GgWw", r"((?ai:gon|wan))(?ai:na)", _lower),
+    Rule("Gg", r"((?ai:got))(?ai:ta)", _lower),
+    Rule("GgLl", r"((?ai:gim|lem))(?ai:me)", _lower),
+    Rule("'", "((?ai:'t))(?ai:is|was)", _lower),
+    Rule("A-Za-z", rf"([A-Za-z]*[A-MO-Za-mo-z]){_NOT}", _word),
+    Rule(_L, rf"({_WORDS}){_APOSTROPHE}(?ai:s|m|d|re|ve|ll)", _word),
+    # Endings.
+    Rule(_Q, rf"({_APOSTROPHE}{_words('s m d re ve ll')})[^A-Za-z]", _straight),
+    Rule(_Q, rf"({_APOSTROPHE}{_words(f'em cause till? n{_APOSTROPHE}?')})", _lower),
+    Rule("'", r"(')[A-Za-z][^ \t\n\xa0]", "`"),
+    Rule(_Q, rf"({_APOSTROPHE}{_words('s m d re ve ll')})", _straight),
+    Rule("Nn", rf"({_NOT})", _straight),
+    # Words with an apostrophe inside, before or after.
+    Rule(_Q, rf"({_APOSTROPHE}[{_D}]0(?i:s))", _lower),
+    Rule(_Q, rf"({_APOSTROPHE}[{_D}][{_D}]){_BLANK}", _lower),
+    Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})", _lower),
+    Rule(_LETTERS, rf"([{_LETTERS}]+(?ai:[aeiouy]){_TICK}[aeiouA-Z][{_LETTERS}]*)", _lower),
+    Rule("CEOceo", "(" + _words(f"c'mon e'er o{_TICK}o") + ")", _lower),
+    Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]", _lower),
+    Rule("DLJOdljo", rf"({_words('[dlj] ol')}{_APOSTROPHE})", _lower),
+    # Words.
+    Rule(_L, rf"({_WORDS})", _word),
+    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}})", _lower),
+    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}/{_LINK}+{_LINK_END})", _lower),
+    Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _lower),
+    # Abbreviations.
+    Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.){_BLANK}(?:[{_CAPITALS}]|{_BLANK}|{_TAG})", _ended),
+    Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)[^\0][^\0]", _lower),
+    Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)", _ended),
+    Rule("A-Za-z", rf"((?:{_TITLE}|{_TITLE_AS_WRITTEN})\.)", _lower),
+    Rule("A-Za-z", rf"({_ACRONYM}\.){_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", _ended),
+    Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", _lower),
+    Rule("A-Za-z", rf"({_ACRONYM}\.|[A-Za-z]\.)", _lower),
+    Rule("A-Za-z", rf"({_NUMBERED}\.){_BLANK}?[{_D}]", _lower),
+    # Numbers.
+    Rule("-+.:,\xad\u066b\u066c" + _D, rf"([-+]?(?:{_NUMBER}))", _word),
+    Rule(_D, rf"((?:[{_D}]{{1,4}}[- \xa0])?[{_D}]{{1,4}}\\?[/\u2044][{_D}]{{1,4}})", _spaced),
+    Rule("(+0-9", rf"({_TELEPHONE})", _spaced),
+    Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
+    Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
+    Rule(_L + _D, rf"([{_L}{_D}]+(?:\.[{_LETTERS}{_D}]+)*\.{_EXTENSION})(?:{_BLANK}|[.,?!])", _word),
+    # Joined words.
+    Rule(_LETTERS + _D, rf"({_JOINED})", _lower),
+    Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),
+    Rule(_LETTERS + _D, rf"({_HYPHENED})", _word),
+    Rule("A-Z", rf"({_COMPANY})", _ampersand),
+    Rule(_L + _D, rf"((?:{_WORDS}|{_JOINED}|{_HYPHENED}|{_COMPANY})\.)[,;:\u3001]", _ampersand),
+    Rule("CcFf", r"((?ai:c\+\+|[cf]#))", _lower),
+    Rule("A-Z$", r"([A-Z]*\$)", _lower),
+    # Smileys.
+    Rule("<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\|@{\[\]])[^A-Za-z0-9]", _brackets),
+    Rule("-~x=<>^'", rf"({_EYES}_{_MOUTH})", _lower),
+    Rule("(", rf"(\((?:{_EYES}[_.]?{_MOUTH}|[~x=<>^']-[~x=<>^'`])\))", _brackets),
+    # Entities.
+    Rule("&", r"((?ai:&amp;))", "&"),
+    Rule("&", r"((?ai:&lt;))", "<"),
+    Rule("&", r"((?ai:&gt;))", ">"),
+    Rule("&", r"((?ai:&nbsp;))", ""),
+    Rule("&", r"((?ai:&md;)|&[mn]dash;)", "--"),
+    Rule("&", r"((?ai:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&[aeiouAEIOU](?:acute|grave|uml);|&#[0-9]+;|&QUOT;)", _lower),
+    # Quotes.
+    Rule('"&', r"(\"|&quot;)[A-Za-z0-9$]", "``"),
+    Rule('"&', r"(\"|&quot;)", "''"),
+    Rule("'", r"('')", "''"),
+    Rule("'&", r"('|&apos;)", "'"),
+    Rule(
+        "`\x91-\x94\xab\xbb\u2018-\u201f\u2039\u203a", "([`\x91-\x94\xab\xbb\u2018-\u201f\u2039\u203a]{1,2})", _quotes
+    ),
+    # Punctuation.
+    Rule(r".", r"(\.{3,5}|\.(?:[ \xa0]\.){2,4})", "..."),
+    Rule("\x85\u2026", "([\x85\u2026])", "..."),
+    Rule(r"\-", r"(-----+)", _lower),
+    Rule(r"\-", r"(--+)", "--"),
+    Rule("\x96\x97\u2013-\u2015", "([\x96\x97\u2013-\u2015])", "--"),
+    Rule("!?", r"([!?]+)", _lower),
+    Rule("#", r"(##+)", _lower),
+    Rule("@", r"(@@+)", _lower),
+    Rule("_", r"(__+)", _lower),
+    Rule(r"*\\", r"(\*+|\\\*)", _lower),
+    Rule("<", r"(<<)", "<<"),
+    Rule(">", r"(>>)", ">>"),
+    Rule(r"!-/:-@\[-`{-~", r"([!-/:-@\[-`{-~])", _symbol),
+    Rule("\x80\xa2-\xa4\u20a0\u20ac\xbc-\xbe\u2153\u2154\xad\u2044", "(.)", _symbol),
+    Rule(_SYMBOLS, "(.)", _lower),
+    Rule(_SPACE[1:-1], f"({_SPACE}+)", ""),
+    Rule(r"\s\S", r"([\s\S])", ""),
+)
+
+_SPLIT = _words("cannot gonna gotta gimme lemme wanna") + "(?![A-Za-z])"
+_SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_ENDING_AS_WRITTEN}|{_TITLE}|{_TITLE_AS_WRITTEN}|{_NUMBERED})\."
+
+PLAIN_WORDS = re.compile(rf"(?:(?!{_SPLIT})[A-Za-z]+ {_SPACE}*)+")
+"""Words that no rule but that of words can match."""
+
+PLAIN_LINE = re.compile(rf"(?:(?!{_SPLIT})[A-Za-z]+ +)*(?!{_SPLIT}|{_SHORTENED})(?:[A-Za-z]+\.?|\.)? *")
+"""Such words, and a period that can only end the line."""
