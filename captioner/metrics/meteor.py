@@ -3,6 +3,8 @@
 Denkowski and Lavie, Meteor Universal, 2014. The program takes a line a question on its standard input:
 `SCORE ||| reference ||| ... ||| candidate` gives the statistics of a caption, `EVAL ||| statistics ||| ...` a score for
 each of them, and then that of all. The corpus value comes from summed statistics: it is not the mean.
+
+I images · K = 23 statistics of an image
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import subprocess
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -30,6 +32,12 @@ MEMORY = "2G"
 JAR = "meteor-1.5.jar"
 PARAPHRASES = Path("data", "paraphrase-en.gz")
 
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+"""The program's parameters of English: recall's weight, the two of the penalty, the weight of content words."""
+WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+"""The program's weights of matches: exact, by stem, by synonym, by paraphrase."""
+
+_CHUNKS = 20
 _LINES = str.maketrans("\r\n", "  ")  # what ends a question; other separators of lines the program takes as they are
 
 
@@ -37,8 +45,12 @@ class MeteorScores(NamedTuple):
     """METEOR as fractions."""
 
     corpus: float
+    """Of summed statistics, not a mean; NaN of no images."""
     per_image: NDArray[np.float64]
-    """(images,)"""
+    """(I,)"""
+    statistics: NDArray[np.float64]
+    """(I, 23): candidate's and reference's words and function words (4), matches of content and of function words of
+    both by each of the four ways (16), chunks, matched words of both (2)."""
 
 
 class Meteor:
@@ -56,18 +68,22 @@ class Meteor:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: deque[str] = deque(maxlen=20)
-        self._stop = weakref.finalize(self, lambda: None)
+        self._stop: Callable[[], object] = lambda: None
 
     def score(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorScores:
         """METEOR of tokenized captions and their references, in order, equal to the official tool's."""
         if not candidates:
-            return MeteorScores(float("nan"), np.empty(0))
+            return MeteorScores(float("nan"), np.empty(0), np.empty((0, 23)))
         with self._lock:
             pairs = zip(candidates, references, strict=True)
-            statistics = [self._ask(_question(candidate, several))[0] for candidate, several in pairs]
-            answers = self._ask(" ||| ".join(["EVAL", *statistics]), len(candidates) + 1)
+            counts = [self._ask(_question(candidate, several))[0] for candidate, several in pairs]
+            answers = self._ask(" ||| ".join(["EVAL", *counts]), len(candidates) + 1)
         *per_image, corpus = map(float, answers)
-        return MeteorScores(corpus, np.array(per_image))
+        statistics = np.array([list(map(float, each.split())) for each in counts])
+        # A candidate that is its reference in one chunk has no penalty: the program lets it count as none.
+        whole = (statistics[:, [0, 1]] == statistics[:, [21, 22]]).all(axis=1) & (statistics[:, _CHUNKS] == 1)
+        statistics[whole, _CHUNKS] = 0
+        return MeteorScores(corpus, np.array(per_image), statistics)
 
     def close(self) -> None:
         """End the process; another question would start a new one."""
@@ -95,12 +111,13 @@ class Meteor:
                 raise
         complaint = " ".join(self._complaints) or complaint
         raise ResourceError(
-            f"METEOR died twice over one caption: {complaint}; see whether Java has {MEMORY} of memory, or leave meteor out"
+            f"METEOR died twice over one caption: {complaint}; give Java {MEMORY} of memory, or leave meteor out"
         )
 
     def _exchange(self, question: str, answers: int) -> list[str]:
         process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(f"{question}\n".encode(errors="replace"))
         process.stdin.flush()
         lines = [process.stdout.readline() for _ in range(answers)]
@@ -125,6 +142,21 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Me
     Raises ResourceError without Java or the jar.
     """
     return _warm(os.getpid()).score(candidates, references)
+
+
+def meteor_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(...,): METEOR of statistics (..., 23), an image's or sums over images, as the program computes it."""
+    lengths, chunks, matched = statistics[..., :2], statistics[..., _CHUNKS], statistics[..., _CHUNKS + 1 :]
+    function_words = statistics[..., 2:4]
+    matches = statistics[..., 4:_CHUNKS].reshape(*statistics.shape[:-1], 4, 2, 2)  # ways, kind of word, side
+    weighted = np.einsum("...wks,w,k->...s", matches, WEIGHTS, np.array([DELTA, 1 - DELTA]))
+    possible = DELTA * (lengths - function_words) + (1 - DELTA) * function_words
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = np.moveaxis(weighted / possible, -1, 0)
+        mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
+        penalty = GAMMA * (chunks / matched.mean(axis=-1)) ** BETA
+    scores: NDArray[np.float64] = np.nan_to_num(mean * (1 - penalty))
+    return scores
 
 
 @functools.lru_cache(maxsize=1)
@@ -161,7 +193,7 @@ def _drain(process: subprocess.Popen[bytes], complaints: deque[str]) -> None:
 
 def _end(process: subprocess.Popen[bytes], drain: threading.Thread) -> None:
     """It ends when its input does."""
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:
@@ -170,5 +202,6 @@ def _end(process: subprocess.Popen[bytes], drain: threading.Thread) -> None:
         process.kill()
         process.wait()
     drain.join()
-    process.stdout.close()
-    process.stderr.close()
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()

@@ -1,8 +1,9 @@
 """The rules of the PTB tokenizer: what CoreNLP 3.4.1 was seen to do with strings that were made to find it out.
 
 A rule is a regular expression of a token and of what follows it. The rules stand in the order in which equally long
-matches win. Some have bounds that the jar has not (250 characters of an address or a tag), so that no caption, however
-odd, takes more than linear time.
+matches win. Some have bounds that the jar has not (250 characters of an address, 20 parts of it), so that no
+caption, however odd,
+takes more than linear time.
 """
 
 import re
@@ -183,7 +184,7 @@ RULES = (
     Rule(
         "<&A-Za-z0-9",
         rf"((?:<|&lt;)?[A-Za-z0-9]{_ADDRESS}{{0,250}}@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:>|&gt;)?)",
-        _ampersand,
+        _lower,
     ),
     Rule("A-Za-z", rf"((?ai:https?)://{_LINK}+{_LINK_END})", _lower),
     Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)", _lower),
@@ -230,7 +231,7 @@ RULES = (
     Rule("(+0-9", rf"({_TELEPHONE})", _spaced),
     Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
     Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
-    Rule(_L + _D, rf"([{_L}{_D}]+(?:\.[{_LETTERS}{_D}]+)*\.{_EXTENSION})(?:{_BLANK}|[.,?!])", _word),
+    Rule(_L + _D, rf"([{_L}{_D}]+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])", _word),
     # Joined words.
     Rule(_LETTERS + _D, rf"({_JOINED})", _lower),
     Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),

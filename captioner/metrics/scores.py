@@ -249,10 +249,8 @@ def _bleu(captions: Captions) -> Result:
 
 
 def _mean(name: str, corpus: float, per_image: NDArray[np.float64], reason: str = "") -> Result:
-    """Of a metric whose corpus value is the mean of its images, or, as METEOR's, varies as their mean does."""
-    column, shift = per_image[:, None], corpus - per_image.mean()
-    statistics = Statistics(column, lambda totals: totals / len(column) + shift)
-    return Result((name,), np.array([corpus]), column, statistics, reason)
+    column = per_image[:, None]
+    return Result((name,), np.array([corpus]), column, Statistics.mean(column), reason)
 
 
 def _rouge_l(captions: Captions) -> Result:
@@ -267,10 +265,11 @@ def _cider_d(captions: Captions) -> Result:
 
 
 def _meteor(captions: Captions) -> Result:
-    from captioner.metrics.meteor import meteor
+    from captioner.metrics.meteor import meteor, meteor_of
 
     found = meteor(captions.candidates, captions.references)
-    return _mean("meteor", found.corpus, found.per_image)
+    statistics = Statistics(found.statistics, lambda totals: meteor_of(totals)[..., None])
+    return Result(("meteor",), np.array([found.corpus]), found.per_image[:, None], statistics)
 
 
 METRICS: dict[str, Callable[[Captions], Result]] = {
