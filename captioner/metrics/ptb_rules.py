@@ -40,6 +40,10 @@ _APOSTROPHE = r"(?:['\u2019\x92]|&apos;)"
 _TICK = r"(?:['`\u2018\u2019\x92]|&apos;)"
 _NOT = rf"(?ai:n){_TICK}(?ai:t)"
 
+_APOSTROPHE_WORDS = _words(
+    rf"c['\u2019\x92]est cap['\u2019\x92]n s['\u2019\x92]mores o{_TICK}o c'mon e'er ev'ry li'l nat'l nor'easter"
+)
+
 _WORD = rf"[{_LETTERS}{_MARKS}\xad][{_LETTERS}{_MARKS}{_DIGITS}\xad]*"
 _ALNUM = rf"[{_LETTERS}{_DIGITS}]"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
@@ -208,7 +212,8 @@ RULES = (
     Rule(_Q, rf"({_APOSTROPHE}[{_D}][{_D}]){_BLANK}", _lower),
     Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})", _lower),
     Rule(_LETTERS, rf"([{_LETTERS}]+(?ai:[aeiouy]){_TICK}[aeiouA-Z][{_LETTERS}]*)", _lower),
-    Rule("CEOceo", "(" + _words(f"c'mon e'er o{_TICK}o") + ")", _lower),
+    Rule("CEceLlNnOoSs", f"({_APOSTROPHE_WORDS})", _lower),
+    Rule("AaPp", r"((?ai:anti|pro)-)", _lower),
     Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]", _lower),
     Rule("DLJOdljo", rf"({_words('[dlj] ol')}{_APOSTROPHE})", _lower),
     # Words.
