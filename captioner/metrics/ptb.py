@@ -17,7 +17,8 @@ from captioner.metrics.ptb_rules import PLAIN_LINE, PLAIN_WORDS, RULES, Output
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """What coco-caption drops. It lists brackets too, but in capitals, which `-lowerCase` never leaves: they stay."""
 
-_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
+LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
+"""For `str.translate`: what would end the caption before its end."""
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
@@ -27,7 +28,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     in `22 3/4`. A line break of any kind in a caption is a space; the official tool replaces line feeds alone, and for
     each of the others gives all later captions to the wrong images.
     """
-    lines = [caption.translate(_BREAKS) for caption in captions]
+    lines = [caption.translate(LINE_BREAKS) for caption in captions]
     text = "\n".join(lines)
     tokenized = []
     start = 0
