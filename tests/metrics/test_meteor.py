@@ -154,25 +154,16 @@ def test_threads_take_turns(warm: Meteor) -> None:
             np.testing.assert_array_equal(found.per_image, expected)
 
 
-def test_works_in_a_folder_whose_path_has_spaces_and_accents(warm: Meteor, tmp_path: Path) -> None:
+def test_odd_paths_decimal_commas_and_the_end(warm: Meteor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tests in one: a start takes seconds."""
     folder = tmp_path / "my métrics 100%" / "meteor"
     (folder / PARAPHRASES.parent).mkdir(parents=True)
     for name in (Path(JAR), PARAPHRASES):
         shutil.copyfile(installed() / name, folder / name)
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    monkeypatch.setenv("LC_ALL", "C")
     with Meteor(folder) as process:
         assert value(process, CANDIDATE, *REFERENCES) == value(warm, CANDIDATE, *REFERENCES)
-
-
-def test_a_language_with_decimal_commas_changes_nothing(warm: Meteor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
-    with Meteor() as process:
-        assert value(process, CANDIDATE, *REFERENCES) == value(warm, CANDIDATE, *REFERENCES)
-
-
-@pytest.mark.usefixtures("warm")
-def test_closing_ends_the_process() -> None:
-    with Meteor() as process:
-        value(process, CANDIDATE, *REFERENCES)
         started = process._process
     assert started is not None
     assert started.returncode == 0
