@@ -44,7 +44,8 @@ _APOSTROPHE_WORDS = _words(
     rf"c['\u2019\x92]est cap['\u2019\x92]n s['\u2019\x92]mores o{_TICK}o c'mon e'er ev'ry li'l nat'l nor'easter"
 )
 
-_WORD = rf"[{_LETTERS}{_MARKS}\xad][{_LETTERS}{_MARKS}{_DIGITS}\xad]*"
+_ACCENTED = r"&(?ai:[aeiou](?:acute|grave|uml));"
+_WORD = rf"(?:[{_L}]|{_ACCENTED})(?:[{_L}{_D}]++|{_ACCENTED})*"
 _ALNUM = rf"[{_LETTERS}{_DIGITS}]"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 _WORDS = rf"{_WORD}(?:[.!?]{_WORD})*"
@@ -111,7 +112,8 @@ def _lower(token: str) -> str:
 
 
 def _word(token: str) -> str:
-    return token.replace("\xad", "").lower() or "-"
+    """Without soft hyphens, with a plain ampersand."""
+    return re.sub("\xad|(?<=&)amp;", "", token, flags=re.IGNORECASE).lower() or "-"
 
 
 def _spaced(token: str) -> str:
@@ -135,10 +137,6 @@ def _ended(token: str) -> str:
 
 def _quotes(token: str) -> str:
     return "".join(_QUOTES.get(c, c) for c in token)
-
-
-def _ampersand(token: str) -> str:
-    return re.sub("&amp;", "&", token, flags=re.IGNORECASE).lower()
 
 
 def _symbol(token: str) -> str:
@@ -192,15 +190,15 @@ RULES = (
     ),
     Rule("A-Za-z", rf"((?ai:https?)://{_LINK}+{_LINK_END})", _lower),
     Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)", _lower),
-    Rule("#", rf"(#[{_L}]+)", _lower),
+    Rule("#", rf"(#(?:[{_L}]++|{_ACCENTED})+)", _lower),
     # Words that are two tokens.
     Rule("Cc", r"((?ai:can))(?ai:not)", _lower),
     Rule("GgWw", r"((?ai:gon|wan))(?ai:na)", _lower),
     Rule("Gg", r"((?ai:got))(?ai:ta)", _lower),
     Rule("GgLl", r"((?ai:gim|lem))(?ai:me)", _lower),
     Rule("'", "((?ai:'t))(?ai:is|was)", _lower),
-    Rule("A-Za-z", rf"([A-Za-z]*[A-MO-Za-mo-z]){_NOT}", _word),
-    Rule(_L, rf"({_WORDS}){_APOSTROPHE}(?ai:s|m|d|re|ve|ll)", _word),
+    Rule("A-Za-z\xad", rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*){_NOT}", _word),
+    Rule(_L + "&", rf"({_WORDS}){_APOSTROPHE}(?ai:s|m|d|re|ve|ll)", _word),
     # Endings.
     Rule(_Q, rf"({_APOSTROPHE}{_words('s m d re ve ll')})[^A-Za-z]", _straight),
     Rule(_Q, rf"({_APOSTROPHE}{_words(f'em cause till? n{_APOSTROPHE}?')})", _lower),
@@ -208,8 +206,8 @@ RULES = (
     Rule(_Q, rf"({_APOSTROPHE}{_words('s m d re ve ll')})", _straight),
     Rule("Nn", rf"({_NOT})", _straight),
     # Words with an apostrophe inside, before or after.
-    Rule(_Q, rf"({_APOSTROPHE}[{_D}]0(?i:s))", _lower),
-    Rule(_Q, rf"({_APOSTROPHE}[{_D}][{_D}]){_BLANK}", _lower),
+    Rule(_Q, rf"({_APOSTROPHE}[0-9]0(?i:s))", _lower),
+    Rule(_Q, rf"({_APOSTROPHE}[0-9]{{2}}){_BLANK}", _lower),
     Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})", _lower),
     Rule(_LETTERS, rf"([{_LETTERS}]+(?ai:[aeiouy]){_TICK}[aeiouA-Z][{_LETTERS}]*)", _lower),
     Rule("CEceLlNnOoSs", f"({_APOSTROPHE_WORDS})", _lower),
@@ -217,7 +215,12 @@ RULES = (
     Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]", _lower),
     Rule("DLJOdljo", rf"({_words('[dlj] ol')}{_APOSTROPHE})", _lower),
     # Words.
-    Rule(_L, rf"({_WORDS})", _word),
+    Rule(
+        _L + _D + "&",
+        rf"((?:[{_L}{_D}]++|{_ACCENTED})+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])",
+        _lower,
+    ),
+    Rule(_L + "&", rf"({_WORDS})", _word),
     Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}})", _lower),
     Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}/{_LINK}+{_LINK_END})", _lower),
     Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _lower),
@@ -236,13 +239,12 @@ RULES = (
     Rule("(+0-9", rf"({_TELEPHONE})", _spaced),
     Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
     Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
-    Rule(_L + _D, rf"([{_L}{_D}]+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])", _word),
     # Joined words.
     Rule(_LETTERS + _D, rf"({_JOINED})", _lower),
     Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),
     Rule(_LETTERS + _D, rf"({_HYPHENED})", _word),
-    Rule("A-Z", rf"({_COMPANY})", _ampersand),
-    Rule(_L + _D, rf"((?:{_WORDS}|{_JOINED}|{_HYPHENED}|{_COMPANY})\.)[,;:\u3001]", _ampersand),
+    Rule("A-Z", rf"({_COMPANY})", _word),
+    Rule(_L + _D + "&", rf"((?:{_WORDS}|{_JOINED}|{_HYPHENED}|{_COMPANY})\.)[,;:\u3001]", _word),
     Rule("CcFf", r"((?ai:c\+\+|[cf]#))", _lower),
     Rule("A-Z$", r"([A-Z]*\$)", _lower),
     # Smileys.
@@ -255,7 +257,8 @@ RULES = (
     Rule("&", r"((?ai:&gt;))", ">"),
     Rule("&", r"((?ai:&nbsp;))", ""),
     Rule("&", r"((?ai:&md;)|&[mn]dash;)", "--"),
-    Rule("&", r"((?ai:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&[aeiouAEIOU](?:acute|grave|uml);|&#[0-9]+;|&QUOT;)", _lower),
+    Rule("&", r"((?ai:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&#[0-9]+;|&QUOT;)", _lower),
+    Rule("-", r"(-(?ai:[lr][rsc]b)-)", _lower),
     # Quotes.
     Rule('"&', r"(\"|&quot;)[A-Za-z0-9$]", "``"),
     Rule('"&', r"(\"|&quot;)", "''"),
