@@ -215,11 +215,6 @@ RULES = (
     Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]", _lower),
     Rule("DLJOdljo", rf"({_words('[dlj] ol')}{_APOSTROPHE})", _lower),
     # Words.
-    Rule(
-        _L + _D + "&",
-        rf"((?:[{_L}{_D}]++|{_ACCENTED})+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])",
-        _lower,
-    ),
     Rule(_L + "&", rf"({_WORDS})", _word),
     Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}})", _lower),
     Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}/{_LINK}+{_LINK_END})", _lower),
@@ -239,6 +234,11 @@ RULES = (
     Rule("(+0-9", rf"({_TELEPHONE})", _spaced),
     Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
     Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
+    Rule(
+        _L + _D + "&",
+        rf"((?:[{_L}{_D}]++|{_ACCENTED})+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])",
+        _lower,
+    ),
     # Joined words.
     Rule(_LETTERS + _D, rf"({_JOINED})", _lower),
     Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),
