@@ -96,6 +96,7 @@ _ADDRESS = r"""[^ \t\n"<>|(){}\xa0]"""
 _DOMAIN = r"""[^ \t\n"<>|(){}.\xa0]"""
 _LINK = r"""[^ \t\n"<>|(){}]"""
 _LINK_END = r"""[^ \t\n"<>|(){}.!?,-]"""
+_PATH = rf"""/[^ \t\n"<>|()]+{_LINK_END}"""
 _HOST = r"""[^ \t\n"<>|.!?(){},]"""
 _SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
 
@@ -217,8 +218,8 @@ RULES = (
     # Words.
     Rule(_L + "&", rf"({_WORDS})", _word),
     Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}})", _lower),
-    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}/{_LINK}+{_LINK_END})", _lower),
-    Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:/{_LINK}+{_LINK_END})?)", _lower),
+    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}{_PATH})", _lower),
+    Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:{_PATH})?)", _lower),
     # Abbreviations.
     Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.){_BLANK}(?:[{_CAPITALS}]|{_BLANK}|{_TAG})", _ended),
     Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)[^\0][^\0]", _lower),
