@@ -1,9 +1,8 @@
 """The rules of the PTB tokenizer: what CoreNLP 3.4.1 was seen to do with strings that were made to find it out.
 
-A rule is a regular expression of a token and of what follows it. The rules stand in the order in which equally long
-matches win. Some have bounds that the jar has not (250 characters of an address, 20 parts of it), so that no
-caption, however odd,
-takes more than linear time.
+A rule is a regular expression of a token and of what follows it; the rules stand in the order in which equally long
+matches win. Some have bounds that the jar has not (250 characters of an address, 20 parts of it), so that no caption,
+however odd, takes more than linear time.
 """
 
 import re
@@ -36,6 +35,7 @@ _L = _LETTERS + _MARKS + r"\xad"
 _D = _DIGITS
 _SPACE = r"[ \t\xa0\u2000-\u200a\u3000]"
 _BLANK = r"[ \t\xa0\u2000-\u200a\u3000\n]"
+# Which apostrophes count differs from rule to rule: `'em` and `d`or`, but not `` `em ``.
 _APOSTROPHE = r"(?:['\u2019\x92]|&apos;)"
 _TICK = r"(?:['`\u2018\u2019\x92]|&apos;)"
 _NOT = rf"(?ai:n){_TICK}(?ai:t)"
@@ -44,6 +44,7 @@ _APOSTROPHE_WORDS = _words(
     rf"c['\u2019\x92]est cap['\u2019\x92]n s['\u2019\x92]mores o{_TICK}o c'mon e'er ev'ry li'l nat'l nor'easter"
 )
 
+# Words: an entity is a letter in them, soft hyphens are dropped, and marks end all but the plainest.
 _ACCENTED = r"&(?ai:[aeiou](?:acute|grave|uml));"
 _WORD = rf"(?:[{_L}]|{_ACCENTED})(?:[{_L}{_D}]++|{_ACCENTED})*"
 _ALNUM = rf"[{_LETTERS}{_DIGITS}]"
@@ -98,6 +99,7 @@ _LINK = r"""[^ \t\n"<>|(){}]"""
 _LINK_END = r"""[^ \t\n"<>|(){}.!?,-]"""
 _PATH = rf"""/[^ \t\n"<>|()]+{_LINK_END}"""
 _HOST = r"""[^ \t\n"<>|.!?(){},]"""
+# That it knows no capitals and no digits is the jar's.
 _SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
 
 _EXTENSION = _words(
@@ -105,7 +107,7 @@ _EXTENSION = _words(
     "py sql tar txt wav x xml zip "
 )
 
-_EYES, _MOUTH = r"[-~x=<>^']", r"[-~x=<>^']"
+_EYE = r"[-~x=<>^']"
 
 
 def _lower(token: str) -> str:
@@ -250,8 +252,8 @@ RULES = (
     Rule("A-Z$", r"([A-Z]*\$)", _lower),
     # Smileys.
     Rule("<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\|@{\[\]])[^A-Za-z0-9]", _brackets),
-    Rule("-~x=<>^'", rf"({_EYES}_{_MOUTH})", _lower),
-    Rule("(", rf"(\((?:{_EYES}[_.]?{_MOUTH}|[~x=<>^']-[~x=<>^'`])\))", _brackets),
+    Rule("-~x=<>^'", rf"({_EYE}_{_EYE})", _lower),
+    Rule("(", rf"(\((?:{_EYE}[_.]?{_EYE}|[~x=<>^']-[~x=<>^'`])\))", _brackets),
     # Entities.
     Rule("&", r"((?ai:&amp;))", "&"),
     Rule("&", r"((?ai:&lt;))", "<"),
