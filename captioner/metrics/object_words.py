@@ -1,0 +1,197 @@
+"""The objects that captions name: their precision and recall against references, and CHAIR (Rohrbach et al. 2018).
+
+N-gram metrics hardly see an object that is not there; precision does. Words come from `object_words.txt`, where its
+format is told.
+
+I images
+"""
+
+import functools
+import importlib.resources
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioner.errors import ConfigError
+
+COCO_CATEGORIES = frozenset(
+    """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+    handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+    surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+    broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
+    mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
+    teddy bear, hair drier, toothbrush""".replace("\n    ", " ").split(", ")
+)
+"""The 80 categories of COCO's instances; each is a concept of the list."""
+
+NOTHING = "nothing"
+"""The concept of phrases that name no object."""
+
+
+class Objects(NamedTuple):
+    """What captions show."""
+
+    named: list[str]
+    """The concepts of unambiguous words, one a mention."""
+    possible: set[str]
+    """Those, and all that ambiguous words may mean."""
+
+
+class ObjectWords(NamedTuple):
+    """Precision and recall of the candidates' concepts, as fractions."""
+
+    corpus: NDArray[np.float64]
+    """(2,): precision and recall, of all images' concepts together; NaN where there are none."""
+    per_image: NDArray[np.float64]
+    """(I, 2)"""
+    statistics: NDArray[np.float64]
+    """(I, 4): concepts of the candidate that its references support, all of the candidate; concepts of the references
+    that the candidate has, all of the references."""
+
+
+class Chair(NamedTuple):
+    """CHAIR as fractions: the lower the better."""
+
+    instances: float
+    """CHAIR_i: mentions of objects that are not there, among all mentions; NaN where there are none."""
+    sentences: float
+    """CHAIR_s: captions with such a mention, among all captions."""
+    hallucinated: list[list[str]]
+    """(I,) the concepts that each caption made up, one a mention."""
+
+
+@dataclass(frozen=True)
+class NounList:
+    """Words and phrases, and the concepts they stand for."""
+
+    named: Mapping[str, str]
+    """Unambiguous word or phrase -> concept."""
+    hinted: Mapping[str, frozenset[str]]
+    """Word or phrase -> the concepts that it may stand for."""
+    longest: Mapping[str, int]
+    """First word -> how many words the longest phrase has that begins with it."""
+
+    @classmethod
+    @functools.cache
+    def bundled(cls) -> Self:
+        """The list of this package."""
+        source = importlib.resources.files("captioner.metrics") / "object_words.txt"
+        return cls.parse(source.read_text(encoding="utf-8"), source.name)
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Self:
+        """Read the format of `object_words.txt`. Raises ConfigError with the line that is wrong."""
+        named: dict[str, str] = {}
+        hinted: dict[str, set[str]] = {}
+        names: dict[str, int] = {}
+
+        def name(word: str, concept: str, number: int) -> None:
+            if named.setdefault(word, concept) != concept:
+                raise ConfigError(f"{source}:{number}: {word} is a {named[word]} already; add a ? to one of them")
+
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            concept, colon, rest = (part.strip() for part in line.partition(":"))
+            if not (concept and colon):
+                raise ConfigError(f"{source}:{number}: {line.strip()}: no concept; write `concept: word, word`")
+            names.setdefault(concept, number)
+            for word in filter(None, (word.strip() for word in rest.split(","))):
+                if word.endswith("?"):
+                    hinted.setdefault(word[:-1], set()).add(concept)
+                else:
+                    name(word, concept, number)
+        for concept, number in names.items():
+            if concept != NOTHING and concept not in hinted.get(concept, ()):
+                name(concept, concept, number)
+        longest: dict[str, int] = {}
+        for phrase in (*named, *hinted):
+            first, size = phrase.split(" ", 1)[0], phrase.count(" ") + 1
+            longest[first] = max(size, longest.get(first, 0))
+        return cls(named, {word: frozenset(concepts) for word, concepts in hinted.items()}, longest)
+
+    def objects(self, captions: Iterable[str]) -> Objects:
+        """The objects of tokenized captions; where several phrases fit, of the longest."""
+        named: list[str] = []
+        possible: set[str] = set()
+        for caption in captions:
+            words = caption.split()
+            place = 0
+            while place < len(words):
+                for size in range(self.longest.get(words[place], 0), 0, -1):
+                    phrase = " ".join(words[place : place + size])
+                    concept, hints = self.named.get(phrase), self.hinted.get(phrase)
+                    if concept or hints:
+                        if concept and concept != NOTHING:
+                            named.append(concept)
+                        possible.update(hints or ())
+                        place += size - 1
+                        break
+                place += 1
+        return Objects(named, possible.union(named))
+
+
+def object_words(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], nouns: NounList | None = None
+) -> ObjectWords:
+    """Precision and recall of the concepts that tokenized candidates (I) name, against the references of each.
+
+    A concept counts once a caption. It is supported where a reference names it, or has a word that may mean it.
+    """
+    nouns = nouns or NounList.bundled()
+    rows = []
+    for candidate, others in zip(candidates, references, strict=True):
+        own, expected = nouns.objects([candidate]), nouns.objects(others)
+        mine, theirs = set(own.named), set(expected.named)
+        rows.append((len(mine & expected.possible), len(mine), len(theirs & own.possible), len(theirs)))
+    statistics = np.array(rows, np.float64).reshape(-1, 4)
+    return ObjectWords(object_words_of(statistics.sum(axis=0)), object_words_of(statistics), statistics)
+
+
+def object_words_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., 2): precision and recall of statistics (..., 4), an image's or sums over images."""
+    with np.errstate(invalid="ignore"):
+        ratios: NDArray[np.float64] = statistics[..., ::2] / statistics[..., 1::2]
+    return ratios
+
+
+def chair(
+    candidates: Sequence[str],
+    instances: Sequence[Collection[str]],
+    references: Sequence[Sequence[str]] | None = None,
+    nouns: NounList | None = None,
+) -> Chair:
+    """CHAIR of tokenized candidates (I), given the COCO categories that are in each image.
+
+    The paper also takes for there what an image's references name: give them for that. Its list of synonyms is
+    another, so published values are near these, not equal. Raises ConfigError for a name that is no COCO category.
+    """
+    nouns = nouns or NounList.bundled()
+    if unknown := sorted(set().union(*instances) - COCO_CATEGORIES):
+        raise ConfigError(f"instances: {', '.join(unknown)}: no categories of COCO; give names such as `dining table`")
+    mentions = 0
+    hallucinated = []
+    for candidate, there, others in zip(candidates, instances, references or [()] * len(candidates), strict=True):
+        known = set(there) | nouns.objects(others).possible
+        named = [concept for concept in nouns.objects([candidate]).named if concept in COCO_CATEGORIES]
+        mentions += len(named)
+        hallucinated.append([concept for concept in named if concept not in known])
+    wrong = sum(map(len, hallucinated))
+    return Chair(
+        wrong / mentions if mentions else float("nan"),
+        sum(map(bool, hallucinated)) / len(hallucinated) if hallucinated else float("nan"),
+        hallucinated,
+    )
+
+
+def image_categories(instances: Mapping[str, Any]) -> dict[Any, set[str]]:
+    """Image id -> the categories in it, from COCO's instances as they are in its JSON file."""
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    found: dict[Any, set[str]] = {image["id"]: set() for image in instances["images"]}
+    for annotation in instances["annotations"]:
+        found[annotation["image_id"]].add(names[annotation["category_id"]])
+    return found
