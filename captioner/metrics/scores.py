@@ -272,11 +272,31 @@ def _meteor(captions: Captions) -> Result:
     return Result(("meteor",), np.array([found.corpus]), found.per_image[:, None], statistics)
 
 
+def _spice(captions: Captions) -> Result:
+    from captioner.metrics.spice import spice
+
+    if captions.spice_dir is None:
+        raise ConfigError("metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)")
+    found = spice(captions.candidates, captions.references, captions.spice_dir)
+    return _mean("spice", found.corpus, found.per_image, "SPICE gave no score for an image")
+
+
+def _object_words(captions: Captions) -> Result:
+    from captioner.metrics.object_words import object_words, object_words_of
+
+    found = object_words(captions.candidates, captions.references)
+    statistics = Statistics(found.statistics, object_words_of)
+    names = ("object_precision", "object_recall")
+    return Result(names, found.corpus, found.per_image, statistics, "no caption names an object of the list")
+
+
 METRICS: dict[str, Callable[[Captions], Result]] = {
     "bleu": _bleu,
     "rouge_l": _rouge_l,
     "cider_d": _cider_d,
     "meteor": _meteor,
+    "spice": _spice,
+    "object_words": _object_words,
 }
 """Metric, as users name it -> its result."""
 

@@ -304,3 +304,16 @@ def test_whatever_is_no_caption_is_an_error_that_names_its_image(candidates: Any
         assert any(f"image {image}: " in message for image in candidates) or not candidates
     else:
         assert json.dumps(scores)
+
+
+def test_object_words_stand_among_the_metrics():
+    candidates = {"a": "a dog on a bench", "b": "two cats"}
+    found = score(candidates, {"a": ["a puppy runs"], "b": ["a cat"]}, metrics=["object_words"])
+    assert found.corpus == {"object_precision": pytest.approx(2 / 3), "object_recall": pytest.approx(1.0)}
+    nothing = score({"a": "it is", "b": "so"}, {"a": ["it was"], "b": ["so so"]}, metrics=["object_words"])
+    assert set(nothing.corpus) == set(nothing.reasons) == {"object_precision", "object_recall"}
+
+
+def test_spice_needs_its_folder():
+    with pytest.raises(ConfigError, match="spice_dir"):
+        score({"a": "a dog"}, {"a": ["a dog"]}, metrics=["spice"])
