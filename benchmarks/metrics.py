@@ -3,7 +3,7 @@
 python -m benchmarks.metrics                                    with made-up captions
 python -m benchmarks.metrics --references REFS.json --candidates RES.json
 
-What pycocoevalcap (the extra `benchmark`) does is timed where it and Java are there. Made-up captions are the COCO
+What pycocoevalcap (the extra `meteor`) does is timed where it and Java are there. Made-up captions are the COCO
 captions of tests/metrics/golden with many words exchanged, so that 5,000 images have about as many different n-grams as
 COCO's have; 113,200 images with 566,000 references stand for COCO's training set.
 """
@@ -64,7 +64,7 @@ def seconds(action: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
 def reason_without_official() -> str:
     """Why pycocoevalcap cannot be timed; empty where it can."""
     if find_spec("pycocoevalcap") is None:
-        return "pycocoevalcap is not installed (extra benchmark)"
+        return "pycocoevalcap is not installed (extra meteor)"
     try:
         find_java()
     except ResourceError as error:

@@ -1,6 +1,6 @@
 """Captions of a split, scored with the official tool: `python -m benchmarks.official_scores --data FOLDER`.
 
-Needs Java and the extra `benchmark`. Prints BLEU, ROUGE-L, METEOR and CIDEr-D as fractions, and the distinct captions.
+Needs Java and the extra `meteor`. Prints BLEU, ROUGE-L, METEOR and CIDEr-D as fractions, and the distinct captions.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Our PTB tokenizer against the official one: `python -m benchmarks.tokenizer_agreement [--captions FILE ...]`.
 
-Needs Java and the extra `benchmark`. Tokenizes every source in one go, as the metrics do, and counts the captions that
+Needs Java and the extra `meteor`. Tokenizes every source in one go, as the metrics do, and counts the captions that
 differ, by class. Without files: the shared data that is there (CAPTIONER_SHARED, default ../shared), and odd captions
 made up from pieces. A file is text, a caption a line, or JSON: COCO annotations or {image: [captions]}.
 """
@@ -44,7 +44,7 @@ def jar() -> Path:
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder, "tokenizer", "stanford-corenlp-3.4.1.jar")).is_file():
             return path
-    raise ResourceError("pycocoevalcap is not installed: pip install 'captioner[benchmark]'", code="needs_extra")
+    raise ResourceError("pycocoevalcap is not installed: pip install 'captioner[meteor]'", code="needs_extra")
 
 
 def official(captions: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,13 @@ from captioner.errors import AnnotationError, ConfigError, InputError
 from captioner.metrics.bleu import bleu, bleu_of
 from captioner.metrics.cider import cider_d
 from captioner.metrics.ngrams import Counts
+from captioner.metrics.ptb import LINE_BREAKS, TOKENIZERS
 from captioner.metrics.rouge import rouge_l
 from captioner.metrics.significance import RESAMPLES, SEED, Statistics, interval, resample
 
 TokenizerName: TypeAlias = Literal["ptb", "char", "none"]
 
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
-
-# The official tool's tokenizer begins another caption at each of these, and so shifts all that follow.
-_LINES = str.maketrans("\n\r\v\f\u2028\u2029", "      ")
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ def score(
     for metric in metrics:
         if metric not in METRICS:
             raise ConfigError(f"metric {metric}: not known; choose from {', '.join(METRICS)}")
-    if tokenizer not in get_args(TokenizerName):
-        raise ConfigError(f"tokenizer {tokenizer}: not known; choose from {', '.join(get_args(TokenizerName))}")
+    if tokenizer not in TOKENIZERS:
+        raise ConfigError(f"tokenizer {tokenizer}: not known; choose from {', '.join(TOKENIZERS)}")
     texts, all_references = _by_id(candidates, "candidates"), _by_id(references, "references")
     if not texts:
         raise InputError("no candidates: nothing to score; give a caption for each image")
@@ -150,7 +148,7 @@ def score(
     sizes = [len(each) for each in others]
     words = iter(_tokenized(tuple(chain.from_iterable(others)), tokenizer))
     tokenized = [[next(words) for _ in range(size)] for size in sizes]
-    captions = Captions(list(_tokenize(own, tokenizer)), tokenized, spice_dir)
+    captions = Captions(TOKENIZERS[tokenizer](own), tokenized, spice_dir)
     results = tuple(METRICS[metric](captions) for metric in metrics)
 
     unused = len(all_references) - len(images)
@@ -187,7 +185,7 @@ def _by_id(captions: Mapping[Any, Any], what: str) -> dict[str, Any]:
 def _candidate(image: str, caption: Any) -> str:
     if not isinstance(caption, str):
         raise AnnotationError(f"candidates: image {image}: {reprlib.repr(caption)} is not a text; give it one caption")
-    return caption.translate(_LINES)
+    return caption.translate(LINE_BREAKS)
 
 
 def _references(image: str, references: Mapping[str, Any]) -> list[str]:
@@ -203,23 +201,13 @@ def _references(image: str, references: Mapping[str, Any]) -> list[str]:
             raise AnnotationError(
                 f"references: image {image}: {reprlib.repr(caption)} is not a text; mend or remove it"
             )
-    return [caption.translate(_LINES) for caption in captions]
-
-
-def _tokenize(captions: Sequence[str], tokenizer: TokenizerName) -> Sequence[str]:
-    if tokenizer == "ptb":
-        from captioner.metrics.ptb import tokenize
-
-        return tokenize(captions)
-    if tokenizer == "char":
-        return [" ".join("".join(caption.split())) for caption in captions]
-    return [" ".join(caption.split()) for caption in captions]
+    return [caption.translate(LINE_BREAKS) for caption in captions]
 
 
 @lru_cache(maxsize=1)
 def _tokenized(captions: tuple[str, ...], tokenizer: TokenizerName) -> Sequence[str]:
     """References, which often are the last call's: in training, or of two systems that are compared."""
-    return _tokenize(captions, tokenizer)
+    return TOKENIZERS[tokenizer](captions)
 
 
 def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, list[str]]) -> str:
