@@ -143,7 +143,9 @@ class TrainingConfig:
     epochs: Count = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     patience: Natural = 5
-    """Epochs without a better validation loss before training stops; 0 never stops early."""
+    """Epochs without a better validation CIDEr-D before training stops; 0 never stops early."""
+    metric_tokenizer: Literal["ptb", "char", "none"] = "ptb"
+    """How validation captions are split for scores: ptb for English, char where there are no spaces, none at spaces."""
     sample_captions: Natural = 4
     """Validation images captioned into the log after every epoch."""
     threads: Count | None = None

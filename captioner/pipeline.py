@@ -20,6 +20,7 @@ from captioner.geometry import Geometry, to_pixels
 from captioner.images import ImageSource, OpenedImage, open_image
 from captioner.inspection.trace import AttentionTrace
 from captioner.model.caption_model import CaptionModel
+from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer
 
@@ -51,6 +52,8 @@ class Caption:
     tokens: tuple[int, ...]
     """Without the start token; the end token is there unless the caption was cut off."""
     alternatives: tuple["Caption", ...] = ()
+    cut_off: bool = False
+    """Whether the longest length was reached before the end."""
 
     @property
     def confidence(self) -> float:
@@ -168,8 +171,8 @@ class Captioner:
         with torch.inference_mode():
             memory = self._memory([geometry], pixels[None], region)
         if caption is None:
-            [[hypothesis, *_]] = self._generate(memory, search, (), [_key(opened)])
-            tokens = hypothesis.tokens
+            [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[_key(opened)])
+            tokens = list(found.tokens)
         else:
             tokens = self._given(caption)
         return AttentionTrace.of(
@@ -207,13 +210,10 @@ class Captioner:
         opened, geometries, pixels = zip(*read, strict=True)
         with torch.inference_mode():
             memory = self._memory(geometries, torch.stack(pixels), region)
-        return [
-            replace(best, alternatives=tuple(others))
-            for best, *others in (
-                [self._worded(hypothesis) for hypothesis in hypotheses]
-                for hypotheses in self._generate(memory, search, prefix, [_key(each) for each in opened])
-            )
-        ]
+        found = caption_memory(
+            self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[_key(each) for each in opened]
+        )
+        return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
     def _memory(self, geometries: Sequence[Geometry], pixels: Tensor, region: Region | None) -> Memory:
         """pixels (B, 3, height, width) -> memory, with what lies outside the region hidden."""
@@ -227,31 +227,6 @@ class Captioner:
         for row, geometry in enumerate(geometries):
             keep[row, patches] = torch.from_numpy(geometry.patches_in(region, encoder.grid)).flatten()
         return memory.mask(keep.to(self.device))
-
-    def _generate(
-        self, memory: Memory, search: Strategy, prefix: tuple[int, ...], keys: list[str]
-    ) -> list[list[Hypothesis]]:
-        # A model of few positions writes shorter captions than the default allows.
-        most = min(search.max_length, self.model.decoder.config.max_length - 1)
-        return generate(
-            self.model.decoder,
-            memory,
-            replace(search, max_length=most, min_length=min(search.min_length, most - 1)),
-            bos=self.tokenizer.bos,
-            eos=self.tokenizer.eos,
-            pad=self.tokenizer.pad,
-            suppressed=self.tokenizer.suppressed,
-            prefix=prefix,
-            keys=keys,
-        )
-
-    def _worded(self, hypothesis: Hypothesis) -> Caption:
-        tokens, log_probs = hypothesis
-        words = tuple(
-            CaptionWord(word.text, math.fsum(log_probs[word.start : word.stop]))
-            for word in self.tokenizer.words(tokens)
-        )
-        return Caption(self.tokenizer.decode(tokens), hypothesis.log_prob, words, tuple(tokens))
 
     def _prefix(self, text: str) -> tuple[int, ...]:
         if unknown := self.unknown_words(text):
@@ -270,6 +245,41 @@ class Captioner:
                 f"caption {caption[:40]!r}...: {len(tokens) - 1} tokens, this model takes {most - 1}; shorten it"
             )
         return tokens
+
+
+def caption_memory(
+    decoder: TextDecoder,
+    tokenizer: Tokenizer,
+    memory: Memory,
+    search: Strategy,
+    *,
+    prefix: Sequence[int] = (),
+    keys: Sequence[str] | None = None,
+) -> list[list[Caption]]:
+    """The captions of each image of a memory, best first; `prefix` and `keys` are those of `generate`."""
+    # A model of few positions writes shorter captions than the default allows.
+    most = min(search.max_length, decoder.config.max_length - 1)
+    found = generate(
+        decoder,
+        memory,
+        replace(search, max_length=most, min_length=min(search.min_length, most - 1)),
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+        suppressed=tokenizer.suppressed,
+        prefix=prefix,
+        keys=keys,
+    )
+    return [[_worded(tokenizer, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+
+def _worded(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Caption:
+    tokens, log_probs = hypothesis
+    words = tuple(
+        CaptionWord(word.text, math.fsum(log_probs[word.start : word.stop])) for word in tokenizer.words(tokens)
+    )
+    cut_off = tokenizer.eos not in tokens
+    return Caption(tokenizer.decode(tokens), hypothesis.log_prob, words, tuple(tokens), cut_off=cut_off)
 
 
 def _key(opened: OpenedImage) -> str:

@@ -20,6 +20,7 @@ VERBS = {
     "caption": ("captioner.cli.caption", "describe images"),
     "inspect": ("captioner.cli.inspect", "show where each word of a caption looked"),
     "train": ("captioner.cli.train", "train a model from a configuration"),
+    "evaluate": ("captioner.cli.evaluate", "caption a split and score the captions"),
     "score": ("captioner.cli.score", "score captions with the field's metrics"),
     "data": ("captioner.cli.data", "check, describe and prepare data sets"),
     "config": ("captioner.cli.config", "show and check configurations"),

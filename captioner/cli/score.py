@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='[{"image_id", "caption"}], or {image_id: caption}',
     )
     add("--compare", metavar="OTHER.json", help="other captions of the same images: adds paired differences")
+    add("--per-image", metavar="OUT.json", help="write the scores of each image here")
+    add_metric_flags(parser)
+
+
+def add_metric_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that `metrics_of` reads, and the tokenizer."""
+    add = parser.add_argument
     add(
         "--metrics",
         default="bleu,rouge_l,cider_d",
@@ -44,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "between; default: %(default)s",
     )
     add("--spice-dir", metavar="DIR", help="the folder of SPICE 1.0, for spice")
-    add("--per-image", metavar="OUT.json", help="write the scores of each image here")
     add(
         "--tokenizer",
         choices=TOKENIZERS,
@@ -57,14 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from captioner.metrics.scores import score
 
-    metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
-    if not metrics:
-        raise ConfigError(f"--metrics {arguments.metrics!r}: names no metric; give some, such as bleu,cider_d")
-    spice_dir = None if arguments.spice_dir is None else Path(arguments.spice_dir)
-    if spice_dir is not None and "spice" not in metrics:
-        raise ConfigError("--spice-dir: is for spice; add spice to --metrics")
-    if spice_dir is None and "spice" in metrics:
-        raise ConfigError("--metrics spice: needs the folder of SPICE 1.0; add --spice-dir DIR")
+    metrics, spice_dir = metrics_of(arguments)
     references = read_references(Path(arguments.references))
     candidates = read_candidates(Path(arguments.candidates))
     others = None if arguments.compare is None else _same_images(Path(arguments.compare), candidates)
@@ -72,14 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     scores = score(candidates, references, metrics, arguments.tokenizer, spice_dir)
     for note in scores.notes:
         print(f"captioner: {note}", file=sys.stderr)
-    report: dict[str, Any] = {
-        "metrics": scores.corpus,
-        "intervals": scores.intervals(),
-        "images": len(scores.images),
-        "signature": scores.signature,
-    }
-    if scores.reasons:
-        report["reasons"] = scores.reasons
+    report = scores.to_dict()
     if others is not None:
         report["comparison"] = scores.compare(score(others, references, metrics, arguments.tokenizer, spice_dir))
     if arguments.per_image is not None:
@@ -88,9 +80,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def metrics_of(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
+    """The metrics that the flags name, and SPICE's folder. Raises ConfigError where they do not fit together."""
+    metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    if not metrics:
+        raise ConfigError(f"--metrics {arguments.metrics!r}: names no metric; give some, such as bleu,cider_d")
+    spice_dir = None if arguments.spice_dir is None else Path(arguments.spice_dir)
+    if spice_dir is not None and "spice" not in metrics:
+        raise ConfigError("--spice-dir: is for spice; add spice to --metrics")
+    if spice_dir is None and "spice" in metrics:
+        raise ConfigError("--metrics spice: needs the folder of SPICE 1.0; add --spice-dir DIR")
+    return metrics, spice_dir
+
+
 def read_references(path: Path) -> dict[str, Any]:
     """Image id -> captions, of COCO annotations or {image_id: [captions]}. Raises AnnotationError, InputError."""
-    data = _read(path)
+    data = read_json(path)
     annotations = data.get("annotations") if isinstance(data, dict) else None
     if isinstance(annotations, list) and all(isinstance(item, dict) for item in annotations):
         grouped: dict[str, Any] = {}
@@ -104,7 +109,7 @@ def read_references(path: Path) -> dict[str, Any]:
 
 def read_candidates(path: Path) -> dict[str, Any]:
     """Image id -> caption, of COCO results or {image_id: caption}. Raises AnnotationError, InputError."""
-    data = _read(path)
+    data = read_json(path)
     if isinstance(data, dict):
         return data
     if not isinstance(data, list):
@@ -136,7 +141,8 @@ def _same_images(path: Path, candidates: dict[str, Any]) -> dict[str, Any]:
     return {image: others[image] for image in candidates}
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file, gzipped or not, in which no object has a key twice. Raises AnnotationError, InputError."""
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":

@@ -102,6 +102,8 @@ class Listing:
     root: Path
     images: tuple[ListedImage, ...]
     problems: tuple[Problem, ...] = ()
+    has_splits: bool = True
+    """Whether the file names splits; else they were assigned."""
 
 
 def printable(text: str) -> str:

@@ -98,9 +98,10 @@ def read_listing(
     if not listed and not problems:
         looked_for = ", ".join(dict.fromkeys(name for names in SOURCES.values() for name in names))
         raise InputError(f"{source}: no captions; looked for {looked_for} and pictures with .txt files beside them")
-    if not any(image.split for image in listed):
+    has_splits = any(image.split for image in listed)
+    if not has_splits:
         listed = assign_splits(listed)
-    return Listing(source, pictures, tuple(listed), tuple(problems))
+    return Listing(source, pictures, tuple(listed), tuple(problems), has_splits)
 
 
 def assign_splits(images: Iterable[ListedImage]) -> list[ListedImage]:

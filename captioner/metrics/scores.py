@@ -72,6 +72,16 @@ class Scores:
     """What the user should know."""
     results: tuple[Result, ...] = field(repr=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `captioner score` prints: JSON types only."""
+        report = {
+            "metrics": self.corpus,
+            "intervals": self.intervals(),
+            "images": len(self.images),
+            "signature": self.signature,
+        }
+        return report | ({"reasons": self.reasons} if self.reasons else {})
+
     def intervals(self, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, tuple[float, float] | None]:
         """95 % bootstrap intervals over images; None where a metric is undefined, and of one image."""
         return self._spread(lambda index: resample(self.results[index].statistics, resamples, seed), self.corpus)
@@ -218,7 +228,9 @@ def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, 
     except PackageNotFoundError:
         release = "0+unknown"
     counts = sorted({len(each) for each in references.values()})
-    content = json.dumps(references, sort_keys=True).encode()
+    # White space decides no score, and some readers tidy it.
+    tidy = {image: [" ".join(text.split()) for text in texts] for image, texts in references.items()}
+    content = json.dumps(tidy, sort_keys=True).encode()
     parts = {
         "captioner": release,
         "tok": tokenizer,

@@ -85,13 +85,18 @@ def train(
         seed=config.training.seed,
         store=store,
     )
-    task = CaptionTask(model, tokenizer, config)
+    references = {image.image_id: image.captions for image in captions.split(data.val_split).images}
+    task = CaptionTask(model, tokenizer, config, references)
+    monitor, mode = ("val_cider_d", "max") if len(references) > 1 else ("val_loss", "min")
     # Lightning's `save_last` would write the last epoch only where it is the best so far.
     best, last = (
-        ModelCheckpoint(folder / CHECKPOINTS, filename=name, monitor=monitor, enable_version_counter=False)
-        for name, monitor in (("best", "val_loss"), ("last", None))
+        ModelCheckpoint(folder / CHECKPOINTS, filename=name, monitor=each, mode=mode, enable_version_counter=False)
+        for name, each in (("best", monitor), ("last", None))
     )
-    trainer = _trainer(config, folder, [] if fast_dev_run else [best, last], fast_dev_run)
+    watchers: list[Callback] = [] if fast_dev_run else [best, last]
+    if config.training.patience:
+        watchers.append(EarlyStopping(monitor, mode=mode, patience=config.training.patience, check_finite=False))
+    trainer = _trainer(config, folder, watchers, fast_dev_run)
     with warnings.catch_warnings():
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -103,7 +108,7 @@ def train(
         if best.best_model_path:
             state = load_training_file(Path(best.best_model_path))["state_dict"]
             model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
-        save_model(folder / "model", model, tokenizer, card=_card(config, trainer, init))
+        save_model(folder / "model", model, tokenizer, card=_card(config, trainer, best, init))
     return folder / "model"
 
 
@@ -147,13 +152,11 @@ def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> Feat
         return extract_features(model.encoder, captions, Path(config.data.features), views=count, advance=bar.update)
 
 
-def _trainer(config: Config, folder: Path, checkpoints: list[ModelCheckpoint], fast_dev_run: bool) -> pl.Trainer:
+def _trainer(config: Config, folder: Path, watchers: list[Callback], fast_dev_run: bool) -> pl.Trainer:
     options: dict[str, Any] = dict(config.training.trainer)
-    callbacks: list[Callback] = [LearningRateMonitor("step"), *checkpoints]
+    callbacks: list[Callback] = [LearningRateMonitor("step"), *watchers]
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=20))
-    if config.training.patience:
-        callbacks.append(EarlyStopping("val_loss", patience=config.training.patience))
     if config.optimization.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.optimization.ema_decay))
     callbacks += _named(options.pop("callbacks", []), pl.callbacks, "callbacks")
@@ -202,9 +205,13 @@ def _named(entries: Any, module: Any, key: str) -> list[Any]:
     return made
 
 
-def _card(config: Config, trainer: pl.Trainer, init: Path | None) -> str:
-    metrics = trainer.callback_metrics
-    loss = f"{float(metrics['val_loss']):.3f} nats a token at the end" if "val_loss" in metrics else "not measured"
+def _card(config: Config, trainer: pl.Trainer, best: ModelCheckpoint, init: Path | None) -> str:
+    if best.best_model_score is None:
+        score = "not measured"
+    elif best.monitor == "val_loss":
+        score = f"cross-entropy {float(best.best_model_score):.3f} nats a token, of the best epoch"
+    else:
+        score = f"CIDEr-D {float(best.best_model_score):.4f} (greedy search), of the best epoch, which was chosen by it"
     start = f"* Started from `{init}`: the terms in its card apply too.\n" if init else ""
     return (
         f"# {config.name or 'captioner model'}\n\n"
@@ -212,7 +219,7 @@ def _card(config: Config, trainer: pl.Trainer, init: Path | None) -> str:
         f" at {config.encoder.image_size}; decoder: {config.decoder.layers} layers of width {config.decoder.width}.\n\n"
         f"* Data: `{config.data.root}`, split `{config.data.train_split}`; its terms apply to the weights too.\n"
         f"{start}"
-        f"* Validation loss: {loss}.\n"
+        f"* Validation split `{config.data.val_split}`: {score}.\n"
         f"* Seed {config.training.seed}, {trainer.current_epoch} epochs, {trainer.global_step} steps.\n\n"
         f"```yaml\n{dump_yaml(config)}```\n"
     )

@@ -2,10 +2,12 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,9 +15,11 @@ from captioner.checkpoint import describe
 from captioner.config import Config, to_dict
 from captioner.data.dataset import Batch
 from captioner.errors import TrainingError
-from captioner.generation import Greedy, generate
+from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions
+from captioner.generation import Greedy
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
+from captioner.pipeline import Caption
 from captioner.tokenizer import Tokenizer
 from captioner.training.optimization import optimizer_and_schedule
 
@@ -28,14 +32,24 @@ COLLAPSE_IMAGES = 8
 
 
 class CaptionTask(pl.LightningModule):
-    """Every next word of a caption from the words before it and its image; the loss is in nats a token."""
+    """Every next word of a caption from the words before it and its image; the loss is in nats a token.
 
-    def __init__(self, model: CaptionModel, tokenizer: Tokenizer, config: Config) -> None:
+    After an epoch the validation images are captioned by greedy search and scored against `references`.
+    """
+
+    def __init__(
+        self,
+        model: CaptionModel,
+        tokenizer: Tokenizer,
+        config: Config,
+        references: Mapping[ImageId, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
-        self._shown: Memory | None = None
+        self.references = references or {}
+        self._captions: dict[ImageId, Caption] = {}
 
     def see(self, batch: Batch) -> Memory:
         """What the batch's B images offer to their captions."""
@@ -69,14 +83,46 @@ class CaptionTask(pl.LightningModule):
         memory = self.see(batch)
         loss, tokens = self.loss(batch, memory)
         self.log("val_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
-        if index == 0:
-            self._shown = memory
+        # An image with many captions comes several times.
+        new = [place for place, image in enumerate(batch.image_ids) if image not in self._captions]
+        if new:
+            images = [batch.image_ids[place] for place in new]
+            seen = memory.select(torch.tensor(new, device=self.device))
+            self._captions |= caption_features(self.model.decoder, self.tokenizer, [(images, seen)], Greedy())
 
     def on_validation_epoch_end(self) -> None:
-        if self._shown is None or not self.trainer.is_global_zero:
-            return
-        texts = self._captions(self._shown)
-        self._shown = None
+        captions, self._captions = self._of_all_ranks(self._captions), {}
+        found = evaluate_captions(captions, self.references, tokenizer=self.config.training.metric_tokenizer)
+        for name in ("bleu_4", "cider_d"):
+            value = found.scores.corpus[name]
+            number = math.nan if value is None else value
+            self.log(f"val_{name}", number, prog_bar=name == "cider_d", sync_dist=True)
+        if self.trainer.is_global_zero:
+            self._tell(found)
+
+    def _of_all_ranks(self, captions: dict[ImageId, Caption]) -> dict[ImageId, Caption]:
+        """Every process validates some of the images; all score all of them, in the references' order."""
+        parts = [captions]
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, captions)
+            parts = gathered
+        merged = {image: caption for part in parts for image, caption in part.items()}
+        return {image: merged[image] for image in self.references if image in merged}
+
+    def _tell(self, found: Evaluation) -> None:
+        """Scores and some captions, in the log; a warning where all images get the same caption."""
+        texts = [caption.text for caption in found.captions.values()]
+        scores, habits = found.scores.corpus, found.habits
+        log.info(
+            "epoch %d: CIDEr-D %s, BLEU-4 %.4f of %d images; %d %% of the captions distinct, %.1f words",
+            self.current_epoch,
+            "undefined" if scores["cider_d"] is None else f"{scores['cider_d']:.4f}",
+            scores["bleu_4"],
+            len(texts),
+            round(100 * habits.distinct_captions),
+            habits.mean_length,
+        )
         for text in texts[: self.config.training.sample_captions]:
             log.info("epoch %d: %s", self.current_epoch, text)
         for logger in self.loggers:
@@ -110,15 +156,3 @@ class CaptionTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}
-
-    def _captions(self, memory: Memory) -> list[str]:
-        found = generate(
-            self.model.decoder,
-            memory,
-            Greedy(max_length=min(32, self.model.decoder.config.max_length - 1)),
-            bos=self.tokenizer.bos,
-            eos=self.tokenizer.eos,
-            pad=self.tokenizer.pad,
-            suppressed=self.tokenizer.suppressed,
-        )
-        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in found]

@@ -12,7 +12,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 
 
-@pytest.mark.parametrize("name", ["train", "caption", "inspect_attention"])
+@pytest.mark.parametrize("name", ["train", "caption", "evaluate", "inspect_attention"])
 def test_a_script_is_its_verb(name, capsys):
     assert import_module(f"scripts.{name}").main(["--help"]) == 0
     assert f"usage: captioner {name.partition('_')[0]}" in capsys.readouterr().out

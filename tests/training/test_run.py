@@ -13,6 +13,8 @@ from captioner.checkpoint import load_model, load_training_file
 from captioner.config import load_config
 from captioner.data.formats import load_captions
 from captioner.errors import CheckpointError, ConfigError, TrainingError
+from captioner.generation import Greedy
+from captioner.metrics import score_captions
 from captioner.pipeline import Captioner
 from captioner.training.run import find_checkpoint, train
 
@@ -190,3 +192,49 @@ def test_the_last_epoch_is_kept_even_where_it_is_not_the_best(config, tmp_path):
     train(config("training.epochs=3", "optimization.ema_decay=null", *still), tmp_path / "run")
     best, last = (load_training_file(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
     assert (best["epoch"], last["epoch"]) == (0, 2)
+
+
+def test_the_best_epoch_is_the_one_of_the_best_cider(config, tmp_path):
+    train(config("training.epochs=4", "optimization.learning_rate=1.0e-2"), tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    scores = [float(row["val_cider_d"]) for row in rows if row["val_cider_d"]]
+    best = load_training_file(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert len(scores) == 4
+    assert max(scores) > 0
+    assert scores[best["epoch"]] == max(scores)
+    assert f"CIDEr-D {max(scores):.4f}" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_one_validation_image_falls_back_to_the_loss(config, tmp_path, shapes):
+    data = json.loads((shapes / "captions.json").read_text())
+    val = [image for image in data["images"] if image["split"] == "val"]
+    for image in val[1:]:
+        image["split"] = "unused"
+    (tmp_path / "one.json").write_text(json.dumps(data))
+    folder = train(config("training.epochs=2", f"data.annotations={tmp_path / 'one.json'}"), tmp_path / "run")
+    assert "cross-entropy" in (folder / "README.md").read_text()
+
+
+def test_two_processes_validate_all_images(config, tmp_path):
+    """Real processes of torch.distributed: the score is that of all images, as one process finds it."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml"), "-o", str(run)]
+    command += ["--set", f"data.root={config().data.root}", "--set", "training.epochs=1"]
+    command += ["--set", "training.trainer.devices=2", "--set", "training.trainer.strategy=ddp"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    val = load_captions(config().data.root).split("val").images
+    assert f" of {len(val)} images" in finished.stderr
+    row = [
+        row
+        for row in csv.DictReader((run / "csv/version_0/metrics.csv").read_text().splitlines())
+        if row["val_cider_d"]
+    ][-1]
+    model, tokenizer = load_model(run / "model")
+    captioner = Captioner(model, tokenizer, name="run")
+    captions = captioner([image.path for image in val], search=Greedy())
+    found = score_captions(
+        {image.image_id: caption.text for image, caption in zip(val, captions, strict=True)},
+        {image.image_id: image.captions for image in val},
+    )
+    assert float(row["val_cider_d"]) == pytest.approx(found["cider_d"], abs=1e-6)

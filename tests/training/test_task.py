@@ -1,13 +1,19 @@
 """The loss: grouped captions cost what single ones cost, padding counts for nothing, and collapse is noticed."""
 
 import logging
+import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.data.dataset import Batch
+from captioner.generation import Greedy
+from captioner.metrics import score_captions
 from captioner.model.caption_model import CaptionModel
+from captioner.pipeline import Captioner, caption_memory
 from captioner.tokenizer import Tokenizer
 from captioner.training.task import CaptionTask
 
@@ -58,18 +64,46 @@ def test_stored_features_give_the_photos_loss(task):
         torch.testing.assert_close(loss(task, photos)[0], loss(task, stored)[0], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("images", "warned"), [(8, True), (4, False)])
-def test_the_same_caption_for_every_image_is_noticed(task, caplog, images, warned, monkeypatch):
-    class Stub:
-        is_global_zero = True
-        sanity_checking = False
-        current_epoch = global_step = 0
-        loggers = ()
+def validate(task, batches):
+    """What Lightning's own validation measures and tells."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    [measured] = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)
+    return measured
 
-    task._trainer = Stub()
+
+@pytest.mark.parametrize(("images", "warned"), [(8, True), (4, False)])
+def test_the_same_caption_for_every_image_is_noticed(task, caplog, images, warned):
     alike = torch.zeros(images, 3, 64, 64, dtype=torch.uint8)
-    task._shown = task.see(batch(task, ["star"] * images, alike))
+    task.references = {image: ["a red star"] for image in range(images)}
     with caplog.at_level(logging.INFO, logger="captioner"):
-        task.on_validation_epoch_end()
+        validate(task, [batch(task, ["star"] * images, alike)])
     assert any("same caption" in record.message for record in caplog.records) == warned
-    assert sum(record.message.startswith("epoch 0:") for record in caplog.records) == 4
+    assert sum(record.message.startswith("epoch 0:") for record in caplog.records) == 5  # four captions and the scores
+
+
+def test_validation_scores_each_image_once(task):
+    """The CIDEr-D that is logged is that of greedy captions of all images, however they come in batches."""
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    texts = ["a red circle", "a blue star above", "a red star"]
+    task.references = {0: [texts[0], "circle"], 1: [texts[1]], 2: [texts[2]]}
+    whole = validate(task, [batch(task, texts, images)])
+    first = batch(task, texts[:2], images[:2])
+    again = batch(task, ["circle", texts[2]], images[[0, 2]])._replace(image_ids=[0, 2])
+    parts = validate(task, [first, again])
+    captioner = Captioner(task.model, task.tokenizer, name="tiny")
+    captions = {
+        image: caption.text
+        for image, [caption] in enumerate(
+            caption_memory(task.model.decoder, task.tokenizer, captioner.model.encode(images), Greedy())
+        )
+    }
+    expected = score_captions(captions, task.references)
+    for measured in (whole, parts):
+        assert measured["val_cider_d"] == pytest.approx(expected["cider_d"], abs=1e-6)
+        assert measured["val_bleu_4"] == pytest.approx(expected["bleu_4"], abs=1e-6)
+
+
+def test_a_single_validation_image_has_no_cider(task):
+    task.references = {0: ["a red circle"]}
+    measured = validate(task, [batch(task, ["star"], torch.zeros(1, 3, 64, 64, dtype=torch.uint8))])
+    assert math.isnan(measured["val_cider_d"])

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Caption a split and score the captions: the same as `captioner evaluate`."""
+
+import sys
+from collections.abc import Sequence
+
+from captioner.cli import main as captioner
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return captioner(["evaluate", *(sys.argv[1:] if argv is None else argv)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
