@@ -103,7 +103,8 @@ def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...],
     captions = validated(listing)
     if arguments.split is None and not listing.has_splits:
         print(
-            f"captioner: {given} names no splits: all {len(captions)} images (--split val: those that training validates on)",
+            f"captioner: {given} names no splits: all {len(captions)} images (--split val: those that training "
+            "validates on)",
             file=sys.stderr,
         )
         return captions.images, []
