@@ -112,6 +112,8 @@ class DataConfig:
     """Random resized crops, colour, and flips where no caption says left or right (training from photos)."""
     features: str | None = None
     """A folder for encoder features computed once; frozen encoders only. null encodes photos as they come."""
+    mosaics: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of training images that are seen in a 2x2 mosaic with three others, so that words must find theirs."""
     feature_views: Count = 1
     """Views of each training photo in the feature store: the plain one, then augmented ones."""
 
@@ -129,6 +131,10 @@ class OptimizationConfig:
     final_learning_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Where the cosine ends, as a fraction of the peak."""
     label_smoothing: Rate = 0.1
+    pointing: NotNegative = 0.0
+    """Weight of -log of the cross-attention that object words put on their own photo of a mosaic (data.mosaics)."""
+    image_dropout: Rate = 0.0
+    """The share of images that training hides, so that the null patch learns what is said without one."""
     gradient_clip: NotNegative = 1.0
     """Largest gradient norm; 0 does not clip."""
     ema_decay: Rate | None = None
@@ -161,6 +167,8 @@ class ModelConfig:
     __pydantic_config__ = STRICT
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    best_heads: tuple[tuple[Natural, Natural], ...] = ()
+    """(layer, head) of the cross-attention heads that point best, by measurement; empty where none was made."""
 
 
 @dataclass(frozen=True, kw_only=True)

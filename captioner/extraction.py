@@ -1,8 +1,10 @@
 """Features of a frozen encoder for a whole data set, computed once.   B images · N positions · E encoder width"""
 
+import hashlib
 import logging
+import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from captioner.data.annotations import CaptionedImage, CaptionSet
-from captioner.data.dataset import view_pixels
+from captioner.data.dataset import mosaic_name, read_photo, view_pixels
 from captioner.data.features import FeatureStore, FeatureWriter, StoreKey, hash_files, hash_weights
-from captioner.errors import AnnotationError, ImageError
-from captioner.images import open_image
+from captioner.data.mosaics import Mosaics, mosaic_pixels
 from captioner.model.encoder import VisionEncoder
 
 log = logging.getLogger(__name__)
@@ -30,15 +31,17 @@ READ_AHEAD = 2
 
 @dataclass(frozen=True)
 class _View:
-    image: CaptionedImage
+    """A view of one photo, or a mosaic of four."""
+
+    name: str
     number: int
+    images: tuple[CaptionedImage, ...]
 
     def pixels(self, encoder: VisionEncoder) -> NDArray[np.uint8]:
-        try:
-            photo = open_image(self.image.path).image
-        except ImageError as error:
-            raise AnnotationError(f"{error}; remove the image from the annotations or replace the file") from error
-        return view_pixels(photo, encoder.config, self.image, self.number or None)
+        photos = [read_photo(image) for image in self.images]
+        if len(photos) > 1:
+            return mosaic_pixels(photos, encoder.config)
+        return view_pixels(photos[0], encoder.config, self.images[0], self.number or None)
 
 
 def extract_features(
@@ -47,20 +50,34 @@ def extract_features(
     folder: Path,
     *,
     views: Callable[[CaptionedImage], int] = lambda image: 1,
+    mosaics: Mapping[str, Mosaics] = types.MappingProxyType({}),
     batch_size: int = 32,
     advance: Callable[[int], object] = lambda views: None,
 ) -> FeatureStore:
     """The features of every photo, from `folder` where they are there already, else computed into it.
 
-    `views` says how many views of a photo are kept: the plain one, then augmented ones. `advance` hears how many more
-    views are done. Raises ConfigError where the folder holds features of something else.
+    `views` says how many views of a photo are kept: the plain one, then augmented ones; `mosaics` (by split) are kept
+    too. `advance` hears how many more views are done. Raises ConfigError where the folder holds features of something
+    else.
     """
     counts = {str(image.image_id): views(image) for image in captions.images}
+    work = [
+        _View(str(image.image_id), number, (image,))
+        for image in captions.images
+        for number in range(counts[str(image.image_id)])
+    ]
+    layouts = ""
+    for split, each in mosaics.items():
+        images = captions.split(split).images
+        for number, photos in enumerate(each.layout):
+            work.append(_View(mosaic_name(split, number), 0, tuple(images[photo] for photo in photos)))
+            counts[mosaic_name(split, number)] = 1
+        layouts += f", mosaics of {split} {hashlib.sha256(repr(each.layout).encode()).hexdigest()[:12]}"
     names = sorted(image.path.relative_to(captions.root).as_posix() for image in captions.images)
     key = StoreKey(
         encoder={name: asdict(encoder.config)[name] for name in SEEN_BY},
         weights=hash_weights(encoder.state_dict()),
-        transform=f"{TRANSFORM}, {sum(counts.values())} views",
+        transform=f"{TRANSFORM}, {len(work)} views{layouts}",
         files=hash_files(captions.root, names),
     )
     store = FeatureStore.open(folder, key)
@@ -69,13 +86,12 @@ def extract_features(
     shape = (encoder.prefix + encoder.grid[0] * encoder.grid[1], encoder.width)
     log.info("computing features of %d photos into %s", len(names), folder)
     writer = FeatureWriter(folder, views=counts, shape=shape)
-    work = [_View(image, number) for image in captions.images for number in range(counts[str(image.image_id)])]
     encoder.eval()
     for batch, pixels in _read_ahead(work, encoder, batch_size):
         with torch.inference_mode():
             features = encoder(torch.from_numpy(pixels).to(encoder.mean.device)).half().cpu().numpy()
         for view, values in zip(batch, features, strict=True):
-            writer.write(str(view.image.image_id), view.number, values)
+            writer.write(view.name, view.number, values)
         advance(len(batch))
     writer.finish(key)
     store = FeatureStore.open(folder, key)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self, TypeVar, overload
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from captioner.checkpoint import load_model, save_model
@@ -18,16 +19,18 @@ from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Hypothesis, Strategy, generate
 from captioner.geometry import Geometry, to_pixels
 from captioner.images import ImageSource, OpenedImage, open_image
-from captioner.inspection.trace import AttentionTrace
+from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
-from captioner.model.memory import Memory
+from captioner.model.memory import Memory, concat
 from captioner.tokenizer import Tokenizer
 
 BUNDLED = "bundled"
 DEFAULT_BATCH = 16
 READ_AHEAD = 2
 """Batches of photos that are read while one is captioned; memory is bounded by it."""
+
+MOST_TILES = 64
 
 T = TypeVar("T")
 Region = tuple[float, float, float, float]
@@ -162,14 +165,27 @@ class Captioner:
         caption: str | None = None,
         search: Strategy = BeamSearch(),  # noqa: B008
         region: Region | None = None,
+        tiles: tuple[int, int] = (1, 1),
+        method: Method = "relevance",
     ) -> AttentionTrace:
         """Which patches each word of a caption looked at: the model's own caption, or any `caption`.
 
-        Raises ImageError for an unusable image, ConfigError for a caption without words or too long for the model.
+        `tiles` (rows, columns) cuts a large photo into parts that are encoded one by one and read as one memory.
+        Raises ImageError for an unusable image, ConfigError for a caption without words or too long for the model, and
+        for a region of a tiled photo.
         """
+        if method not in METHODS:
+            raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
         opened, geometry, pixels = self._read(image, allow_truncated=False)
-        with torch.inference_mode():
-            memory = self._memory([geometry], pixels[None], region)
+        encoder = self.model.encoder
+        if tiles == (1, 1):
+            view = View(encoder.grid, encoder.prefix, geometry)
+            with torch.inference_mode():
+                memory = self._memory([geometry], pixels[None], region)
+        elif region is not None:
+            raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
+        else:
+            memory, view = self._tiled(opened.image, tiles)
         if caption is None:
             [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[_key(opened)])
             tokens = list(found.tokens)
@@ -180,10 +196,9 @@ class Captioner:
             memory,
             tokens,
             self.tokenizer,
-            grid=self.model.encoder.grid,
-            prefix=self.model.encoder.prefix,
-            geometry=geometry,
+            view=view,
             photo=opened.image,
+            method=method,
         )
 
     def unknown_words(self, text: str) -> list[str]:
@@ -227,6 +242,30 @@ class Captioner:
         for row, geometry in enumerate(geometries):
             keep[row, patches] = torch.from_numpy(geometry.patches_in(region, encoder.grid)).flatten()
         return memory.mask(keep.to(self.device))
+
+    def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
+        """One memory of the photo's tiles, and the large grid that their patches make together."""
+        rows, columns = tiles
+        encoder = self.model.encoder
+        size = encoder.image_size
+        if not 1 <= rows <= photo.height or not 1 <= columns <= photo.width or rows * columns > MOST_TILES:
+            raise ConfigError(f"tiles {rows}x{columns}: give 1x1 to {MOST_TILES} tiles, none of less than a pixel")
+        whole = Geometry.of(*photo.size, size=(rows * size[0], columns * size[1]), fit="squash")
+        assert encoder.config.interpolation is not None
+        pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
+        cut = pixels.unflatten(2, (columns, size[1])).unflatten(1, (rows, size[0])).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        with torch.inference_mode():
+            every = self.model.encode(cut.to(self.device))
+        memory = concat([every.select(torch.tensor([tile])) for tile in range(rows * columns)])
+        high, wide = encoder.grid
+        places = torch.arange(memory.positions).view(rows, columns, -1)
+        prefix, patches, null = places.split(
+            [encoder.prefix, high * wide, every.positions - encoder.prefix - high * wide], 2
+        )
+        # Patch (y, x) of tile (r, c) is patch (r·h + y, c·w + x) of the large grid.
+        laid = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
+        order = torch.cat([prefix.flatten(), laid.flatten(), null.flatten()]).tolist()
+        return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
 
     def _prefix(self, text: str) -> tuple[int, ...]:
         if unknown := self.unknown_words(text):

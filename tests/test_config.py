@@ -248,7 +248,9 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
     assert config_from_dict(ModelConfig, to_dict(config), "config.json") == config
     with pytest.raises(ConfigError, match=r"^config\.json: unknown key encoder\.nme; did you mean encoder\.name\?$"):
         config_from_dict(ModelConfig, {"encoder": {"nme": "x"}}, "config.json")
-    with pytest.raises(ConfigError, match=r"^config\.json: unknown key epochs; known here: encoder, decoder$"):
+    with pytest.raises(
+        ConfigError, match=r"^config\.json: unknown key epochs; known here: encoder, decoder, best_heads$"
+    ):
         config_from_dict(ModelConfig, {"epochs": 1}, "config.json")
     with pytest.raises(ConfigError, match=r"^config\.json: decoder\.width: 10 is not"):
         config_from_dict(ModelConfig, {"decoder": {"width": 10}}, "config.json")
@@ -256,7 +258,9 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
 
 @pytest.mark.parametrize("data", [None, 3, [], "text"])
 def test_a_model_configuration_of_another_kind(data: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^config\.json: got .*, expected a mapping with the keys encoder, decoder$"):
+    with pytest.raises(
+        ConfigError, match=r"^config\.json: got .*, expected a mapping with the keys encoder, decoder, best_heads$"
+    ):
         config_from_dict(ModelConfig, data, "config.json")
 
 

@@ -99,7 +99,7 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     group("--prefix", default="", metavar="TEXT", help="first words of every caption, such as 'a photo of'")
     group(
         "--region",
-        type=_region,
+        type=region,
         metavar="X,Y,W,H",
         help="describe this part: fractions of the upright photo, 0,0 top left",
     )
@@ -238,7 +238,8 @@ def _shard(text: str) -> tuple[int, int]:
     return int(shard), int(shards)
 
 
-def _region(text: str) -> tuple[float, float, float, float]:
+def region(text: str) -> tuple[float, float, float, float]:
+    """A type for argparse: x, y, width, height as fractions of a photo."""
     try:
         x, y, width, height = map(float, text.split(","))
     except ValueError:

@@ -3,15 +3,17 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.cli.flags import region
 from captioner.errors import ConfigError, ImageError, InputError
 
 if TYPE_CHECKING:
     from captioner.inspection.trace import AttentionTrace
 
+METHODS = ("relevance", "raw", "perturbation")
 DIGITS = 6
 """Decimals of the numbers in JSON; float32 has no more to say about shares."""
 
@@ -24,8 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", action="store_true", help="write DIR/<stem>.png, a panel a word (the default)")
     parser.add_argument("--json", action="store_true", help="write DIR/<stem>.json, the numbers")
     parser.add_argument("--caption", metavar="TEXT", help="read this caption instead of the model's own")
-    parser.add_argument("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: mean")
-    parser.add_argument("--head", type=_index, metavar="mean|K", help="attention head, from 0; default: mean")
+    parser.add_argument(
+        "--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load"
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="relevance",
+        help="relevance (default): what patches brought to the word, by gradients; raw: the attention's weights; "
+        "perturbation: what hiding patches costs the word (slow)",
+    )
+    parser.add_argument("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: all of them")
+    parser.add_argument(
+        "--head",
+        type=_head,
+        metavar="mean|best|K",
+        help="attention head, from 0, or those that point best; default: all",
+    )
+    parser.add_argument(
+        "--region", type=region, metavar="X,Y,W,H", help="hide all but this part: fractions of the photo"
+    )
+    parser.add_argument("--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="read a large photo as RxC tiles")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 
 
@@ -40,24 +61,57 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.pipeline import Captioner
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
+    shown = _shown(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
         print(f"captioner: the model does not know {', '.join(unknown)}: shown as <unk>", file=sys.stderr)
     failed = False
     for path, target in zip(arguments.images, _targets(arguments.images, folder), strict=True):
         try:
-            trace = captioner.inspect(path, caption=arguments.caption)
+            trace = captioner.inspect(
+                path,
+                caption=arguments.caption,
+                region=arguments.region,
+                tiles=arguments.tiles,
+                method=arguments.method,
+            )
         except ImageError as error:
             print(f"captioner: error: {error}", file=sys.stderr)
             failed = True
             continue
-        if arguments.png or not arguments.json:
-            draw_sheet(trace, layer=arguments.layer, head=arguments.head).save(f"{target}.png", format="PNG")
+        if arguments.png or not (arguments.json or arguments.trace):
+            draw_sheet(trace, **shown).save(f"{target}.png", format="PNG")
+        if arguments.trace:
+            trace.save(target.with_name(f"{target.name}.npz"))
         if arguments.json:
-            record = {"path": path, "model": captioner.name, **_record(trace, arguments.layer, arguments.head)}
+            record = {"path": path, "model": captioner.name, **_record(trace, shown)}
             Path(f"{target}.json").write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
         print(f"{path}\t{trace.text}")
     return int(failed)
+
+
+def _shown(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """What `AttentionTrace.select` shall take. Raises ConfigError for heads that are unknown."""
+    if arguments.method == "perturbation" and (arguments.layer is not None or arguments.head is not None):
+        raise ConfigError("--method perturbation: hides patches from all layers and heads; leave --layer, --head out")
+    if arguments.head != "best":
+        return {"layer": arguments.layer, "head": arguments.head, "heads": None}
+    if arguments.layer is not None:
+        raise ConfigError("--head best: names heads of several layers; leave --layer out")
+    if not best:
+        raise ConfigError(f"--head best: {arguments.model} has no heads measured; choose mean or a number")
+    return {"layer": None, "head": None, "heads": best}
+
+
+def _head(text: str) -> int | str | None:
+    return text if text == "best" else _index(text)
+
+
+def _tiles(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise argparse.ArgumentTypeError(f"{text}: not ROWSxCOLUMNS, such as 2x3")
+    return int(rows), int(columns)
 
 
 def _index(text: str) -> int | None:
@@ -86,22 +140,30 @@ def _targets(images: Sequence[str], folder: Path) -> list[Path]:
     return targets
 
 
-def _record(trace: "AttentionTrace", layer: int | None, head: int | None) -> dict[str, Any]:
-    """Plain data: a map (h, w) a word, its weights shares of all attention; null_mass is null without a null patch."""
-    chosen = trace.select(layer, head)
-    entropy, null_mass = chosen.entropy.tolist(), chosen.null_mass.tolist()
+def _record(trace: "AttentionTrace", shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data: a map (h, w) a word; null_mass is null without a null patch."""
+    chosen = trace.select(**shown)
+    numbers = {
+        name: getattr(chosen, name).tolist() for name in ("entropy", "peak", "null_mass", "prefix_mass", "padding_mass")
+    }
+    if not trace.has_null_patch:
+        numbers["null_mass"] = [None] * len(trace.words)
     return {
         "caption": trace.text,
         "grid": list(trace.grid),
         "geometry": trace.geometry.to_dict(),
-        "layer": "mean" if layer is None else layer,
-        "head": "mean" if head is None else head,
+        "method": trace.method,
+        "layer": "mean" if shown["layer"] is None else shown["layer"],
+        "head": "mean" if shown["head"] is None else shown["head"],
+        **({"heads": [list(pair) for pair in shown["heads"]]} if shown["heads"] else {}),
         "words": [
             {
                 "text": text,
                 "log_prob": round(trace.log_probs[word], DIGITS),
-                "entropy": round(entropy[word], DIGITS),
-                "null_mass": round(null_mass[word], DIGITS) if trace.has_null_patch else None,
+                **{
+                    name: None if values[word] is None else round(values[word], DIGITS)
+                    for name, values in numbers.items()
+                },
                 "map": [[round(value, DIGITS) for value in row] for row in chosen.patches(word).tolist()],
             }
             for word, text in enumerate(trace.words)

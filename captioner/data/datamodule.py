@@ -9,7 +9,22 @@ from captioner.config import DataConfig, EncoderConfig
 from captioner.data.annotations import CaptionSet
 from captioner.data.dataset import Batch, CaptionDataset, GroupSampler
 from captioner.data.features import FeatureStore
+from captioner.data.mosaics import Mosaics
+from captioner.errors import ConfigError
 from captioner.tokenizer import Tokenizer
+
+
+def split_mosaics(config: DataConfig, captions: CaptionSet, seed: int) -> dict[str, Mosaics]:
+    """The mosaics of the training and the validation split, where the configuration asks for any.
+
+    Raises ConfigError where a training split is too small for them.
+    """
+    if not config.mosaics:
+        return {}
+    made = {split: Mosaics.of(len(captions.split(split)), seed) for split in (config.train_split, config.val_split)}
+    if made[config.train_split] is None:
+        raise ConfigError("data.mosaics: a mosaic takes four photos, and there are fewer to train on; set it to 0")
+    return {split: mosaics for split, mosaics in made.items() if mosaics is not None}
 
 
 class CaptionDataModule(pl.LightningDataModule):
@@ -29,6 +44,7 @@ class CaptionDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
+        self.mosaics = split_mosaics(config, captions, seed)
         self.train_set, self.val_set = (
             CaptionDataset(
                 captions.split(split).images,
@@ -37,6 +53,7 @@ class CaptionDataModule(pl.LightningDataModule):
                 max_length=max_length,
                 store=store,
                 augmented=augmented,
+                mosaics=self.mosaics.get(split),
             )
             for split, augmented in (
                 (config.train_split, config.augment or config.feature_views > 1),
@@ -52,12 +69,14 @@ class CaptionDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set, shuffle=False)
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """The images, and where training sees mosaics a mosaic of each."""
+        whole = self._loader(self.val_set, shuffle=False)
+        return [whole, self._loader(self.val_set, shuffle=False, mosaics=True)] if self.val_set.mosaics else [whole]
 
-    def _loader(self, dataset: CaptionDataset, shuffle: bool) -> DataLoader[Batch]:
+    def _loader(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> DataLoader[Batch]:
         # The sampler hands out whole batches, which the dataset collates.
-        sampler = self._sampler(dataset, shuffle)
+        sampler = self._sampler(dataset, shuffle, mosaics)
         workers = self.config.workers
         return DataLoader(
             dataset,
@@ -68,7 +87,7 @@ class CaptionDataModule(pl.LightningDataModule):
             multiprocessing_context="spawn" if workers else None,
         )
 
-    def _sampler(self, dataset: CaptionDataset, shuffle: bool) -> GroupSampler:
+    def _sampler(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> GroupSampler:
         return GroupSampler(
             dataset.lengths,
             batch_images=self.config.batch_images,
@@ -78,6 +97,8 @@ class CaptionDataModule(pl.LightningDataModule):
             epoch=self._epoch,
             rank=self.trainer.global_rank if self.trainer else 0,
             world=self.trainer.world_size if self.trainer else 1,
+            mosaics=dataset.mosaics,
+            mosaic_share=self.config.mosaics if shuffle else float(mosaics),
         )
 
     def _epoch(self) -> int:

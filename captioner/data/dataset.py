@@ -15,9 +15,11 @@ from captioner.config import EncoderConfig
 from captioner.data.annotations import CaptionedImage
 from captioner.data.augmentation import augment, may_flip
 from captioner.data.features import FeatureStore
+from captioner.data.mosaics import Mosaics, mosaic_pixels
 from captioner.errors import AnnotationError, ImageError
 from captioner.geometry import Geometry, to_pixels
 from captioner.images import open_image
+from captioner.metrics.object_words import NounList
 from captioner.tokenizer import Tokenizer
 
 LENGTH_JITTER = 2.0
@@ -34,6 +36,10 @@ class Batch(NamedTuple):
     tokens: Tensor
     """(R, T) int64: start token, caption, end token, padding on the right."""
     image_ids: list[int | str]
+    corners: Tensor
+    """(B,) int64: the corner of a mosaic in which the image is, or -1 where it is alone."""
+    objects: Tensor
+    """(R, T) bool: tokens of words that name objects."""
 
 
 class Group(NamedTuple):
@@ -42,6 +48,8 @@ class Group(NamedTuple):
     image: int
     captions: tuple[int, ...]
     seed: int
+    mosaic: tuple[int, int] | None = None
+    """The mosaic in which it is seen, and its corner there."""
 
 
 class GroupSampler(Sampler[list[Group]]):
@@ -62,6 +70,8 @@ class GroupSampler(Sampler[list[Group]]):
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world: int = 1,
+        mosaics: Mosaics | None = None,
+        mosaic_share: float = 0.0,
     ) -> None:
         self.lengths = lengths
         self.batch_images = batch_images
@@ -70,6 +80,7 @@ class GroupSampler(Sampler[list[Group]]):
         self.seed = seed
         self.epoch = epoch
         self.rank, self.world = rank, world
+        self.mosaics, self.mosaic_share = mosaics, mosaic_share
 
     def __iter__(self) -> Iterator[list[Group]]:
         batches = self._batches()
@@ -95,7 +106,7 @@ class GroupSampler(Sampler[list[Group]]):
                 chosen = tuple(int(order[place]) for place in part)
                 longest = max(lengths[caption] for caption in chosen)
                 noise = rng.random() * LENGTH_JITTER * self.shuffle
-                group = Group(image, chosen, int(rng.integers(2**31)))
+                group = Group(image, chosen, int(rng.integers(2**31)), self._mosaic(image, rng))
                 by_count.setdefault(len(chosen), []).append((longest + noise, group))
         batches = []
         for count in sorted(by_count):
@@ -104,6 +115,12 @@ class GroupSampler(Sampler[list[Group]]):
         if self.shuffle:
             batches = [batches[place] for place in rng.permutation(len(batches))]
         return batches
+
+    def _mosaic(self, image: int, rng: np.random.Generator) -> tuple[int, int] | None:
+        if self.mosaics is None or rng.random() >= self.mosaic_share:
+            return None
+        places = self.mosaics.places.get(image, [])
+        return places[int(rng.integers(len(places)))] if places else None
 
 
 def _parts(count: int, most: int) -> list[range]:
@@ -128,13 +145,16 @@ class CaptionDataset(Dataset[Batch]):
         max_length: int,
         store: FeatureStore | None = None,
         augmented: bool = False,
+        mosaics: Mosaics | None = None,
     ) -> None:
         self.images = images
+        self.mosaics = mosaics
         self.encoder = encoder
         self.store = store
         self.augmented = augmented
         self.pad = tokenizer.pad
         self.tokens = [[_framed(tokenizer, text, max_length) for text in image.captions] for image in images]
+        self.objects = [[_objects(tokenizer, tokens) for tokens in captions] for captions in self.tokens]
 
     @property
     def lengths(self) -> list[list[int]]:
@@ -146,24 +166,45 @@ class CaptionDataset(Dataset[Batch]):
         tokens = torch.full((len(rows), max(map(len, rows))), self.pad)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = torch.tensor(ids)
+        objects = torch.zeros_like(tokens, dtype=torch.bool)
+        for row, places in enumerate(
+            self.objects[group.image][caption] for group in groups for caption in group.captions
+        ):
+            objects[row, places] = True
+        corners = torch.tensor([-1 if group.mosaic is None else group.mosaic[1] for group in groups])
         seen = torch.stack([self._see(group) for group in groups])
         names = [self.images[group.image].image_id for group in groups]
-        if self.store is None:
-            return Batch(images=seen, features=None, tokens=tokens, image_ids=names)
-        return Batch(images=None, features=seen, tokens=tokens, image_ids=names)
+        images, features = (seen, None) if self.store is None else (None, seen)
+        return Batch(images, features, tokens, names, corners, objects)
 
     def _see(self, group: Group) -> Tensor:
         """Pixels (3, height, width) uint8, or stored features (N, E)."""
         image = self.images[group.image]
+        if group.mosaic is not None:
+            assert self.mosaics is not None
+            if self.store is not None:
+                return self.store.read(mosaic_name(image.split, group.mosaic[0]))
+            photos = [read_photo(self.images[photo]) for photo in self.mosaics.layout[group.mosaic[0]]]
+            return torch.from_numpy(mosaic_pixels(photos, self.encoder))
         if self.store is not None:
             name = str(image.image_id)
             views = self.store.views(name) if self.augmented else 1
             return self.store.read(name, group.seed % views)
-        try:
-            photo = open_image(image.path).image
-        except ImageError as error:
-            raise AnnotationError(f"{error}; remove the image from the annotations or replace the file") from error
-        return torch.from_numpy(view_pixels(photo, self.encoder, image, group.seed if self.augmented else None))
+        seed = group.seed if self.augmented else None
+        return torch.from_numpy(view_pixels(read_photo(image), self.encoder, image, seed))
+
+
+def read_photo(image: CaptionedImage) -> Image:
+    """The photo, upright. Raises AnnotationError, as a data set with photos that cannot be read is wrong."""
+    try:
+        return open_image(image.path).image
+    except ImageError as error:
+        raise AnnotationError(f"{error}; remove the image from the annotations or replace the file") from error
+
+
+def mosaic_name(split: str | None, mosaic: int) -> str:
+    """What a feature store calls a mosaic of a split."""
+    return f"mosaic {split} {mosaic}"
 
 
 def view_pixels(
@@ -176,6 +217,16 @@ def view_pixels(
         photo = augment(photo, np.random.default_rng(seed), flip=may_flip(image.captions))
     geometry = Geometry.of(*photo.size, size=encoder.image_size, fit=encoder.fit)
     return to_pixels(photo, geometry, encoder.interpolation)
+
+
+def _objects(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """Which tokens of a framed caption belong to words that name objects."""
+    words = tokenizer.words(tokens[1:])
+    names = ["".join(c for c in word.text.lower() if c.isalnum() or c in "'-") for word in words]
+    flags = NounList.bundled().are_objects(names)
+    return [
+        place + 1 for word, named in zip(words, flags, strict=True) if named for place in range(word.start, word.stop)
+    ]
 
 
 def _framed(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:

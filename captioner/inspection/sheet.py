@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.inspection.trace import AttentionTrace
+from captioner.inspection.trace import AttentionTrace, Method
 
 PANEL = 240
 """Longest side of a photo in a panel, in pixels."""
@@ -35,6 +36,13 @@ RAMP = ((0.16, 0.05, 285.0), (0.38, 0.17, 305.0), (0.58, 0.21, 360.0), (0.77, 0.
 """Evenly spaced anchors (lightness, chroma, hue in degrees) in Oklab: lightness rises evenly with attention."""
 FAINTEST, STRONGEST = 0.35, 0.8
 """How much of the color covers the photo where attention is least and where it is most."""
+
+MEANING: dict[Method, str] = {
+    "raw": "the share of a word's attention on one patch",
+    "relevance": "what a patch added to the log-odds of the word, to first order",
+    "perturbation": "what the log-probability of the word loses where a patch is hidden",
+}
+"""Method -> what a map's values are."""
 
 # From Oklab to the cube roots of cone responses, and from these, cubed, to linear sRGB: Ottosson 2020.
 TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
@@ -94,14 +102,19 @@ class _Layout:
 
 
 def draw_sheet(
-    trace: AttentionTrace, *, layer: int | None = None, head: int | None = None, title: str | None = None
+    trace: AttentionTrace,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
+    title: str | None = None,
 ) -> Image.Image:
-    """The photo and its caption, then a panel a word, all on one color scale; the mean over layers and heads not named.
+    """The photo and its caption, then a panel a word, all on one color scale; of all layers and heads not named.
 
     `title` goes above the caption. The same trace gives the same pixels. Raises ConfigError for a layer or head that
     the model lacks.
     """
-    chosen = trace.select(layer, head)
+    chosen = trace.select(layer, head, heads)
     photo = _fitted(trace.photo.size)
     cell = max(photo[0], NARROWEST)
     panels = 1 + len(trace.words)
@@ -109,7 +122,9 @@ def draw_sheet(
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
     caption = _wrapped(trace.text, _font(26), room)
-    legend = [line for text in _legend(trace, layer, head) for line in _wrapped(text, _font(13), room - cell - GAP)]
+    legend = [
+        line for text in _legend(trace, layer, head, heads) for line in _wrapped(text, _font(13), room - cell - GAP)
+    ]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
 
@@ -129,7 +144,7 @@ def draw_sheet(
         null = f"null {_percent(null_mass[word])}" if trace.has_null_patch else ""
         above, below = (text, _percent(math.exp(trace.log_probs[word]))), (f"{bits[word]:.1f} bits", null)
         _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
-    _color_bar(draw, layout, end, max(peaks) > end)
+    _color_bar(draw, layout, end, max(peaks) > end, _percent if trace.evidence is None else _nats)
     for number, line in enumerate(legend):
         place = MARGIN + cell + GAP, layout.height - MARGIN - layout.bottom + LEGEND * number + BAR // 2
         draw.text(place, line, MUTED, _font(13), "lm")
@@ -172,26 +187,34 @@ def _panel(
     draw.text((right, bottom + 18), below[1], MUTED, _font(13), "rs")
 
 
-def _color_bar(draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool) -> None:
+def _color_bar(
+    draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool, spell: Callable[[float], str]
+) -> None:
     """The scale of all panels and its numbers."""
     left, top, last = MARGIN, layout.height - MARGIN - layout.bottom, layout.cell - 1
     for x in range(layout.cell):
         draw.line((left + x, top, left + x, top + BAR - 1), tuple(COLORS[round(255 * x / last)].tolist()))
-    numbers = (_percent(0), _percent(end / 2), f"{_percent(end)}{'+' if exceeded else ''}")
+    numbers = (spell(0), spell(end / 2), f"{spell(end)}{'+' if exceeded else ''}")
     for share, number, anchor in zip((0.0, 0.5, 1.0), numbers, ("la", "ma", "ra"), strict=True):
         draw.text((left + share * last, top + BAR + 6), number, MUTED, _font(13), anchor)
 
 
-def _legend(trace: AttentionTrace, layer: int | None, head: int | None) -> tuple[str, str]:
+def _legend(
+    trace: AttentionTrace, layer: int | None, head: int | None, heads: Sequence[tuple[int, int]] | None
+) -> tuple[str, str]:
     """What is shown, and what the numbers say."""
-    layers, heads = trace.weights.shape[1:3]
-    shown = f"layer {layer}" if layer is not None else f"mean of {layers} layers" if layers > 1 else "one layer"
-    of = f"head {head}" if head is not None else f"mean of {heads} heads" if heads > 1 else "one head"
+    layers, width = trace.weights.shape[1:3]
+    kind = "mean" if trace.evidence is None else "sum"
+    shown = f"layer {layer}" if layer is not None else f"{kind} of {layers} layers" if layers > 1 else "one layer"
+    of = f"head {head}" if head is not None else f"{kind} of {width} heads" if width > 1 else "one head"
+    if heads is not None:
+        shown, of = f"{kind} of the best heads", ", ".join(f"{each}.{number}" for each, number in heads)
+    where = "" if trace.method == "perturbation" else f" · {shown} · {of}"
     high, wide = trace.grid
     most = math.log2(high * wide)
     null = " · null: attention to no patch" if trace.has_null_patch else ""
     return (
-        f"Color: the share of a word's attention on one patch · {high} x {wide} patches · {shown} · {of}",
+        f"Color: {MEANING[trace.method]} · {high} x {wide} patches{where}",
         f"Above: the word's probability · Below: entropy over the patches, {most:.1f} bits if even{null}",
     )
 
@@ -207,6 +230,10 @@ def _percent(share: float) -> str:
     if 0 < share < 0.0005:
         return "< 0.1 %"
     return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2g} nats" if value else "0"
 
 
 @cache

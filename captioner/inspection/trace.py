@@ -1,37 +1,68 @@
 """The cross-attention of one caption.   W words · T tokens · L layers · H heads · N memory positions · h·w patches"""
 
+import io
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
+from captioner.inspection.relevance import perturbation, relevance
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer
 
+Method: TypeAlias = Literal["raw", "relevance", "perturbation"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""raw: the attention's weights; relevance: gradient times value; perturbation: what hiding patches costs (slow)."""
+
+FORMAT = 1
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a memory's positions lie on a photo: prefix tokens, then patches row by row, then null patches."""
+
+    grid: tuple[int, int]
+    prefix: int
+    geometry: Geometry
+    order: tuple[int, ...] | None = None
+    """The memory's positions in this order, where they are not in it already (tiles)."""
+
+    @property
+    def patches(self) -> slice:
+        """The positions of the patches, in order."""
+        return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
+
 
 @dataclass(frozen=True)
 class AttentionTrace:
-    """Where the words of one caption looked: the weights of the step that predicts each word, and what they lie on."""
+    """Where the words of one caption looked, at the step that predicts each word, and what it brought them."""
 
     text: str
     words: tuple[str, ...]
     log_probs: tuple[float, ...]
     """Natural logarithm of each word's probability."""
     weights: NDArray[np.float32]
-    """(W, L, H, N): prefix tokens, then patches row by row, then the null patch where there is one; sums to one."""
+    """(W, L, H, N): prefix tokens, then patches row by row, then null patches; sums to one."""
     grid: tuple[int, int]
     prefix: int
     geometry: Geometry
-    photo: Image
+    photo: Image.Image
     """The upright photo."""
+    method: Method = "raw"
+    evidence: NDArray[np.float32] | None = None
+    """Signed nats: of each word's log-odds (W, L, H, N) for `relevance`, its log-probability (W, 1, 1, N) for
+    `perturbation`; None for `raw`."""
 
     @classmethod
     def of(
@@ -41,10 +72,9 @@ class AttentionTrace:
         tokens: list[int],
         tokenizer: Tokenizer,
         *,
-        grid: tuple[int, int],
-        prefix: int,
-        geometry: Geometry,
-        photo: Image,
+        view: View,
+        photo: Image.Image,
+        method: Method = "raw",
     ) -> Self:
         """Read a caption again in one forced pass over the memory (of one image) that it was made from.
 
@@ -58,37 +88,70 @@ class AttentionTrace:
         log_probs = _chosen(logits[0], forced[0, 1:])
         by_token = weights[0].permute(2, 0, 1, 3).float().cpu().numpy()  # (T, L, H, N); row t predicts token t
         words = tokenizer.words(tokens)
-        shape = (0, *by_token.shape[1:])
+        spans = [(word.start, word.stop) for word in words]
+        order = list(view.order) if view.order is not None else list(range(memory.positions))
+        by_word = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
+        by_word = by_word.reshape(len(spans), *by_token.shape[1:])
+        evidence = None
+        if method != "raw":
+            ordered = memory.take(torch.tensor(order, device=device))
+            if method == "relevance":
+                found = relevance(decoder, ordered, forced, spans, view.patches)
+            else:
+                found = perturbation(decoder, ordered, forced, spans, view.grid, view.patches)[:, None, None]
+            evidence = found.float().cpu().numpy()
         return cls(
             text=tokenizer.decode(tokens),
             words=tuple(word.text for word in words),
-            log_probs=tuple(float(log_probs[word.start : word.stop].sum()) for word in words),
-            weights=np.stack([by_token[word.start : word.stop].mean(axis=0) for word in words])
-            if words
-            else np.zeros(shape, np.float32),
-            grid=grid,
-            prefix=prefix,
-            geometry=geometry,
+            log_probs=tuple(float(log_probs[start:stop].sum()) for start, stop in spans),
+            # Contiguous, so that sums over them are the same to the bit after saving and loading.
+            weights=np.ascontiguousarray(by_word[..., order]),
+            grid=view.grid,
+            prefix=view.prefix,
+            geometry=view.geometry,
             photo=photo,
+            method=method,
+            evidence=evidence,
         )
 
-    def select(self, layer: int | None = None, head: int | None = None) -> Self:
-        """The trace of one layer or head alone; all where none is named. Raises ConfigError for one there isn't."""
-        weights = self.weights
-        for axis, (name, index) in enumerate((("layer", layer), ("head", head)), start=1):
-            if index is None:
-                continue
-            if not 0 <= index < weights.shape[axis]:
-                last = weights.shape[axis] - 1
-                raise ConfigError(f"{name} {index}: this model has {name}s 0 to {last}; name one of them, or mean")
-            weights = weights.take([index], axis=axis)
-        return replace(self, weights=weights)
+    def select(
+        self, layer: int | None = None, head: int | None = None, heads: Sequence[tuple[int, int]] | None = None
+    ) -> Self:
+        """The trace of one layer or head alone, or of `heads`, pairs of both; all where none is named.
 
-    def patches(self, word: int, layer: int | None = None, head: int | None = None) -> NDArray[np.float32]:
-        """The weights (h, w) of a word on the patches; the mean over layers or heads where none is named."""
+        Raises ConfigError for one there isn't, and where the method knows no layers.
+        """
+        if layer is None and head is None and heads is None:
+            return self
+        if self.method == "perturbation":
+            raise ConfigError("method perturbation: hides patches from all layers and heads; leave --layer, --head out")
+        layers, width = self.weights.shape[1:3]
+        for name, most, numbers in (
+            ("layer", layers, [layer, *(pair[0] for pair in heads or ())]),
+            ("head", width, [head, *(pair[1] for pair in heads or ())]),
+        ):
+            for number in numbers:
+                if number is not None and not 0 <= number < most:
+                    raise ConfigError(f"{name} {number}: this model has {name}s 0 to {most - 1}; name one, or mean")
+
+        def chosen(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            if heads is not None:
+                return values[:, [each for each, _ in heads], [each for _, each in heads]][:, None]
+            values = values if layer is None else values[:, layer : layer + 1]
+            return values if head is None else values[:, :, head : head + 1]
+
+        return replace(
+            self, weights=chosen(self.weights), evidence=None if self.evidence is None else chosen(self.evidence)
+        )
+
+    def patches(self, word: int) -> NDArray[np.float32]:
+        """The map (h, w) of a word: mean weights; for the other methods the nats that patches brought, at least 0."""
         stop = self.prefix + self.grid[0] * self.grid[1]
-        chosen = self.select(layer, head).weights[word, :, :, self.prefix : stop]
-        flat: NDArray[np.float32] = chosen.mean(axis=(0, 1))
+        flat: NDArray[np.float32]
+        if self.evidence is None:
+            flat = self.weights[word, :, :, self.prefix : stop].mean(axis=(0, 1))
+        else:
+            flat = np.maximum(self.evidence[word, :, :, self.prefix : stop].sum(axis=(0, 1)), 0)
         return flat.reshape(self.grid)
 
     @property
@@ -99,18 +162,76 @@ class AttentionTrace:
     @property
     def null_mass(self) -> NDArray[np.float32]:
         """(W,) the share of each word's attention that went to the null patch; 0 where the model has none."""
-        stop = self.prefix + self.grid[0] * self.grid[1]
-        mass: NDArray[np.float32] = self.weights[:, :, :, stop:].sum(axis=3).mean(axis=(1, 2))
+        return self._mass(slice(self.prefix + self.grid[0] * self.grid[1], None))
+
+    @property
+    def prefix_mass(self) -> NDArray[np.float32]:
+        """(W,) the share of each word's attention that went to class and register tokens, which have no place."""
+        return self._mass(slice(0, self.prefix))
+
+    @property
+    def padding_mass(self) -> NDArray[np.float32]:
+        """(W,) the share of each word's attention on letterbox's bars."""
+        bars = 1 - self.geometry.visible_share(self.grid).ravel()
+        mass: NDArray[np.float32] = (self._patches() @ bars).mean(axis=(1, 2)).astype(np.float32)
         return mass
 
     @property
     def entropy(self) -> NDArray[np.float32]:
-        """(W,) bits of each word's mean map over the patches: 0 is one patch, log2(h·w) is all alike."""
-        stop = self.prefix + self.grid[0] * self.grid[1]
-        maps = self.weights[:, :, :, self.prefix : stop].mean(axis=(1, 2))
-        shares = maps / np.maximum(maps.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        bits: NDArray[np.float32] = -(shares * np.log2(np.maximum(shares, np.finfo(np.float32).tiny))).sum(axis=1)
+        """(W,) bits of each word's map over the patches: 0 is one patch, log2(h·w) is all alike."""
+        shares = self._shares()
+        bits: NDArray[np.float32] = -(shares * np.log2(np.maximum(shares, TINY))).sum(axis=1)
         return bits
+
+    @property
+    def peak(self) -> NDArray[np.float32]:
+        """(W,) the share of each word's map on its strongest patch."""
+        peak: NDArray[np.float32] = self._shares().max(axis=1, initial=0)
+        return peak
+
+    def save(self, path: str | Path) -> None:
+        """Write the arrays and the photo to `path` (.npz) and the rest beside it (.json), without pickles."""
+        path = Path(path).with_suffix(".npz")
+        photo = io.BytesIO()
+        self.photo.save(photo, format="PNG")
+        arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
+        np.savez(path, **arrays if self.evidence is None else {**arrays, "evidence": self.evidence})
+        about = {
+            "format": FORMAT,
+            "text": self.text,
+            "words": list(self.words),
+            "log_probs": list(self.log_probs),
+            "grid": list(self.grid),
+            "prefix": self.prefix,
+            "geometry": self.geometry.to_dict(),
+            "method": self.method,
+        }
+        path.with_suffix(".json").write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The inverse of `save`. Raises InputError where the two files are not a trace."""
+        path = Path(path).with_suffix(".npz")
+        try:
+            about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            with np.load(path, allow_pickle=False) as arrays:
+                photo = Image.open(io.BytesIO(arrays["photo"].tobytes()), formats=["PNG"])
+                photo.load()
+                return cls(
+                    text=about["text"],
+                    words=tuple(about["words"]),
+                    log_probs=tuple(about["log_probs"]),
+                    weights=arrays["weights"],
+                    grid=(about["grid"][0], about["grid"][1]),
+                    prefix=about["prefix"],
+                    geometry=Geometry.from_dict(about["geometry"]),
+                    photo=photo,
+                    method=about["method"],
+                    evidence=arrays.get("evidence"),
+                )
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: not a trace ({reason}); give the .npz that a trace was saved to") from error
 
     def save_png(self, path: str | Path) -> None:
         """A sheet with one panel a word over the upright photo."""
@@ -123,6 +244,21 @@ class AttentionTrace:
         from captioner.inspection.sheet import png_bytes
 
         return png_bytes(self)
+
+    def _patches(self) -> NDArray[np.float32]:
+        """(W, L, H, h·w) the weights on patches."""
+        return self.weights[:, :, :, self.prefix : self.prefix + self.grid[0] * self.grid[1]]
+
+    def _mass(self, positions: slice) -> NDArray[np.float32]:
+        mass: NDArray[np.float32] = self.weights[:, :, :, positions].sum(axis=3).mean(axis=(1, 2))
+        return mass
+
+    def _shares(self) -> NDArray[np.float32]:
+        """(W, h·w) each word's map as shares of its sum."""
+        maps = np.array([self.patches(word).ravel() for word in range(len(self.words))], np.float32)
+        maps = maps.reshape(len(self.words), self.grid[0] * self.grid[1])
+        shares: NDArray[np.float32] = maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY)
+        return shares
 
 
 def _chosen(logits: Tensor, tokens: Tensor) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ I images
 
 import functools
 import importlib.resources
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -119,20 +119,33 @@ class NounList:
         named: list[str] = []
         possible: set[str] = set()
         for caption in captions:
-            words = caption.split()
-            place = 0
-            while place < len(words):
-                for size in range(self.longest.get(words[place], 0), 0, -1):
-                    phrase = " ".join(words[place : place + size])
-                    concept, hints = self.named.get(phrase), self.hinted.get(phrase)
-                    if concept or hints:
-                        if concept and concept != NOTHING:
-                            named.append(concept)
-                        possible.update(hints or ())
-                        place += size - 1
-                        break
-                place += 1
+            for _, _, concept, hints in self.phrases(caption.split()):
+                if concept and concept != NOTHING:
+                    named.append(concept)
+                possible.update(hints)
         return Objects(named, possible.union(named))
+
+    def phrases(self, words: Sequence[str]) -> Iterator[tuple[int, int, str | None, frozenset[str]]]:
+        """The phrases of the list in tokenized words: first word, one past the last, concept, what else it may be."""
+        place = 0
+        while place < len(words):
+            size = 1
+            for length in range(min(self.longest.get(words[place], 0), len(words) - place), 0, -1):
+                phrase = " ".join(words[place : place + length])
+                concept, hints = self.named.get(phrase), self.hinted.get(phrase)
+                if concept or hints:
+                    yield place, place + length, concept, hints or frozenset()
+                    size = length
+                    break
+            place += size
+
+    def are_objects(self, words: Sequence[str]) -> list[bool]:
+        """Whether each of a caption's words, in lower case and without punctuation, belongs to an object's name."""
+        flags = [False] * len(words)
+        for start, stop, concept, _ in self.phrases(words):
+            if concept and concept != NOTHING:
+                flags[start:stop] = [True] * (stop - start)
+        return flags
 
 
 def object_words(

@@ -1,5 +1,7 @@
 """The whole network.   B images · R = B·C caption rows · T tokens · N memory positions · V vocabulary"""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
@@ -15,7 +17,7 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.encoder = VisionEncoder(config.encoder, load_weights=load_weights)
         self.decoder = TextDecoder(config.decoder, vocabulary=vocabulary, encoder_width=self.encoder.width)
-        self.config = ModelConfig(encoder=self.encoder.config, decoder=config.decoder)
+        self.config = replace(config, encoder=self.encoder.config)
 
     def encode(self, images: Tensor) -> Memory:
         """images (B, 3, height, width) uint8 -> what every layer may attend to, once an image."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Self
 
 import torch
@@ -56,6 +57,19 @@ class Memory:
                 each.keys[images], each.values[images], None if each.keep is None else chosen(each.keep)
             )
         )
+
+    def take(self, positions: Tensor) -> Self:
+        """The memory of these positions (N',) alone, in this order."""
+        names = [source.name for source in self.sources for _ in range(source.length)]
+        runs = groupby(names[position] for position in positions.tolist())
+        taken = self._mapped(
+            lambda each: KeyValues(
+                each.keys[:, :, positions],
+                each.values[:, :, positions],
+                None if each.keep is None else each.keep[:, positions],
+            )
+        )
+        return replace(taken, sources=tuple(Source(name, len(list(run))) for name, run in runs))
 
     def mask(self, keep: Tensor) -> Self:
         """Hide the positions where `keep` (B or R, N) is false from a row, besides those hidden already.

@@ -1,10 +1,10 @@
 """A training run: a folder with its resolved configuration, logs, checkpoints and, at the end, the best model."""
 
-import dataclasses
 import inspect
 import json
 import logging
 import warnings
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from tqdm import tqdm
 from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model
 from captioner.config import Config, ModelConfig, dump_yaml
 from captioner.data.annotations import CaptionedImage, CaptionSet
-from captioner.data.datamodule import CaptionDataModule
+from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
 from captioner.data.formats import load_captions
+from captioner.data.mosaics import Mosaics
 from captioner.errors import CheckpointError, ConfigError
 from captioner.extraction import extract_features
 from captioner.model.caption_model import CaptionModel
@@ -65,17 +66,20 @@ def train(
         torch.set_num_threads(config.training.threads)
     data = config.data
     captions = load_captions(data.root, data.annotations, data.images, data.format)
-    used = dataclasses.replace(
-        captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images
-    )
+    used = replace(captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images)
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
     model, tokenizer = _start(config, texts, init) if resume is None else load_model(resume)
+    if config.optimization.image_dropout and not model.decoder.config.null_patch:
+        raise ConfigError("optimization.image_dropout: words need a null patch to look at; set decoder.null_patch")
+    if config.optimization.pointing and not data.mosaics:
+        raise ConfigError("optimization.pointing: is learned from mosaics; set data.mosaics, to 0.3 for instance")
     model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are
-    config = dataclasses.replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
+    config = replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
     if not fast_dev_run:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    store = _features(config, model, used)
+    mosaics = split_mosaics(data, captions, config.training.seed)
+    store = _features(config, model, used, mosaics)
     loaders = CaptionDataModule(
         data,
         captions,
@@ -133,11 +137,13 @@ def _start(config: Config, texts: list[str], init: Path | None) -> tuple[Caption
     model.encoder.freeze(config.encoder.train)
     log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
     model.decoder.set_dropout(config.decoder.dropout)
-    model.config = ModelConfig(encoder=model.encoder.config, decoder=model.decoder.config)
+    model.config = replace(model.config, encoder=model.encoder.config, decoder=model.decoder.config)
     return model, extended
 
 
-def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> FeatureStore | None:
+def _features(
+    config: Config, model: CaptionModel, captions: CaptionSet, mosaics: dict[str, Mosaics]
+) -> FeatureStore | None:
     if config.data.features is None:
         return None
     if config.encoder.train not in ("none", 0):
@@ -147,9 +153,10 @@ def _features(config: Config, model: CaptionModel, captions: CaptionSet) -> Feat
     def count(image: CaptionedImage) -> int:
         return views if image.split == config.data.train_split else 1
 
-    total = sum(count(image) for image in captions.images)
+    total = sum(count(image) for image in captions.images) + sum(len(each.layout) for each in mosaics.values())
     with tqdm(total=total, desc="features", unit="photo", disable=None) as bar:
-        return extract_features(model.encoder, captions, Path(config.data.features), views=count, advance=bar.update)
+        folder = Path(config.data.features)
+        return extract_features(model.encoder, captions, folder, views=count, mosaics=mosaics, advance=bar.update)
 
 
 def _trainer(config: Config, folder: Path, watchers: list[Callback], fast_dev_run: bool) -> pl.Trainer:

@@ -14,6 +14,7 @@ from torch import Tensor
 from captioner.checkpoint import describe
 from captioner.config import Config, to_dict
 from captioner.data.dataset import Batch
+from captioner.data.mosaics import corner_shares
 from captioner.errors import TrainingError
 from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions
 from captioner.generation import Greedy
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 SEED_STRIDE = 1_000_003
 """Between the seeds of two steps; a prime, so that the steps of runs with other seeds do not meet."""
+SMALLEST_MASS = 1e-6
+"""Below it a share of attention counts as this, whose logarithm is finite."""
 COLLAPSE_IMAGES = 8
 """Fewer different images than this say nothing about a captioner that repeats itself."""
 
@@ -59,8 +62,11 @@ class CaptionTask(pl.LightningModule):
     def loss(self, batch: Batch, memory: Memory, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
         """The mean loss of the batch's real tokens, and how many they are."""
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
-        real = targets != self.tokenizer.pad
         states, _ = self.model.decoder.states(inputs, memory)
+        return self._cross_entropy(states, targets, label_smoothing)
+
+    def _cross_entropy(self, states: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, int]:
+        real = targets != self.tokenizer.pad
         chosen = targets[real]
         logits = self.model.decoder.logits(states[real])  # only where there is a word to predict
         return F.cross_entropy(logits, chosen, label_smoothing=label_smoothing), len(chosen)
@@ -70,7 +76,18 @@ class CaptionTask(pl.LightningModule):
         torch.manual_seed(self.config.training.seed + SEED_STRIDE * self.global_step)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss, tokens = self.loss(batch, self.see(batch), self.config.optimization.label_smoothing)
+        options = self.config.optimization
+        memory = self._hide_images(self.see(batch), batch)
+        inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        points = options.pointing > 0 and bool((batch.corners >= 0).any())
+        states, weights = self.model.decoder.states(inputs, memory, return_weights=points)
+        loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
+        if weights is not None:
+            found = pointing(weights, batch, self.model.encoder.grid, self.model.encoder.prefix)
+            if len(found):
+                lost = -found.mean(dim=(1, 2)).clamp(min=SMALLEST_MASS).log().mean()
+                self.log("train_pointing", lost, batch_size=len(found))
+                loss = loss + options.pointing * lost
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.global_step}, on images {batch.image_ids[:5]} and "
@@ -79,16 +96,55 @@ class CaptionTask(pl.LightningModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=tokens)
         return loss
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def _hide_images(self, memory: Memory, batch: Batch) -> Memory:
+        """Leave some images nothing but their null patch; mosaics stay, as there words must look."""
+        rate = self.config.optimization.image_dropout
+        if not rate:
+            return memory
+        images = (torch.rand(memory.images, device=self.device) < rate) & (batch.corners < 0)
+        keep = torch.ones(memory.images, memory.positions, dtype=torch.bool, device=self.device)
+        keep[images] = False
+        keep[:, memory.span("null")] = True
+        return memory.mask(keep)
+
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         memory = self.see(batch)
+        if dataloader_idx:
+            self._look(batch, memory)
+            return
         loss, tokens = self.loss(batch, memory)
-        self.log("val_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+        self.log("val_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True, add_dataloader_idx=False)
         # An image with many captions comes several times.
         new = [place for place, image in enumerate(batch.image_ids) if image not in self._captions]
         if new:
             images = [batch.image_ids[place] for place in new]
             seen = memory.select(torch.tensor(new, device=self.device))
             self._captions |= caption_features(self.model.decoder, self.tokenizer, [(images, seen)], Greedy())
+
+    def _look(self, batch: Batch, memory: Memory) -> None:
+        """Log, per layer and head, how object words look at mosaics: pointing, entropy in bits, null mass."""
+        grid, prefix = self.model.encoder.grid, self.model.encoder.prefix
+        _, weights = self.model.decoder.states(batch.tokens[:, :-1], memory, return_weights=True)
+        assert weights is not None
+        found = pointing(weights, batch, grid, prefix)
+        if not len(found):
+            return
+        named = weights.permute(0, 3, 1, 2, 4)[batch.objects[:, 1:]]  # (K, L, H, N)
+        patches = named[..., prefix : prefix + grid[0] * grid[1]]
+        shares = patches / patches.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_MASS)
+        measured = {
+            "pointing": found,
+            "entropy": -(shares * shares.clamp(min=SMALLEST_MASS).log2()).sum(dim=-1),
+            "null_mass": named[..., prefix + grid[0] * grid[1] :].sum(dim=-1),
+        }
+        for name, values in measured.items():
+            each = {f"val_{name}": values.mean()}
+            each |= {
+                f"heads/{name}_{layer}.{head}": values[:, layer, head].mean()
+                for layer in range(values.shape[1])
+                for head in range(values.shape[2])
+            }
+            self.log_dict(each, batch_size=len(found), sync_dist=True, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
         captions, self._captions = self._of_all_ranks(self._captions), {}
@@ -156,3 +212,17 @@ class CaptionTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}
+
+
+def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], prefix: int) -> Tensor:
+    """The share of the attention on patches that K object words of mosaics put on their own photo: (K, L, H).
+
+    weights (R, L, H, T, N) of the steps that predict the tokens after the first.
+    """
+    rows = len(batch.tokens) // len(batch.corners)
+    corners = batch.corners.repeat_interleave(rows)
+    named = batch.objects[:, 1:] & (corners >= 0)[:, None]  # (R, T)
+    patches = weights.permute(0, 3, 1, 2, 4)[named][..., prefix : prefix + grid[0] * grid[1]]  # (K, L, H, h·w)
+    shares = torch.from_numpy(corner_shares(grid)).to(weights)[corners.clamp(min=0)]  # (R, h·w)
+    own = shares[:, None].expand(-1, named.shape[1], -1)[named]  # (K, h·w)
+    return (patches @ own[:, None, :, None]).squeeze(-1) / patches.sum(dim=-1).clamp(min=SMALLEST_MASS)

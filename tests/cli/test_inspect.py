@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from captioner.cli import main
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.inspection.sheet import draw_sheet
+from captioner.inspection.trace import AttentionTrace
 from captioner.model.caption_model import CaptionModel
 from captioner.pipeline import Captioner
 from captioner.tokenizer import Tokenizer
@@ -67,6 +69,7 @@ def test_json_has_the_numbers_of_the_trace(model: str, photo: str, tmp_path: Pat
         "caption": "a brown dog",
         "grid": [4, 4],
         "geometry": {"width": 40, "height": 30, "size": [64, 64], "fit": "squash"},
+        "method": "relevance",
         "layer": "mean",
         "head": "mean",
     }
@@ -74,16 +77,18 @@ def test_json_has_the_numbers_of_the_trace(model: str, photo: str, tmp_path: Pat
     assert [word["log_prob"] for word in words] == pytest.approx(trace.log_probs, abs=1e-5)
     assert [word["entropy"] for word in words] == pytest.approx(trace.entropy, abs=1e-5)
     assert [word["null_mass"] for word in words] == pytest.approx(trace.null_mass, abs=1e-5)
+    assert [word["peak"] for word in words] == pytest.approx(trace.peak, abs=1e-5)
     np.testing.assert_allclose([word["map"] for word in words], [trace.patches(n) for n in range(3)], atol=1e-6)
 
 
 def test_png_and_json_can_both_be_had_for_one_layer_and_head(model: str, photo: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert inspect(model, photo, "-o", out, "--png", "--json", "--layer", 1, "--head", 0, "--caption", "a dog") == 0
-    trace = Captioner.from_pretrained(model, device="cpu").inspect(photo, caption="a dog")
+    flags = ("--png", "--json", "--layer", 1, "--head", 0, "--caption", "a dog", "--method", "raw")
+    assert inspect(model, photo, "-o", out, *flags) == 0
+    trace = Captioner.from_pretrained(model, device="cpu").inspect(photo, caption="a dog", method="raw")
     record = json.loads((out / "dog.json").read_text(encoding="utf-8"))
     assert (record["layer"], record["head"]) == (1, 0)
-    np.testing.assert_allclose(record["words"][1]["map"], trace.patches(1, layer=1, head=0), atol=1e-6)
+    np.testing.assert_allclose(record["words"][1]["map"], trace.select(layer=1, head=0).patches(1), atol=1e-6)
     np.testing.assert_allclose(record["words"][1]["null_mass"], trace.weights[1, 1, 0, -1], atol=1e-6)
     assert Image.open(out / "dog.png").tobytes() == draw_sheet(trace, layer=1, head=0).tobytes()
 
@@ -145,7 +150,12 @@ def test_without_a_photo_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.C
     [
         (["--layer", "2"], "layer 2: this model has layers 0 to 1"),
         (["--head", "-1"], "head -1: this model has heads 0 to 1"),
-        (["--head", "best"], "'best': give mean or a number"),
+        (["--head", "best"], "has no heads measured; choose mean or a number"),
+        (["--head", "best", "--layer", "1"], "names heads of several layers"),
+        (["--head", "worst"], "'worst': give mean or a number"),
+        (["--method", "perturbation", "--head", "1"], "leave --layer, --head out"),
+        (["--tiles", "2"], "not ROWSxCOLUMNS"),
+        (["--region", "0,0,2,1"], "not within the photo"),
         (["--caption", ""], "no words in it"),
         (["--caption", "a dog " * 9], "18 tokens, this model takes 11"),
     ],
@@ -193,3 +203,25 @@ def test_the_script_does_the_same(
 def test_unknown_words_are_told(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect(model, photo, "-o", tmp_path / "out", "--caption", "a zebrafish") == 0
     assert "does not know zebrafish: shown as <unk>" in capsys.readouterr().err
+
+
+def test_the_best_heads_of_a_model_are_shown(model: str, photo: str, tmp_path: Path) -> None:
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    captioner.model.config = replace(captioner.model.config, best_heads=((1, 0), (0, 1)))
+    captioner.save_pretrained(tmp_path / "measured")
+    flags = ("--head", "best", "--json", "--png", "--caption", "a dog", "--method", "raw")
+    assert inspect(str(tmp_path / "measured"), photo, "-o", tmp_path / "out", *flags) == 0
+    record = json.loads((tmp_path / "out" / "dog.json").read_text(encoding="utf-8"))
+    trace = captioner.inspect(photo, caption="a dog", method="raw")
+    assert (record["head"], record["heads"]) == ("mean", [[1, 0], [0, 1]])
+    np.testing.assert_allclose(record["words"][1]["map"], trace.select(heads=[(1, 0), (0, 1)]).patches(1), atol=1e-6)
+
+
+def test_regions_tiles_and_traces(model: str, photo: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert inspect(model, photo, "-o", out, "--trace", "--caption", "a dog", "--tiles", "2x3") == 0
+    assert sorted(each.name for each in out.iterdir()) == ["dog.json", "dog.npz"]
+    assert AttentionTrace.load(out / "dog.npz").grid == (8, 12)
+    assert inspect(model, photo, "-o", out, "--json", "--caption", "a dog", "--region", "0,0,0.5,1") == 0
+    words = json.loads((out / "dog.json").read_text(encoding="utf-8"))["words"]
+    assert np.array([word["map"] for word in words])[:, :, 2:].max() == 0

@@ -4,6 +4,7 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ import torch
 from PIL import Image
 
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
 from captioner.inspection.sheet import png_bytes
-from captioner.inspection.trace import AttentionTrace
+from captioner.inspection.trace import AttentionTrace, Method
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
 from captioner.pipeline import Captioner
@@ -172,12 +173,11 @@ def test_without_a_null_patch_there_is_no_null_mass(photo: Image.Image) -> None:
 
 
 def test_prefix_tokens_patches_and_the_null_patch_share_all_attention(captioner: Captioner, photo: Image.Image) -> None:
-    trace = captioner.inspect(photo, caption="a dog runs")
+    trace = captioner.inspect(photo, caption="a dog runs", method="raw")
     assert (trace.prefix, trace.grid, trace.has_null_patch) == (1, (6, 4), True)
     on_patches = np.array([trace.patches(word).sum() for word in range(3)])
-    on_prefix = trace.weights[..., :1].mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(on_prefix + on_patches + trace.null_mass, 1.0, atol=1e-5)
-    assert on_prefix.min() > 0
+    np.testing.assert_allclose(trace.prefix_mass + on_patches + trace.null_mass, 1.0, atol=1e-5)
+    assert trace.prefix_mass.min() > 0
 
 
 def test_a_convolutional_encoder_has_no_prefix(photo: Image.Image) -> None:
@@ -187,7 +187,7 @@ def test_a_convolutional_encoder_has_no_prefix(photo: Image.Image) -> None:
 
 
 def test_a_region_takes_all_attention(captioner: Captioner, photo: Image.Image) -> None:
-    trace = captioner.inspect(photo, caption="a dog", region=(0.0, 0.0, 0.5, 0.5))
+    trace = captioner.inspect(photo, caption="a dog", region=(0.0, 0.0, 0.5, 0.5), method="raw")
     seen = trace.patches(0) > 0
     assert seen[:3, :2].all()
     assert seen.sum() == 6
@@ -205,8 +205,12 @@ def test_one_layer_or_head_is_selected() -> None:
     trace = by_hand(weights, (2, 3))
     one = trace.select(layer=1, head=2)
     np.testing.assert_allclose(one.weights, weights[:, 1:2, 2:3], rtol=1e-6)
-    np.testing.assert_allclose(trace.patches(2, layer=1, head=2).ravel(), weights[2, 1, 2, :6], rtol=1e-6)
-    np.testing.assert_allclose(trace.patches(2, head=2).ravel(), weights[2, :, 2, :6].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(one.patches(2).ravel(), weights[2, 1, 2, :6], rtol=1e-6)
+    np.testing.assert_allclose(trace.select(head=2).patches(2).ravel(), weights[2, :, 2, :6].mean(axis=0), rtol=1e-6)
+    several = trace.select(heads=[(0, 1), (1, 3)])
+    expected = (weights[2, 0, 1, :6] + weights[2, 1, 3, :6]) / 2
+    np.testing.assert_allclose(several.patches(2).ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(several.null_mass, (weights[:, 0, 1, 6] + weights[:, 1, 3, 6]) / 2, rtol=1e-6)
     np.testing.assert_allclose(one.null_mass, weights[:, 1, 2, 6], rtol=1e-6)
     assert trace.select() == replace(trace)
 
@@ -217,12 +221,13 @@ def test_one_layer_or_head_is_selected() -> None:
         ({"layer": 2}, "layer 2: this model has layers 0 to 1"),
         ({"layer": -1}, "layer -1: this model has layers 0 to 1"),
         ({"head": 4}, "head 4: this model has heads 0 to 3"),
+        ({"heads": [(0, 0), (2, 1)]}, "layer 2: this model has layers 0 to 1"),
     ],
 )
-def test_a_layer_or_head_that_is_not_there_is_refused(choice: dict[str, int], message: str) -> None:
+def test_a_layer_or_head_that_is_not_there_is_refused(choice: dict[str, Any], message: str) -> None:
     trace = by_hand(np.ones((1, LAYERS, HEADS, 6)), (2, 3))
     with pytest.raises(ConfigError, match=message):
-        trace.patches(0, **choice)
+        trace.select(**choice)
 
 
 def test_entropy_counts_bits_over_the_patches_alone() -> None:
@@ -230,7 +235,77 @@ def test_entropy_counts_bits_over_the_patches_alone() -> None:
     weights[0, 0, 0] = [0.2, *[0.05] * 8, 0.4]
     weights[1, 0, 0] = [0.9, 0, 0, 0.05, 0, 0, 0, 0, 0, 0.05]
     weights[2, 0, 0] = [0.5, 0.2, 0, 0, 0, 0, 0, 0, 0.2, 0.1]
-    np.testing.assert_allclose(by_hand(weights, (2, 4), prefix=1).entropy, [math.log2(8), 0, 1], atol=1e-6)
+    trace = by_hand(weights, (2, 4), prefix=1)
+    np.testing.assert_allclose(trace.entropy, [math.log2(8), 0, 1], atol=1e-6)
+    np.testing.assert_allclose(trace.peak, [1 / 8, 1, 1 / 2], atol=1e-6)
+
+
+def test_attention_on_letterbox_bars_is_told() -> None:
+    weights = np.full((1, 1, 1, 16), 1 / 16)
+    trace = replace(by_hand(weights, (4, 4)), geometry=Geometry.of(80, 40, size=(32, 32), fit="letterbox"))
+    assert trace.padding_mass == pytest.approx([0.5])
+    assert by_hand(weights, (4, 4)).padding_mass == pytest.approx([0.0])
+
+
+@pytest.mark.parametrize("method", ["raw", "relevance", "perturbation"])
+def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, tmp_path: Path, method: Method) -> None:
+    trace = captioner.inspect(photo, caption="a brown dog", method=method)
+    trace.save(tmp_path / "dog.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.json", "dog.npz"]
+    again = AttentionTrace.load(tmp_path / "dog.npz")
+    np.testing.assert_array_equal(again.weights, trace.weights)
+    assert png_bytes(again) == png_bytes(trace)
+    assert (again.words, again.log_probs, again.geometry) == (trace.words, trace.log_probs, trace.geometry)
+
+
+def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    np.savez(tmp_path / "x.npz", weights=np.array([object()], dtype=object))
+    for name in ("x.npz", "none.npz"):
+        with pytest.raises(InputError, match="not a trace"):
+            AttentionTrace.load(tmp_path / name)
+
+
+def test_an_unknown_method_is_refused(captioner: Captioner, photo: Image.Image) -> None:
+    with pytest.raises(ConfigError, match="method rollout: not known; choose from raw, relevance, perturbation"):
+        captioner.inspect(photo, method="rollout")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoder", ["test_vit", "test_efficientnet"])
+def test_tiles_are_drawn_in_their_places(encoder: str) -> None:
+    """A tile's patches have the weights that the tile's own memory gives them, where the tile is."""
+    captioner = tiny(encoder=encoder, size=(64, 64))
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (128, 192, 3), dtype=np.uint8))
+    trace = captioner.inspect(photo, caption="a dog runs", tiles=(2, 3), method="raw")
+    high, wide = captioner.model.encoder.grid
+    assert trace.grid == (2 * high, 3 * wide)
+    assert trace.prefix == 6 * captioner.model.encoder.prefix
+    np.testing.assert_allclose(trace.weights.sum(axis=3), 1, atol=1e-5)
+    laid = np.stack([trace.patches(word) for word in range(3)])
+    for row in range(2):
+        for column in range(3):
+            tile = photo.crop((64 * column, 64 * row, 64 * column + 64, 64 * row + 64))
+            x, y = column / 3, row / 2
+            # Among the patches of one tile the weights are those of a look at this tile alone: in the first layer.
+            alone = captioner.inspect(tile, caption="a", method="raw").select(layer=0, head=1).patches(0)
+            part = trace.select(layer=0, head=1).patches(0)[row * high : row * high + high, column * wide :][:, :wide]
+            np.testing.assert_allclose(part / part.sum(), alone / alone.sum(), atol=1e-4)
+            box = trace.geometry.patch_box(row * high, column * wide, trace.grid)
+            assert box[:2] == pytest.approx((x, y))
+    assert laid.min() > 0
+
+
+def test_one_tile_is_the_photo(captioner: Captioner, photo: Image.Image) -> None:
+    one = captioner.inspect(photo, caption="a dog", tiles=(1, 1))
+    np.testing.assert_array_equal(one.weights, captioner.inspect(photo, caption="a dog").weights)
+
+
+@pytest.mark.parametrize("tiles", [(0, 1), (9, 9), (61, 1)])
+def test_impossible_tiles_are_refused(captioner: Captioner, photo: Image.Image, tiles: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="tiles"):
+        captioner.inspect(photo, caption="a dog", tiles=tiles)
+    with pytest.raises(ConfigError, match="choose one"):
+        captioner.inspect(photo, caption="a dog", tiles=(2, 2), region=(0, 0, 0.5, 0.5))
 
 
 def test_a_trace_without_words_is_empty_and_still_a_picture() -> None:

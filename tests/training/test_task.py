@@ -33,7 +33,9 @@ def batch(task, texts, images):
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = torch.tensor(row)
-    return Batch(images=images, features=None, tokens=tokens, image_ids=list(range(len(images))))
+    alone = torch.full((len(images),), -1)
+    objects = torch.zeros_like(tokens, dtype=torch.bool)
+    return Batch(images, None, tokens, list(range(len(images))), alone, objects)
 
 
 def loss(task, batch):

@@ -1,0 +1,122 @@
+"""Relevance is a derivative, perturbation a difference: both are compared with what they say they are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from captioner.config import DecoderConfig
+from captioner.inspection.relevance import perturbation, relevance
+from captioner.model.attention import attention_weights
+from captioner.model.decoder import TextDecoder
+
+GRID, PREFIX = (3, 4), 2
+PATCHES = slice(PREFIX, PREFIX + 12)
+WORDS = [(0, 1), (1, 3), (3, 4)]
+
+
+@pytest.fixture
+def seen():
+    torch.manual_seed(0)
+    config = DecoderConfig(width=16, heads=2, layers=2, max_length=8)
+    decoder = TextDecoder(config, vocabulary=20, encoder_width=8).double().eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(6)
+    memory = decoder.project(torch.randn(1, PREFIX + 12, 8, dtype=torch.float64))
+    return decoder, memory, torch.tensor([[1, 5, 7, 3, 9]])
+
+
+def log_probs(decoder, memory, tokens):
+    logits = decoder(tokens[:, :-1], memory).logits
+    return logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+
+
+def test_relevance_is_what_moving_a_patch_to_the_mean_patch_costs(seen):
+    decoder, memory, tokens = seen
+    found = relevance(decoder, memory, tokens, WORDS, PATCHES)
+    assert found.shape == (3, 2, 2, PREFIX + 12 + 1)
+    step = 1e-6
+
+    def odds(memory):
+        each = log_probs(decoder, memory, tokens)[0]
+        each = each - (-each.expm1()).log()
+        return torch.stack([each[start:stop].sum() for start, stop in WORDS])
+
+    for layer, head, position in ((0, 1, 3), (1, 0, 13), (1, 1, 0), (0, 0, 14)):
+        values = memory.layers[layer].values.clone()
+        mean = values[0, head, PATCHES].mean(dim=0)
+        values[0, head, position] += step * (mean - values[0, head, position])
+        layers = list(memory.layers)
+        layers[layer] = layers[layer]._replace(values=values)
+        slope = (odds(memory) - odds(replace(memory, layers=tuple(layers)))) / step
+        torch.testing.assert_close(found[:, layer, head, position], slope.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_times_value_is_gradient_times_attention_of_all_steps():
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(n, 8, dtype=torch.float64) for n in (5, 7, 7))
+    values.requires_grad_()
+    weights = attention_weights(queries, keys).detach().requires_grad_()
+    gradients = torch.autograd.grad((weights @ values).tanh().sum(), [weights, values])
+    torch.testing.assert_close((gradients[0] * weights).sum(dim=0), (gradients[1] * values).sum(dim=1))
+
+
+def test_a_later_word_needs_nothing_of_an_earlier_one(seen):
+    decoder, memory, tokens = seen
+    longer = torch.cat([tokens, torch.tensor([[4, 4]])], dim=1)
+    shorter = relevance(decoder, memory, tokens, WORDS, PATCHES)
+    torch.testing.assert_close(relevance(decoder, memory, longer, WORDS, PATCHES), shorter)
+
+
+def test_it_works_on_what_inference_made_and_leaves_no_gradient(seen):
+    decoder, _, tokens = seen
+    with torch.inference_mode():
+        memory = decoder.project(torch.randn(1, PREFIX + 12, 8, dtype=torch.float64))
+    assert relevance(decoder, memory, tokens, WORDS, PATCHES).isfinite().all()
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+    assert relevance(decoder, memory, tokens, [], PATCHES).shape == (0, 2, 2, PREFIX + 13)
+
+
+def test_hidden_positions_have_no_relevance(seen):
+    decoder, memory, tokens = seen
+    keep = torch.ones(1, memory.positions, dtype=torch.bool)
+    keep[0, 4:9] = False
+    masked = relevance(decoder, memory.mask(keep), tokens, WORDS, PATCHES)
+    kept = torch.tensor([position for position in range(memory.positions) if keep[0, position]])
+    assert not masked[..., 4:9].any()
+    removed = relevance(decoder, memory.take(kept), tokens, WORDS, slice(PREFIX, PREFIX + 7))
+    torch.testing.assert_close(masked[..., kept], removed)
+
+
+def test_perturbation_hides_squares(seen):
+    decoder, memory, tokens = seen
+    with torch.no_grad():
+        found = perturbation(decoder, memory, tokens, WORDS, GRID, PATCHES)
+        whole = log_probs(decoder, memory, tokens)[0]
+        expected = torch.zeros(3, memory.positions, dtype=torch.float64)
+        count = torch.zeros(12)
+        for row in range(3):
+            for column in range(4):
+                keep = torch.ones(1, memory.positions, dtype=torch.bool)
+                square = [
+                    4 * y + x
+                    for y in range(max(0, row - 1), min(3, row + 2))
+                    for x in range(max(0, column - 1), min(4, column + 2))
+                ]
+                keep[0, [PREFIX + patch for patch in square]] = False
+                lost = whole - log_probs(decoder, memory.mask(keep), tokens)[0]
+                for patch in square:
+                    count[patch] += 1
+                    expected[:, PREFIX + patch] += torch.stack([lost[start:stop].sum() for start, stop in WORDS])
+    expected[:, PATCHES] /= count
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_square_that_hides_everything_is_passed_over():
+    torch.manual_seed(0)
+    config = DecoderConfig(width=16, heads=2, layers=1, max_length=8, null_patch=False)
+    decoder = TextDecoder(config, vocabulary=20, encoder_width=8).eval()
+    memory = decoder.project(torch.randn(1, 1, 8))
+    found = perturbation(decoder, memory, torch.tensor([[1, 5, 7]]), [(0, 1)], (1, 1), slice(0, 1))
+    assert found.tolist() == [[0.0]]
