@@ -3,7 +3,6 @@
 I images · B images of a batch · N memory positions · E encoder width
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -80,12 +79,9 @@ class Evaluation:
         report = self.scores.to_dict() | {"captions": asdict(self.habits)}
         return report if self.chair is None else report | {"chair": dict(self.chair)}
 
-    def save_results(self, path: str | Path) -> None:
-        """Write COCO's results file."""
-        results = [{"image_id": image, "caption": caption.text} for image, caption in self.captions.items()]
-        temporary = Path(f"{path}.partial")
-        temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
-        temporary.replace(path)
+    def results(self) -> list[dict[str, ImageId | str]]:
+        """The captions in COCO's results format."""
+        return [{"image_id": image, "caption": caption.text} for image, caption in self.captions.items()]
 
     def ranked(self) -> tuple[str, list[ImageId]]:
         """The metric that ranks images, and their ids, the worst first; equal ones in their order."""

@@ -64,12 +64,10 @@ def test_chair_counts_objects_that_are_not_there(captions):
     assert found == {"instances": 2 / 5, "sentences": 2 / 3}
 
 
-def test_results_are_cocos(captions, tmp_path):
-    evaluate_captions(captions, REFERENCES).save_results(tmp_path / "results.json")
-    assert json.loads((tmp_path / "results.json").read_text()) == [
-        {"image_id": image, "caption": each.text} for image, each in captions.items()
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+def test_results_are_cocos(captions):
+    results = evaluate_captions(captions, REFERENCES).results()
+    assert results[1] == {"image_id": 2, "caption": "Two men ride bikes."}
+    assert [result["image_id"] for result in results] == [1, 2, "c"]
 
 
 def test_images_are_ranked_worst_first(captions):

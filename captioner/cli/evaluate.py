@@ -5,9 +5,11 @@ import json
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from captioner.cli.files import check_output, write_whole
 from captioner.cli.flags import (
     add_machine_flags,
     add_search_flags,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from captioner.data.annotations import CaptionedImage
     from captioner.pipeline import Caption
 
+PAGE = "report.html"
+DEFAULT_SPLIT = "test"
 TRAIN = "train"
 """The split whose captions tell which of the model's are novel."""
 
@@ -51,13 +55,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.num_captions > 1:
         raise ConfigError(f"--num-captions {arguments.num_captions}: one caption an image is scored; leave it out")
     metrics, spice_dir = metrics_of(arguments)
-    for target in filter(None, (arguments.output, arguments.report)):
-        if Path(target).is_dir() != (target == arguments.report) and Path(target).exists():
-            raise ConfigError(f"{target}: -o takes a file, --report a folder; name another")
-        if not Path(target).parent.is_dir():
-            raise ConfigError(f"{target}: no folder {Path(target).parent}; make it, or name another")
+    inputs = (arguments.annotations, arguments.grounding)
+    output = None if arguments.output is None else Path(arguments.output)
+    report = None if arguments.report is None else Path(arguments.report)
     images, known = _split(arguments)
     objects = None if arguments.grounding is None else _objects(Path(arguments.grounding), images)
+    if report is not None:
+        if report.exists() and not report.is_dir():
+            raise ConfigError(f"--report {report}: a file; name a folder")
+        report.mkdir(parents=True, exist_ok=True)
+        check_output("--report", report / PAGE, inputs)
+    if output is not None:
+        check_output("-o", output, inputs)
 
     from captioner.cli.evaluation_page import page
     from captioner.evaluation import evaluate_captions
@@ -74,15 +83,22 @@ def run(arguments: argparse.Namespace) -> int:
         tokenizer=arguments.tokenizer,
         spice_dir=spice_dir,
     )
-    if arguments.output is not None:
-        evaluation.save_results(arguments.output)
-    if arguments.report is not None:
-        folder = Path(arguments.report)
-        folder.mkdir(exist_ok=True)
+    failed = [image.image_id for image in images if image.image_id not in captions]
+    found = evaluation.to_dict() | ({"failed": failed} if failed else {})
+    print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+    if output is not None:
+        write_whole(output, json.dumps(evaluation.results(), ensure_ascii=False, indent=1) + "\n")
+    if report is not None:
+        about = {
+            "model": arguments.model,
+            "captions": arguments.annotations,
+            "split": arguments.split or DEFAULT_SPLIT,
+            "search": str(search_of(arguments)),
+            "images that could not be read": str(len(failed)),
+        }
         paths = {image.image_id: image.path for image in images}
-        (folder / "report.html").write_text(page(evaluation, paths, model=arguments.model), encoding="utf-8")
-    print(json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
-    return 1 if len(captions) < len(images) else 0
+        write_whole(report / PAGE, page(evaluation, paths, about))
+    return 1 if failed else 0
 
 
 def _formats() -> tuple[str, ...]:
@@ -100,32 +116,45 @@ def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...],
         raise InputError(f"--annotations {given}: no such file or folder; check the path")
     root, file = (given, None) if given.is_dir() else (None, given)
     listing = read_listing(root, file, arguments.images, arguments.format)
-    captions = validated(listing)
+    names = sorted({image.split for image in listing.images if image.split})
+    wanted, known = listing.images, []
     if arguments.split is None and not listing.has_splits:
         print(
-            f"captioner: {given} names no splits: all {len(captions)} images (--split val: those that training "
-            "validates on)",
+            f"captioner: {given} names no splits: all of its images (--split val: those that training validates on)",
             file=sys.stderr,
         )
-        return captions.images, []
-    names = captions.split_names
-    if arguments.split is None and "test" not in names:
-        raise ConfigError(f"{given}: no split test; choose one with --split: {', '.join(names)}")
-    split = arguments.split or "test"
-    known = captions.split(TRAIN).images if TRAIN in names and split != TRAIN else ()
-    return captions.split(split).images, [text for image in known for text in image.captions]
+    else:
+        split = DEFAULT_SPLIT if arguments.split is None else arguments.split
+        if split not in names:
+            given_names = "names no splits; leave --split out, or take one that training assigns"
+            problem = f"no split {split!r}; choose one" if listing.has_splits else given_names
+            raise ConfigError(f"{given}: {problem}: --split {', '.join(names)}")
+        wanted = tuple(image for image in listing.images if image.split == split)
+        if split != TRAIN:
+            others = (image for image in listing.images if image.split == TRAIN)
+            known = [str(caption.text) for image in others for caption in image.captions]
+    # Only what is looked at has to be sound: the pictures of other splits may lie elsewhere.
+    captions = validated(replace(listing, images=wanted))
+    if silent := len(wanted) - len(captions):
+        print(f"captioner: {silent} images without captions are left out", file=sys.stderr)
+    return captions.images, known
 
 
 def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | str, Collection[str]]:
     """The COCO categories in each image. Raises AnnotationError where the file does not say them."""
-    from captioner.metrics.object_words import image_categories
+    from captioner.metrics.object_words import COCO_CATEGORIES, image_categories
 
     try:
         found = {str(image): names for image, names in image_categories(read_json(path)).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise AnnotationError(
-            f"{path}: not COCO instances (missing: {error}); give a file like instances_val2014.json"
+            f"{path}: no COCO instances: images, categories and annotations, each annotation with an image_id and a "
+            "category_id that are listed; give a file like instances_val2014.json"
         ) from error
+    if unknown := sorted(set().union(*found.values()) - COCO_CATEGORIES):
+        raise AnnotationError(
+            f"{path}: {', '.join(unknown[:3])}: no categories of COCO, which CHAIR counts; leave it out"
+        )
     for image in images:
         if str(image.image_id) not in found:
             raise AnnotationError(f"{path}: image {image.image_id}: not in it; give the instances of these images")

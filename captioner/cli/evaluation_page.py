@@ -22,7 +22,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .9rem .15rem 0; text-align: left; border-bottom: 1px solid #d0d7de }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.5rem }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 4rem; align-items: flex-start }
-figure { margin: 0 }
+figure { margin: 0; min-width: 0; overflow-wrap: anywhere }
 img { width: 100%; border-radius: .3rem }
 figcaption b { display: block; font-size: 1.05rem; line-height: 1.35 }
 ul { margin: .3rem 0; padding-left: 1.1rem; font-size: .9rem; line-height: 1.35; color: #57606a }
@@ -31,25 +31,28 @@ ul { margin: .3rem 0; padding-left: 1.1rem; font-size: .9rem; line-height: 1.35;
 """
 
 
-def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], *, model: str) -> str:
-    """One HTML file that needs no other: the pictures are in it."""
+def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[str, str]) -> str:
+    """One HTML file that needs no other, with the pictures in it; `about` says what was evaluated, and the model."""
     metric, ranked = evaluation.ranked()
     shown = min(SHOWN, -(-len(ranked) // 2))
     worst, best = ranked[:shown], ranked[::-1][: min(shown, len(ranked) - shown)]
     scores = dict(zip(map(str, evaluation.captions), evaluation.scores.per_image[metric].tolist(), strict=True))
     sections = [
-        f"<h2>The {len(images)} {name}</h2>\n<p>By their own {metric}.</p>\n<div class=images>"
+        f"<h2>The {name} images ({len(images)})</h2>\n<p>By the {metric} of the image alone.</p>\n<div class=images>"
         + "\n".join(_figure(evaluation, image, paths[image], f"{metric} {scores[str(image)]:.3f}") for image in images)
         + "</div>"
-        for name, images in (("worst images", worst), ("best images", best))
+        for name, images in (("worst", worst), ("best", best))
         if images
     ]
+    title = f"Captions of {escape(about['model'])}"
+    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _habits(evaluation))
+    reasons = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in evaluation.scores.reasons.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>Captions of {escape(model)}</title>\n<style>{STYLE}</style>\n<h1>Captions of {escape(model)}</h1>\n"
-        f"<p>{len(evaluation.captions)} images, a caption each.</p>\n<div class=tables>"
-        f"{_scores(evaluation)}{_habits(evaluation)}</div>\n"
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n"
+        f"<p>A caption for each of {len(evaluation.captions)} images. What the numbers mean: docs/metrics.md.</p>\n"
+        f"<div class=tables>{''.join(tables)}</div>\n{reasons}"
         f"<p class=signature>{escape(evaluation.scores.signature)}</p>\n" + "\n".join(sections) + "\n</html>\n"
     )
 
@@ -85,7 +88,7 @@ def _figure(evaluation: Evaluation, image: ImageId, path: Path, note: str) -> st
     return (
         f'<figure><img src="data:image/jpeg;base64,{_thumbnail(path)}" alt="image {escape(str(image))}">'
         f"<figcaption><b>{escape(caption.text) or '(an empty caption)'}</b><ul>{references}</ul>"
-        f"<span class=score>{note} · probability of a word {caption.confidence:.2f} · {escape(path.name)}</span>"
+        f"<span class=score>{note} · mean probability of a word {caption.confidence:.2f} · {escape(path.name)}</span>"
         "</figcaption></figure>"
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.cli.files import check_output, write_whole
 from captioner.errors import AnnotationError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--references",
         required=True,
         metavar="REFS.json",
-        help="COCO annotations, or {image_id: [captions]}; those of other images are left out",
+        help="COCO annotations, {image_id: [captions]}, or another layout that training takes (Karpathy's JSON, CSV, "
+        "JSONL, Flickr8k's files, a folder of text files); captions of other images are left out",
     )
     add(
         "--candidates",
@@ -35,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RES.json",
         help='[{"image_id", "caption"}], or {image_id: caption}',
     )
-    add("--compare", metavar="OTHER.json", help="other captions of the same images: adds paired differences")
+    add(
+        "--compare",
+        metavar="OTHER.json",
+        help="other captions of the same images: adds the paired differences, CANDIDATES minus OTHER",
+    )
     add("--per-image", metavar="OUT.json", help="write the scores of each image here")
     add_metric_flags(parser)
 
@@ -64,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.metrics.scores import score
 
     metrics, spice_dir = metrics_of(arguments)
+    if arguments.per_image is not None:
+        inputs = (arguments.references, arguments.candidates, arguments.compare)
+        check_output("--per-image", Path(arguments.per_image), inputs)
     references = read_references(Path(arguments.references))
     candidates = read_candidates(Path(arguments.candidates))
     others = None if arguments.compare is None else _same_images(Path(arguments.compare), candidates)
@@ -74,9 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     report = scores.to_dict()
     if others is not None:
         report["comparison"] = scores.compare(score(others, references, metrics, arguments.tokenizer, spice_dir))
+    print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     if arguments.per_image is not None:
         _write(Path(arguments.per_image), scores)
-    print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     return 0
 
 
@@ -90,12 +99,22 @@ def metrics_of(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
         raise ConfigError("--spice-dir: is for spice; add spice to --metrics")
     if spice_dir is None and "spice" in metrics:
         raise ConfigError("--metrics spice: needs the folder of SPICE 1.0; add --spice-dir DIR")
-    return metrics, spice_dir
+
+    from captioner.metrics.scores import check_metrics
+
+    return list(check_metrics(metrics, spice_dir)), spice_dir
 
 
 def read_references(path: Path) -> dict[str, Any]:
-    """Image id -> captions, of COCO annotations or {image_id: [captions]}. Raises AnnotationError, InputError."""
+    """Image id -> captions, of COCO annotations, {image_id: [captions]}, or another layout of captions.
+
+    Raises AnnotationError, InputError.
+    """
+    if path.is_dir() or path.suffix.lower() in (".csv", ".jsonl", ".txt"):
+        return _listed(path)
     data = read_json(path)
+    if isinstance(data, dict) and any("sentences" in each for each in _dicts(data.get("images"))):
+        return _listed(path)
     annotations = data.get("annotations") if isinstance(data, dict) else None
     if isinstance(annotations, list) and all(isinstance(item, dict) for item in annotations):
         grouped: dict[str, Any] = {}
@@ -105,6 +124,20 @@ def read_references(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise AnnotationError(f"{path}: neither COCO annotations nor {{image_id: [captions]}}; give one of them")
     return data
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """Captions in any layout; the pictures need not be there."""
+    from captioner.data.formats import read_listing
+
+    listing = read_listing(path) if path.is_dir() else read_listing(None, path)
+    for problem in listing.problems:
+        print(f"captioner: {problem.where}: {problem.message}", file=sys.stderr)
+    return {str(image.image_id): [caption.text for caption in image.captions] for image in listing.images}
+
+
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    return [each for each in values if isinstance(each, dict)] if isinstance(values, list) else []
 
 
 def read_candidates(path: Path) -> dict[str, Any]:
@@ -173,4 +206,4 @@ def _write(path: Path, scores: "Scores") -> None:
         for values in zip(*columns, strict=True)
     )
     content = json.dumps(dict(zip(scores.images, rows, strict=True)), indent=1)
-    path.write_text(content + "\n", encoding="utf-8", newline="\n")
+    write_whole(path, content + "\n")

@@ -160,7 +160,8 @@ def validated(listing: Listing) -> CaptionSet:
     if stopping:
         named = "; ".join(f"{problem.where}: {problem.message}" for problem in stopping[:PROBLEMS_NAMED])
         more = f"; and {len(stopping) - PROBLEMS_NAMED} more" if len(stopping) > PROBLEMS_NAMED else ""
-        raise AnnotationError(printable(f"{named}{more}; run `captioner data check` on it for the whole list"))
+        check = f"captioner data check --annotations {listing.source} --images {listing.root}"
+        raise AnnotationError(printable(f"{named}{more}; run `{check}` for the whole list"))
     if not kept.images:
         raise AnnotationError(f"{listing.source}: no picture has a caption; see data/README.md for the layouts")
     images = (CaptionedImage(i.image_id, listing.root / i.file_name, _texts(i), i.split) for i in kept.images)

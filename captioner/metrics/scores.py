@@ -8,6 +8,7 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -142,10 +143,7 @@ def score(
     Raises AnnotationError, naming the id, for captions that cannot be scored; ConfigError for an unknown metric or
     tokenizer; InputError for no candidates; ResourceError where METEOR or SPICE lack what they need.
     """
-    metrics = tuple(dict.fromkeys(metrics))
-    for metric in metrics:
-        if metric not in METRICS:
-            raise ConfigError(f"metric {metric}: not known; choose from {', '.join(METRICS)}")
+    metrics = check_metrics([metrics] if isinstance(metrics, str) else metrics, spice_dir)
     if tokenizer not in TOKENIZERS:
         raise ConfigError(f"tokenizer {tokenizer}: not known; choose from {', '.join(TOKENIZERS)}")
     texts, all_references = _by_id(candidates, "candidates"), _by_id(references, "references")
@@ -180,8 +178,27 @@ def score(
     )
 
 
+def check_metrics(metrics: Sequence[str], spice_dir: Path | None = None) -> tuple[str, ...]:
+    """The metrics, each once. Raises ConfigError for an unknown one, ResourceError for a SPICE that is not there."""
+    for metric in metrics:
+        if metric not in METRICS:
+            known = [*METRICS, *ALIASES]
+            close = [ALIASES.get(name, name) for name in get_close_matches(metric.lower(), known, n=1)]
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}"
+            raise ConfigError(f"metric {metric}: not known; {hint}")
+    if "spice" in metrics:
+        from captioner.metrics.spice import check_folder
+
+        if spice_dir is None:
+            raise ConfigError("metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)")
+        check_folder(spice_dir)
+    return tuple(dict.fromkeys(metrics))
+
+
 def _by_id(captions: Mapping[Any, Any], what: str) -> dict[str, Any]:
     """By ids as texts: JSON's keys are texts where COCO's ids are numbers."""
+    if not isinstance(captions, Mapping):
+        raise AnnotationError(f"{what}: {type(captions).__name__}, not a mapping; give a dict by image id")
     found: dict[str, Any] = {}
     for image, value in captions.items():
         if isinstance(image, bool) or not isinstance(image, int | np.integer | str):
@@ -275,8 +292,7 @@ def _meteor(captions: Captions) -> Result:
 def _spice(captions: Captions) -> Result:
     from captioner.metrics.spice import spice
 
-    if captions.spice_dir is None:
-        raise ConfigError("metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)")
+    assert captions.spice_dir is not None
     found = spice(captions.candidates, captions.references, captions.spice_dir)
     return _mean("spice", found.corpus, found.per_image, "SPICE gave no score for an image")
 
@@ -299,5 +315,16 @@ METRICS: dict[str, Callable[[Captions], Result]] = {
     "object_words": _object_words,
 }
 """Metric, as users name it -> its result."""
+
+ALIASES = {
+    "cider": "cider_d",
+    "ciderd": "cider_d",
+    "rouge": "rouge_l",
+    "objects": "object_words",
+    **{f"bleu_{order}": "bleu" for order in range(1, 5)},
+    **{f"bleu{order}": "bleu" for order in range(1, 5)},
+    **{f"object_{kind}": "object_words" for kind in ("precision", "recall")},
+}
+"""What a metric may also be called -> its name."""
 
 _VERSIONS = {"meteor": "meteor-1.5", "spice": "spice-1.0"}

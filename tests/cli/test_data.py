@@ -88,7 +88,7 @@ def test_stats_refuse_a_broken_set(photos: Path, capsys: pytest.CaptureFixture[s
     assert main(["data", "stats", str(photos)]) == 2
     assert capsys.readouterr().err == (
         "captioner: error: captions.csv:2: the caption is empty; write one or remove the entry; "
-        "run `captioner data check` on it for the whole list\n"
+        f"run `captioner data check --annotations {photos / 'captions.csv'} --images {photos}` for the whole list\n"
     )
 
 

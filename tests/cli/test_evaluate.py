@@ -1,6 +1,7 @@
 """`captioner evaluate` from the command line, on a model trained for a moment on the drawn data set."""
 
 import json
+import os
 import subprocess
 from html.parser import HTMLParser
 
@@ -69,13 +70,13 @@ def test_the_default_split(evaluate, shapes, tmp_path):
     (tmp_path / "dev.json").write_text(json.dumps(data))
     code, _, err = evaluate("--images", shapes / "images", annotations=tmp_path / "dev.json")
     assert code == 2
-    assert "no split test; choose one with --split: dev, train, val" in err
+    assert "no split 'test'; choose one: --split dev, train, val" in err
     for image in data["images"]:
         del image["split"]
     (tmp_path / "plain.json").write_text(json.dumps(data))
     code, out, err = evaluate("--images", shapes / "images", annotations=tmp_path / "plain.json")
     assert code == 0
-    assert f"names no splits: all {len(data['images'])} images" in err
+    assert "names no splits: all of its images" in err
     plain = json.loads(out)
     assert plain["images"] == len(data["images"])
     assert plain["captions"]["novel"] is None
@@ -124,7 +125,7 @@ def test_chair_from_coco_instances(evaluate, shapes, tmp_path):
     assert (code, f"image {images[-1].image_id}: not in it" in err) == (2, True)
     (tmp_path / "other.json").write_text("[]")
     code, _, err = evaluate("--split", "val", "--grounding", tmp_path / "other.json")
-    assert (code, "not COCO instances" in err) == (2, True)
+    assert (code, "no COCO instances" in err) == (2, True)
 
 
 def test_a_damaged_picture_is_left_out_and_told(evaluate, shapes, tmp_path):
@@ -139,6 +140,7 @@ def test_a_damaged_picture_is_left_out_and_told(evaluate, shapes, tmp_path):
     assert code == 1
     assert val[0].path.name in err
     assert json.loads(out)["images"] == len(val) - 1
+    assert json.loads(out)["failed"] == [val[0].image_id]
     for image in val:
         (tmp_path / "images" / image.path.name).write_bytes(b"no picture")
     code, out, err = evaluate("--split", "val", annotations=tmp_path / "captions.json")
@@ -150,8 +152,8 @@ def test_a_damaged_picture_is_left_out_and_told(evaluate, shapes, tmp_path):
     ("flags", "code", "message"),
     [
         (["--num-captions", "2"], 2, "one caption an image is scored"),
-        (["--split", "nowhere"], 2, "no split 'nowhere'; choose one of: test, train, val"),
-        (["--split", "val", "-o", "missing/results.json"], 2, "no folder missing"),
+        (["--split", "nowhere"], 2, "no split 'nowhere'; choose one: --split test, train, val"),
+        (["--split", "val", "-o", "missing/results.json"], 2, "missing; make it, or name another"),
         (["--split", "val", "--metrics", "spice"], 2, "--spice-dir"),
         (["--split", "val", "--greedy", "--length-penalty", "2"], 2, "is for beam search"),
         (["--split", "val", "--images", "nowhere"], 3, "nowhere: no such folder"),
@@ -168,7 +170,61 @@ def test_what_cannot_be_written_is_told_before_the_work(evaluate, tmp_path):
     for flags in (["-o", tmp_path], ["--report", tmp_path / "file"]):
         code, out, err = evaluate("--split", "val", *flags)
         assert (code, out) == (2, "")
-        assert "name another" in err
+        assert "; name a f" in err
+
+
+def test_no_input_and_no_device_is_replaced(evaluate, shapes, tmp_path):
+    for name in ("captions.json", "instances.json"):
+        (tmp_path / name).write_bytes((shapes / name).read_bytes())
+    flags = ["--split", "val", "--images", shapes / "images"]
+    code, _, err = evaluate(*flags, "-o", tmp_path / "captions.json", annotations=tmp_path / "captions.json")
+    assert (code, "is an input too" in err) == (2, True)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    assert evaluate(*flags, "-o", tmp_path / "pipe")[0] == 0
+    assert len(json.loads(reader.communicate(timeout=60)[0])) == len(load_captions(shapes).split("val"))
+    assert evaluate(*flags, "-o", tmp_path / "link.json")[0] == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "target.json").read_text())
+
+
+def test_mistakes_are_found_before_the_work(evaluate, shapes, tmp_path):
+    for flags, message in (
+        (["--metrics", "cider"], "metric cider: not known; did you mean cider_d?"),
+        (["--metrics", "bleu_4"], "did you mean bleu?"),
+        (["--metrics", "spice", "--spice-dir", tmp_path], "lacks"),
+        (["--grounding", shapes / "instances.json"], "no categories of COCO"),
+        (["-o", "/proc/results.json"], "cannot be written"),
+    ):
+        code, out, err = evaluate("--split", "val", *flags)
+        assert code != 0
+        assert out == ""
+        assert message in err
+        assert "captioned" not in err
+
+
+def test_pictures_of_other_splits_may_be_missing(evaluate, shapes, tmp_path):
+    data = json.loads((shapes / "captions.json").read_text())
+    (tmp_path / "images").mkdir()
+    for image in data["images"]:
+        if image["split"] == "val":
+            (tmp_path / "images" / image["file_name"]).write_bytes(
+                (shapes / "images" / image["file_name"]).read_bytes()
+            )
+    (tmp_path / "captions.json").write_text(json.dumps(data))
+    found = report(evaluate, "--split", "val", annotations=tmp_path)
+    assert found == report(evaluate, "--split", "val")
+
+
+def test_images_without_captions_are_told(evaluate, shapes, tmp_path):
+    data = json.loads((shapes / "captions.json").read_text())
+    first = next(image["id"] for image in data["images"] if image["split"] == "val")
+    data["annotations"] = [each for each in data["annotations"] if each["image_id"] != first]
+    (tmp_path / "fewer.json").write_text(json.dumps(data))
+    code, _, err = evaluate("--split", "val", "--images", shapes / "images", annotations=tmp_path / "fewer.json")
+    assert code == 0
+    assert "1 images without captions are left out" in err
 
 
 def test_no_annotations(evaluate, tmp_path):

@@ -135,7 +135,7 @@ def test_metrics_and_tokenizer(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--metrics", "cider"], 2, "metric cider: not known; choose from bleu, rouge_l, cider_d"),
+        (["--metrics", "cider"], 2, "metric cider: not known; did you mean cider_d"),
         (["--metrics", ","], 2, "--metrics ',': names no metric"),
         (["--metrics", "spice"], 2, "--metrics spice: needs the folder of SPICE 1.0; add --spice-dir DIR"),
         (["--spice-dir", "spice"], 2, "--spice-dir: is for spice; add spice to --metrics"),
@@ -235,3 +235,32 @@ def test_no_files_crash_it(references: Any, candidates: Any) -> None:
     else:
         assert out.getvalue() == ""
         assert err.getvalue().startswith("captioner: error: ")
+
+
+def test_references_in_the_layouts_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CSV and Karpathy's JSON score as plain captions do; the pictures need not be there."""
+    texts = {"a.jpg": ["a dog runs", "the dog"], "b.jpg": ["two cats sleep"], "c.jpg": ["a man"]}
+    (tmp_path / "refs.csv").write_text(
+        "path,caption\n" + "".join(f"{name},{text}\n" for name, each in texts.items() for text in each)
+    )
+    karpathy = [
+        {"imgid": number, "filename": name, "split": "val", "sentences": [{"raw": text} for text in each]}
+        for number, (name, each) in enumerate(texts.items())
+    ]
+    (tmp_path / "karpathy.json").write_text(json.dumps({"images": karpathy, "dataset": "x"}))
+    candidates = ["a dog", "two cats", "a woman"]
+    found = []
+    for references, images in (("refs.csv", list(texts)), ("karpathy.json", [0, 1, 2])):
+        results = [{"image_id": image, "caption": text} for image, text in zip(images, candidates, strict=True)]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        flags = ["--references", str(tmp_path / references), "--candidates", str(tmp_path / "results.json")]
+        assert main(["score", *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out)["metrics"])
+    (tmp_path / "plain.json").write_text(json.dumps(texts))
+    (tmp_path / "results.json").write_text(json.dumps(dict(zip(texts, candidates, strict=True))))
+    flags = ["--references", str(tmp_path / "plain.json"), "--candidates", str(tmp_path / "results.json")]
+    assert main(["score", *flags, "--per-image", str(tmp_path / "plain.json")]) == 2
+    assert "is an input too" in capsys.readouterr().err
+    assert main(["score", *flags]) == 0
+    plain = json.loads(capsys.readouterr().out)["metrics"]
+    assert found == [plain, plain]

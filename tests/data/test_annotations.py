@@ -134,7 +134,7 @@ def test_every_problem_is_listed_and_stops_or_not(
         assert found == [expected]
         load_captions(root)
     else:
-        with pytest.raises(AnnotationError, match="run `captioner data check`"):
+        with pytest.raises(AnnotationError, match="run `captioner data check --annotations"):
             load_captions(root)
 
 
@@ -238,7 +238,8 @@ def test_an_error_names_the_first_problems_and_counts_the_rest(root: Path) -> No
         "captions.json: annotations[1]: the caption is None, not text; "
         "captions.json: annotations[3]: the caption is None, not text; "
         "captions.json: annotations[0]: the caption is None, not text; "
-        "and 1 more; run `captioner data check` on it for the whole list"
+        f"and 1 more; run `captioner data check --annotations {root / 'captions.json'} --images {root / 'images'}` "
+        "for the whole list"
     )
 
 

@@ -182,7 +182,7 @@ def test_nothing_to_score() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match="metric cider: not known; choose from bleu, rouge_l, cider_d"):
+    with pytest.raises(ConfigError, match="metric cider: not known; did you mean cider_d"):
         score_captions(CANDIDATES, REFERENCES, metrics=["cider"])
     with pytest.raises(ConfigError, match="tokenizer word: not known; choose from ptb, char, none"):
         score_captions(CANDIDATES, REFERENCES, tokenizer="word")  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""Files that a verb writes besides standard output: checked before the work, written whole."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from captioner.errors import ConfigError
+
+
+def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise ConfigError where the file cannot be written, or is one of the inputs."""
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: a folder; name a file")
+    for each in inputs:
+        if each is not None and path.exists() and Path(each).exists() and os.path.samefile(path, each):
+            raise ConfigError(f"{flag} {path}: is an input too and would be overwritten; name another file")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {path}: no folder {folder}; make it, or name another file")
+    if path.exists() and not path.is_file():
+        return
+    try:
+        _partial(path).touch()
+        _partial(path).unlink()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a place where it can") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file as a whole or not at all; through links, and straight into what is no file, such as /dev/stdout."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    partial.replace(os.path.realpath(path))
+
+
+def _partial(path: Path) -> Path:
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.partial")
