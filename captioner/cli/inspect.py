@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.cli.faithfulness import add_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
 from captioner.errors import ConfigError, ImageError, InputError
 
@@ -47,11 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--region", type=region, metavar="X,Y,W,H", help="hide all but this part: fractions of the photo"
     )
     parser.add_argument("--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="read a large photo as RxC tiles")
+    add_faithfulness_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.images:
+    if arguments.annotations is not None and arguments.images:
+        raise ConfigError("--annotations: measures a split; leave the photos out")
+    if arguments.annotations is None and not arguments.images:
         raise InputError("no photos given; name at least one: captioner inspect photo.jpg -o DIR")
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
@@ -61,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.pipeline import Captioner
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
+    if arguments.annotations is not None:
+        return run_faithfulness(arguments, captioner, folder)
     shown = _shown(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):

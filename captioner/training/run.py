@@ -32,12 +32,15 @@ from captioner.data.formats import load_captions
 from captioner.data.mosaics import Mosaics
 from captioner.errors import CheckpointError, ConfigError
 from captioner.extraction import extract_features
+from captioner.inspection.faithfulness import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 from captioner.training.task import CaptionTask
 
 log = logging.getLogger(__name__)
 
+HEAD_MOSAICS = 200
+"""Validation mosaics on which heads are ranked after training."""
 CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
 
 
@@ -112,6 +115,11 @@ def train(
         if best.best_model_path:
             state = load_training_file(Path(best.best_model_path))["state_dict"]
             model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
+        if data.mosaics:
+            val = captions.split(data.val_split).images
+            model.eval()
+            heads = best_heads(mosaic_pointing(model, tokenizer, val, mosaics=HEAD_MOSAICS)) if len(val) >= 4 else ()
+            model.config = replace(model.config, best_heads=heads)
         save_model(folder / "model", model, tokenizer, card=_card(config, trainer, best, init))
     return folder / "model"
 

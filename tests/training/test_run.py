@@ -28,6 +28,9 @@ training: {epochs: 2, trainer: {enable_progress_bar: false, accelerator: cpu}}
 """
 
 
+MOSAICS = ("data.mosaics=0.5", "optimization.pointing=1", "optimization.image_dropout=0.2", "training.epochs=2")
+
+
 @pytest.fixture
 def config(tmp_path, shapes):
     def load(*overrides):
@@ -69,12 +72,14 @@ def test_the_same_seed_gives_the_same_run(config, tmp_path):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path):
+@pytest.mark.parametrize("settings", [(), MOSAICS], ids=["plain", "mosaics"])
+def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path, shapes, settings):
     """A real process is killed after its first epoch; resuming gives the weights of a run nobody killed."""
-    whole = weights(train(config(), tmp_path / "whole"))
+    settings = (*settings, f"data.annotations={named(shapes, tmp_path)}")
+    whole = weights(train(config(*settings), tmp_path / "whole"))
     run = tmp_path / "run"
     command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml"), "-o", str(run)]
-    command += ["--set", f"data.root={config().data.root}"]
+    command += [word for each in (f"data.root={config().data.root}", *settings) for word in ("--set", each)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -84,7 +89,7 @@ def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path):
     process.wait()
     found = find_checkpoint(run, "auto")
     assert found == last
-    resumed = weights(train(config(), run, resume=found))
+    resumed = weights(train(config(*settings), run, resume=found))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -238,3 +243,49 @@ def test_two_processes_validate_all_images(config, tmp_path):
         {image.image_id: image.captions for image in val},
     )
     assert float(row["val_cider_d"]) == pytest.approx(found["cider_d"], abs=1e-6)
+
+
+def test_mosaics_are_trained_on_and_looked_at(config, tmp_path, shapes):
+    """Shapes are no objects of the noun list, so the captions get some."""
+    settings = config(*MOSAICS, f"data.annotations={named(shapes, tmp_path)}")
+    folder = train(settings, tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    for column in ("val_pointing", "val_entropy", "val_null_mass", "heads/pointing_0.1", "heads/null_mass_0.0"):
+        values = [float(row[column]) for row in rows if row.get(column)]
+        assert len(values) == 2, column
+        assert 0 <= min(values) <= max(values) <= (4 if "entropy" in column else 1)
+    assert any(row.get("train_pointing") for row in rows)
+    best = load_model(folder)[0].config.best_heads
+    assert set(best) <= {(0, 0), (0, 1)}
+
+
+def test_stored_mosaics_train_like_photos(config, tmp_path, shapes):
+    frozen = (*MOSAICS, "encoder.train=none", "training.epochs=1", "optimization.ema_decay=null")
+    frozen += (f"data.annotations={named(shapes, tmp_path)}",)
+    photos = weights(train(config(*frozen), tmp_path / "photos"))
+    stored = weights(train(config(*frozen, f"data.features={tmp_path / 'store'}"), tmp_path / "stored"))
+    for name in photos:
+        assert (photos[name] - stored[name]).abs().mean() < 3e-4
+
+
+def named(shapes, folder):
+    """The drawn captions with a dog in each, and four validation images or more."""
+    data = json.loads((shapes / "captions.json").read_text())
+    for place, image in enumerate(data["images"]):
+        image["split"] = "val" if place % 3 == 0 else "train"
+    for annotation in data["annotations"]:
+        annotation["caption"] = f"a dog and {annotation['caption']}"
+    (folder / "named.json").write_text(json.dumps(data))
+    return folder / "named.json"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optimization.pointing=1",), "learned from mosaics"),
+        (("optimization.image_dropout=0.1", "decoder.null_patch=false"), "need a null patch"),
+    ],
+)
+def test_settings_that_need_others(config, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        train(config(*overrides), tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
@@ -15,7 +16,7 @@ from captioner.metrics import score_captions
 from captioner.model.caption_model import CaptionModel
 from captioner.pipeline import Captioner, caption_memory
 from captioner.tokenizer import Tokenizer
-from captioner.training.task import CaptionTask
+from captioner.training.task import CaptionTask, pointing
 
 
 @pytest.fixture
@@ -109,3 +110,37 @@ def test_a_single_validation_image_has_no_cider(task):
     task.references = {0: ["a red circle"]}
     measured = validate(task, [batch(task, ["star"], torch.zeros(1, 3, 64, 64, dtype=torch.uint8))])
     assert math.isnan(measured["val_cider_d"])
+
+
+def test_pointing_is_the_share_on_the_own_corner(task):
+    """Against loops: only object words of mosaics count, patches without prefix and null positions."""
+    torch.manual_seed(0)
+    tokens = torch.zeros(4, 6, dtype=torch.long)  # two images with two captions each
+    objects = torch.rand(4, 6) < 0.5
+    objects[2, 3] = True
+    seen = Batch(None, None, tokens, ["a", "b"], torch.tensor([-1, 2]), objects)
+    weights = torch.rand(4, 2, 3, 5, 1 + 6 + 1).softmax(-1)  # (R, L, H, T, N): prefix, 2 x 3 patches, null
+    found = pointing(weights, seen, (2, 3), 1)
+    expected = []
+    for row in (2, 3):
+        for step in range(5):
+            if objects[row, step + 1]:
+                patches = weights[row, :, :, step, 1:7].reshape(2, 3, 2, 3)
+                own = patches[:, :, 1, 0] + patches[:, :, 1, 1] / 2  # bottom left
+                expected.append(own / patches.sum(dim=(2, 3)))
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_hidden_images_leave_the_null_patch_alone(task):
+    images = torch.randint(0, 256, (40, 3, 64, 64), dtype=torch.uint8)
+    seen = batch(task, ["a star"] * 40, images)
+    seen = seen._replace(corners=torch.tensor([-1, 1] * 20))
+    task.config = replace(task.config, optimization=replace(task.config.optimization, image_dropout=0.5))
+    memory = task.see(seen)
+    keep = task._hide_images(memory, seen).layers[0].keep
+    hidden = keep.sum(dim=1) == 1
+    assert keep[:, memory.span("null")].all()
+    assert 4 <= hidden.sum() <= 16
+    assert not hidden[1::2].any()  # never a mosaic
+    task.config = Config()
+    assert task._hide_images(memory, seen).layers[0].keep is None

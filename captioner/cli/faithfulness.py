@@ -1,0 +1,88 @@
+"""captioner inspect --annotations: how far the maps of a model can be trusted, measured on a split."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from captioner.pipeline import Captioner
+
+
+def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "how far maps can be trusted",
+        "with --annotations instead of photos: a table of pointing in mosaics and of deletion and insertion in pixels, "
+        "as Markdown on standard output and in DIR/faithfulness.json",
+    ).add_argument
+    group("--annotations", metavar="FILE", help="captions in any layout that training takes")
+    group("--images", dest="folder", metavar="DIR", help="the image folder; default: as for training")
+    group("--split", default="val", help="default: val")
+    group("--mosaics", type=int, default=500, metavar="N", help="mosaics of four photos; default: 500")
+    group("--photos", type=int, default=0, metavar="N", help="photos for the pixel test, which is slow; default: 0")
+    group("--grounding", metavar="INSTANCES.json", help="COCO instances of the images: pointing at their objects")
+    group("--perturbation", action="store_true", help="measure this map too, the reference; slow")
+    group("--random-weights", action="store_true", help="maps of the same network with random weights, which must fail")
+    group("--store-heads", action="store_true", help="write the best heads into the model's folder, for --head best")
+
+
+def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", folder: Path) -> int:
+    """Measure, print the tables and write them to the folder."""
+    import torch
+
+    from captioner.checkpoint import CONFIG
+    from captioner.data.formats import load_captions
+    from captioner.inspection.faithfulness import (
+        box_pointing,
+        mosaic_pointing,
+        pixel_curves,
+        slow_maps,
+        standard_maps,
+    )
+    from captioner.inspection.summary import heads_summary, markdown, summarize
+    from captioner.model.caption_model import CaptionModel
+
+    if arguments.store_heads and not (Path(arguments.model) / CONFIG).is_file():
+        raise ConfigError(f"--store-heads: {arguments.model} is no model folder of yours; save one, and name it")
+    given = Path(arguments.annotations)
+    root, file = (given, None) if given.is_dir() else (None, given)
+    images = load_captions(root, file, arguments.folder).split(arguments.split).images
+    model, tokenizer = captioner.model, captioner.tokenizer
+    shown = None
+    if arguments.random_weights:
+        torch.manual_seed(0)
+        shown = CaptionModel(model.config, vocabulary=len(tokenizer), load_weights=False).eval().to(captioner.device)
+    maps = slow_maps if arguments.perturbation else standard_maps
+
+    report: dict[str, Any] = {
+        "model": arguments.model,
+        "split": arguments.split,
+        "random_weights": arguments.random_weights,
+    }
+    if arguments.grounding is not None:
+        boxes = box_pointing(model, tokenizer, images, Path(arguments.grounding), maps=maps)
+        report["grounding"] = summarize(boxes)
+        print(markdown("Pointing at annotated objects", report["grounding"]))
+    print(f"captioner: pointing in {min(arguments.mosaics, len(images))} mosaics", file=sys.stderr)
+    pointing = mosaic_pointing(model, tokenizer, images, mosaics=arguments.mosaics, maps=maps, shown=shown)
+    report |= {"pointing": summarize(pointing), "heads": heads_summary(pointing)}
+    print(markdown(f"Pointing in {min(arguments.mosaics, len(images))} mosaics", report["pointing"]))
+    print(json.dumps(report["heads"], indent=2))
+    if arguments.photos:
+        chosen = images[: arguments.photos]
+        print(f"captioner: deletion and insertion in {len(chosen)} photos", file=sys.stderr)
+        report["pixels"] = summarize(pixel_curves(model, tokenizer, chosen, maps=maps, shown=shown))
+        print(markdown(f"Deletion and insertion in {len(chosen)} photos, in nats", report["pixels"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faithfulness.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if arguments.store_heads:
+        heads = tuple((layer, head) for layer, head in report["heads"]["best_heads"])
+        model.config = replace(model.config, best_heads=heads)
+        card = Path(arguments.model, "README.md")
+        captioner.save_pretrained(arguments.model, card=card.read_text(encoding="utf-8") if card.is_file() else None)
+        print(f"captioner: {len(heads)} heads stored in {arguments.model}", file=sys.stderr)
+    return 0

@@ -1,0 +1,80 @@
+"""`captioner inspect --annotations` from the command line."""
+
+import json
+
+import pytest
+
+from captioner.checkpoint import load_model
+from captioner.cli import main
+from captioner.config import load_config
+from captioner.training.run import train
+
+TINY = """
+data: {batch_images: 4, captions_per_image: 2}
+encoder: {name: test_convnext, image_size: [64, 64]}
+decoder: {width: 32, layers: 1, heads: 2, max_length: 24}
+tokenizer: {min_count: 1}
+training: {epochs: 1, trainer: {enable_progress_bar: false, accelerator: cpu}}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, shapes):
+    """The drawn data set, whose captions name a dog besides: shapes are no objects of the noun list."""
+    folder = tmp_path_factory.mktemp("named")
+    captions = json.loads((shapes / "captions.json").read_text())
+    for annotation in captions["annotations"]:
+        annotation["caption"] = f"a dog and {annotation['caption']}"
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "images").symlink_to(shapes / "images")
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path, data):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return train(load_config(tmp_path / "tiny.yaml", [f"data.root={data}"]), tmp_path / "run")
+
+
+def test_tables_and_numbers(model, data, shapes, tmp_path, capsys):
+    flags = ["--annotations", str(data / "captions.json"), "--split", "train", "--mosaics", "6", "--photos", "2"]
+    flags += ["--grounding", str(shapes / "instances.json"), "--perturbation", "--store-heads"]
+    assert main(["inspect", "--model", str(model), "-o", str(tmp_path / "report"), *flags]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "faithfulness.json").read_text())
+    assert set(report) == {"model", "split", "random_weights", "pointing", "heads", "pixels", "grounding"}
+    for title in (
+        "## Pointing in 6 mosaics",
+        "## Deletion and insertion in 2 photos",
+        "## Pointing at annotated objects",
+    ):
+        assert title in printed
+    others = report["pointing"]["other words"]
+    assert {"raw", "relevance", "perturbation", "raw, layer 0"} <= set(others["mass"])
+    assert f"{others['hit']['raw']['value']:.3f}" in printed
+    assert load_model(model)[0].config.best_heads == tuple(tuple(pair) for pair in report["heads"]["best_heads"])
+
+
+def test_random_weights_have_maps_of_their_own(model, data, tmp_path, capsys):
+    flags = ["inspect", "--model", str(model), "--annotations", str(data), "--split", "train", "--mosaics", "4"]
+    found = []
+    for more in ([], ["--random-weights"]):
+        assert main([*flags, "-o", str(tmp_path / "report"), *more]) == 0
+        found.append(json.loads((tmp_path / "report" / "faithfulness.json").read_text()))
+    assert [each["random_weights"] for each in found] == [False, True]
+    assert found[0]["pointing"] != found[1]["pointing"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["photo.jpg"], 2, "leave the photos out"),
+        (["--split", "none"], 2, "no split 'none'"),
+        (["--store-heads", "--model", "bundled"], 2, "no model folder of yours"),
+        (["--split", "val", "--grounding", "nothing.json"], 2, "no COCO instances"),
+    ],
+)
+def test_mistakes(model, data, tmp_path, capsys, flags, code, message):
+    words = ["inspect", "--model", str(model), "--annotations", str(data), "-o", str(tmp_path), "--mosaics", "4"]
+    assert main([*words, *flags]) == code
+    assert message in capsys.readouterr().err
