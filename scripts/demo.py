@@ -26,9 +26,9 @@ p {{ margin: .4rem 0 }}
 img {{ max-width: 100% }}
 </style>
 <h1>Where each word looked</h1>
-<p>Each caption below was written by the model {model}. A panel shows the photo as one word saw it: the brighter the
-color, the more of the word's attention went there. Attention tells where the model looked, not why it chose
-the word.</p>
+<p>Each caption below was written by the model {model}. A panel is a word: the brighter the color, the more the patch
+under it raised the odds of the word through cross-attention. How far such pictures can be trusted, and what they cannot
+tell, stands in docs/overlays.md.</p>
 {sections}
 </html>
 """
