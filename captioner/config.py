@@ -169,6 +169,8 @@ class ModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     best_heads: tuple[tuple[Natural, Natural], ...] = ()
     """(layer, head) of the cross-attention heads that point best, by measurement; empty where none was made."""
+    hallucination: tuple[float, ...] = ()
+    """Weights by which the numbers of an object word tell how likely the object is not there; empty where unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,7 @@ class Captioner:
             view=view,
             photo=opened.image,
             method=method,
+            blind=self.model.blind(memory),
         )
 
     def unknown_words(self, text: str) -> list[str]:

@@ -249,7 +249,8 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
     with pytest.raises(ConfigError, match=r"^config\.json: unknown key encoder\.nme; did you mean encoder\.name\?$"):
         config_from_dict(ModelConfig, {"encoder": {"nme": "x"}}, "config.json")
     with pytest.raises(
-        ConfigError, match=r"^config\.json: unknown key epochs; known here: encoder, decoder, best_heads$"
+        ConfigError,
+        match=r"^config\.json: unknown key epochs; known here: encoder, decoder, best_heads, hallucination$",
     ):
         config_from_dict(ModelConfig, {"epochs": 1}, "config.json")
     with pytest.raises(ConfigError, match=r"^config\.json: decoder\.width: 10 is not"):
@@ -259,7 +260,8 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
 @pytest.mark.parametrize("data", [None, 3, [], "text"])
 def test_a_model_configuration_of_another_kind(data: Any) -> None:
     with pytest.raises(
-        ConfigError, match=r"^config\.json: got .*, expected a mapping with the keys encoder, decoder, best_heads$"
+        ConfigError,
+        match=r"^config\.json: got .*, expected a mapping with the keys encoder, decoder, best_heads, hallucination$",
     ):
         config_from_dict(ModelConfig, data, "config.json")
 

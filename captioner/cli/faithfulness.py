@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from captioner.data.annotations import CaptionedImage
     from captioner.pipeline import Captioner
 
 
@@ -24,10 +30,18 @@ def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
     group("--split", default="val", help="default: val")
     group("--mosaics", type=int, default=500, metavar="N", help="mosaics of four photos; default: 500")
     group("--photos", type=int, default=0, metavar="N", help="photos for the pixel test, which is slow; default: 0")
+    group(
+        "--captions", type=int, default=500, metavar="N", help="captions to look for invented objects in; default: 500"
+    )
     group("--grounding", metavar="INSTANCES.json", help="COCO instances of the images: pointing at their objects")
     group("--perturbation", action="store_true", help="measure this map too, the reference; slow")
     group("--random-weights", action="store_true", help="maps of the same network with random weights, which must fail")
-    group("--store-heads", action="store_true", help="write the best heads into the model's folder, for --head best")
+    group(
+        "--store",
+        action="store_true",
+        help="write into the model's folder what was found: the best heads, for --head best, and what tells invented "
+        "objects",
+    )
 
 
 def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", folder: Path) -> int:
@@ -43,11 +57,12 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         slow_maps,
         standard_maps,
     )
+    from captioner.inspection.hallucination import detection, fit
     from captioner.inspection.summary import heads_summary, markdown, summarize
     from captioner.model.caption_model import CaptionModel
 
-    if arguments.store_heads and not (Path(arguments.model) / CONFIG).is_file():
-        raise ConfigError(f"--store-heads: {arguments.model} is no model folder of yours; save one, and name it")
+    if arguments.store and not (Path(arguments.model) / CONFIG).is_file():
+        raise ConfigError(f"--store: {arguments.model} is no model folder of yours; save one, and name it")
     given = Path(arguments.annotations)
     root, file = (given, None) if given.is_dir() else (None, given)
     images = load_captions(root, file, arguments.folder).split(arguments.split).images
@@ -77,12 +92,37 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         print(f"captioner: deletion and insertion in {len(chosen)} photos", file=sys.stderr)
         report["pixels"] = summarize(pixel_curves(model, tokenizer, chosen, maps=maps, shown=shown))
         print(markdown(f"Deletion and insertion in {len(chosen)} photos, in nats", report["pixels"]))
+    features, invented, photos = _object_words(captioner, images[: arguments.captions])
+    found = detection(features, invented, photos) if 0 < invented.sum() < len(invented) else {}
+    report["invented objects"] = {"words": len(invented), "invented": int(invented.sum()), "auc": found}
+    print(f"## Objects that no reference names\n\n{json.dumps(report['invented objects'], indent=2)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faithfulness.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if arguments.store_heads:
+    if arguments.store:
+        if found:
+            weights = tuple(float(weight) for weight in fit(features, invented))
+            model.config = replace(model.config, hallucination=weights)
         heads = tuple((layer, head) for layer, head in report["heads"]["best_heads"])
         model.config = replace(model.config, best_heads=heads)
         card = Path(arguments.model, "README.md")
         captioner.save_pretrained(arguments.model, card=card.read_text(encoding="utf-8") if card.is_file() else None)
         print(f"captioner: {len(heads)} heads stored in {arguments.model}", file=sys.stderr)
     return 0
+
+
+def _object_words(
+    captioner: "Captioner", images: "Sequence[CaptionedImage]"
+) -> "tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]":
+    """Of the model's own captions: features (K, F) of their object words, whether invented (K,), and of which image."""
+    import numpy as np
+
+    from captioner.inspection.hallucination import FEATURES, is_invented, object_words_of
+
+    print(f"captioner: objects in {len(images)} captions", file=sys.stderr)
+    rows, invented, photos = [], [], []
+    for number, image in enumerate(images):
+        for each in object_words_of(captioner.inspect(image.path)):
+            rows.append(each.features)
+            invented.append(is_invented(each.concept, image.captions))
+            photos.append(number)
+    return np.array(rows).reshape(-1, len(FEATURES)), np.array(invented, dtype=bool), np.array(photos, dtype=np.int64)

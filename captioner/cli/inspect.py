@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"-o {folder}: a file; name a folder")
 
+    from captioner.inspection.hallucination import risks
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
 
@@ -91,6 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
             trace.save(target.with_name(f"{target.name}.npz"))
         if arguments.json:
             record = {"path": path, "model": captioner.name, **_record(trace, shown)}
+            if arguments.method == "relevance" and (weights := captioner.model.config.hallucination):
+                for word, risk in risks(trace, weights).items():
+                    record["words"][word]["invented"] = round(risk, DIGITS)
             Path(f"{target}.json").write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
         print(f"{path}\t{trace.text}")
     return int(failed)
@@ -166,6 +170,7 @@ def _record(trace: "AttentionTrace", shown: Mapping[str, Any]) -> dict[str, Any]
             {
                 "text": text,
                 "log_prob": round(trace.log_probs[word], DIGITS),
+                "need": round(trace.needs[word], DIGITS) if trace.needs else None,
                 **{
                     name: None if values[word] is None else round(values[word], DIGITS)
                     for name, values in numbers.items()

@@ -42,7 +42,6 @@ BLUR = 0.08
 """Radius of the blur as a share of the input's side: what lies in a patch cannot be told any more."""
 HEADS = 6
 """Most heads of the best set."""
-GRAY = 128
 TINY = 1e-12
 FUNCTION_WORDS = frozenset(
     (
@@ -131,26 +130,12 @@ def read_caption(model: CaptionModel, tokenizer: Tokenizer, memory: Memory, capt
     spans = tuple((word.start, word.stop) for word in words)
     with torch.inference_mode():
         logits, weights = model.decoder(tokens[:, :-1], memory, return_weights=True)
-        without = model.decoder(tokens[:, :-1], blind(model, memory)).logits
+        without = model.decoder(tokens[:, :-1], model.blind(memory)).logits
         each = [log.log_softmax(-1)[0].gather(1, tokens[0, 1:, None])[:, 0].cpu().numpy() for log in (logits, without)]
     by_token = weights[0].permute(2, 0, 1, 3).cpu().numpy()
     seen, blinded = (np.array([log[start:stop].sum() for start, stop in spans], np.float32) for log in each)
     by_word = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
     return Forced(model, memory, tokens, tuple(word.text for word in words), spans, seen, seen - blinded, by_word)
-
-
-def blind(model: CaptionModel, memory: Memory) -> Memory:
-    """The memory of no image: the null patches alone, or where there are none a gray picture's."""
-    keep = torch.zeros(memory.images, memory.positions, dtype=torch.bool, device=memory.layers[0].keys.device)
-    start = 0
-    for source in memory.sources:
-        keep[:, start : start + source.length] = source.name == "null"
-        start += source.length
-    if bool(keep.any()):
-        return memory.mask(keep)
-    height, width = model.encoder.image_size
-    gray = torch.full((memory.images, 3, height, width), GRAY, dtype=torch.uint8, device=keep.device)
-    return model.encode(gray)
 
 
 def standard_maps(forced: Forced) -> dict[str, NDArray[np.float32]]:

@@ -60,6 +60,8 @@ class AttentionTrace:
     photo: Image.Image
     """The upright photo."""
     method: Method = "raw"
+    needs: tuple[float, ...] = ()
+    """Visual need: log p of each word less what it is without the image; empty where it was not measured."""
     evidence: NDArray[np.float32] | None = None
     """Signed nats: of each word's log-odds (W, L, H, N) for `relevance`, its log-probability (W, 1, 1, N) for
     `perturbation`; None for `raw`."""
@@ -75,10 +77,12 @@ class AttentionTrace:
         view: View,
         photo: Image.Image,
         method: Method = "raw",
+        blind: Memory | None = None,
     ) -> Self:
         """Read a caption again in one forced pass over the memory (of one image) that it was made from.
 
-        A word of several tokens has their mean weights and the sum of their log-probabilities.
+        A word of several tokens has their mean weights and the sum of their log-probabilities. `blind` is the memory of
+        no image, by which visual need is measured.
         """
         device = memory.layers[0].keys.device
         forced = torch.tensor([[tokenizer.bos, *tokens]], device=device)
@@ -90,6 +94,10 @@ class AttentionTrace:
         words = tokenizer.words(tokens)
         spans = [(word.start, word.stop) for word in words]
         order = list(view.order) if view.order is not None else list(range(memory.positions))
+        needs = log_probs
+        if blind is not None:
+            with torch.inference_mode():
+                needs = log_probs - _chosen(decoder(forced[:, :-1], blind).logits[0], forced[0, 1:])
         by_word = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
         by_word = by_word.reshape(len(spans), *by_token.shape[1:])
         evidence = None
@@ -111,6 +119,7 @@ class AttentionTrace:
             geometry=view.geometry,
             photo=photo,
             method=method,
+            needs=() if blind is None else tuple(float(needs[start:stop].sum()) for start, stop in spans),
             evidence=evidence,
         )
 
@@ -205,6 +214,7 @@ class AttentionTrace:
             "prefix": self.prefix,
             "geometry": self.geometry.to_dict(),
             "method": self.method,
+            "needs": list(self.needs),
         }
         path.with_suffix(".json").write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -227,6 +237,7 @@ class AttentionTrace:
                     geometry=Geometry.from_dict(about["geometry"]),
                     photo=photo,
                     method=about["method"],
+                    needs=tuple(about["needs"]),
                     evidence=arrays.get("evidence"),
                 )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
 from captioner.model.decoder import TextDecoder
 from captioner.model.encoder import VisionEncoder
 from captioner.model.memory import Memory
+
+GRAY = 128
+"""Of the picture that stands for none."""
 
 
 class CaptionModel(nn.Module):
@@ -22,6 +26,15 @@ class CaptionModel(nn.Module):
     def encode(self, images: Tensor) -> Memory:
         """images (B, 3, height, width) uint8 -> what every layer may attend to, once an image."""
         return self.decoder.project(self.encoder(images))
+
+    def blind(self, memory: Memory) -> Memory:
+        """The memory of no image, for as many: the null patches alone, or without any those of a gray picture."""
+        null = torch.tensor([source.name == "null" for source in memory.sources for _ in range(source.length)])
+        if bool(null.any()):
+            return memory.take(null.nonzero()[:, 0].to(memory.layers[0].keys.device))
+        height, width = self.encoder.image_size
+        gray = torch.full((memory.images, 3, height, width), GRAY, dtype=torch.uint8)
+        return self.encode(gray.to(memory.layers[0].keys.device))
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """images (B, 3, height, width) uint8, tokens (R, T) -> logits (R, T, V)."""

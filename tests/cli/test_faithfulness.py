@@ -38,11 +38,20 @@ def model(tmp_path, data):
 
 def test_tables_and_numbers(model, data, shapes, tmp_path, capsys):
     flags = ["--annotations", str(data / "captions.json"), "--split", "train", "--mosaics", "6", "--photos", "2"]
-    flags += ["--grounding", str(shapes / "instances.json"), "--perturbation", "--store-heads"]
+    flags += ["--grounding", str(shapes / "instances.json"), "--perturbation", "--store", "--captions", "4"]
     assert main(["inspect", "--model", str(model), "-o", str(tmp_path / "report"), *flags]) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report" / "faithfulness.json").read_text())
-    assert set(report) == {"model", "split", "random_weights", "pointing", "heads", "pixels", "grounding"}
+    assert set(report) == {
+        "model",
+        "split",
+        "random_weights",
+        "pointing",
+        "heads",
+        "pixels",
+        "grounding",
+        "invented objects",
+    }
     for title in (
         "## Pointing in 6 mosaics",
         "## Deletion and insertion in 2 photos",
@@ -56,7 +65,19 @@ def test_tables_and_numbers(model, data, shapes, tmp_path, capsys):
 
 
 def test_random_weights_have_maps_of_their_own(model, data, tmp_path, capsys):
-    flags = ["inspect", "--model", str(model), "--annotations", str(data), "--split", "train", "--mosaics", "4"]
+    flags = [
+        "inspect",
+        "--model",
+        str(model),
+        "--annotations",
+        str(data),
+        "--split",
+        "train",
+        "--mosaics",
+        "4",
+        "--captions",
+        "0",
+    ]
     found = []
     for more in ([], ["--random-weights"]):
         assert main([*flags, "-o", str(tmp_path / "report"), *more]) == 0
@@ -70,7 +91,7 @@ def test_random_weights_have_maps_of_their_own(model, data, tmp_path, capsys):
     [
         (["photo.jpg"], 2, "leave the photos out"),
         (["--split", "none"], 2, "no split 'none'"),
-        (["--store-heads", "--model", "bundled"], 2, "no model folder of yours"),
+        (["--store", "--model", "bundled"], 2, "no model folder of yours"),
         (["--split", "val", "--grounding", "nothing.json"], 2, "no COCO instances"),
     ],
 )

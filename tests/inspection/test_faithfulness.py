@@ -14,7 +14,6 @@ from captioner.inspection.faithfulness import (
     WordTable,
     area_under_curve,
     best_heads,
-    blind,
     box_pointing,
     mosaic_pointing,
     pixel_curves,
@@ -115,11 +114,11 @@ def test_visual_need_is_the_difference_that_the_image_makes(images, null_patch):
     forced = read_caption(model, tokenizer, memory, "a dog and a red circle")
     ids = torch.tensor([[tokenizer.bos, *tokenizer.encode("a dog and a red circle")]])
     if null_patch:
-        assert blind(model, memory).layers[0].keep.sum() == 1
+        assert model.blind(memory).positions == 1
     for word in range(len(forced.words)):
         logs = [
             model.decoder(ids[:, : word + 1], each).logits.log_softmax(-1)[0, -1, ids[0, word + 1]].item()
-            for each in (memory, blind(model, memory))
+            for each in (memory, model.blind(memory))
         ]
         assert forced.log_probs[word] == pytest.approx(logs[0], abs=1e-4)
         assert forced.needs[word] == pytest.approx(logs[0] - logs[1], abs=1e-4)
