@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("extraction", "memory", "metrics")
+NAMES = ("extraction", "inspection", "memory", "metrics")
 
 
 def main() -> int:

@@ -1,5 +1,7 @@
 """A sheet shows each word's attention where it is, on one scale, readably, and the same every time."""
 
+import io
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image, ImageChops
 from captioner.config import Fit
 from captioner.errors import ConfigError
 from captioner.geometry import Geometry
+from captioner.images import UPRIGHT, open_image
 from captioner.inspection.sheet import COLORS, draw_sheet, png_bytes
 from captioner.inspection.trace import AttentionTrace
 
@@ -188,3 +191,34 @@ def test_probabilities_of_every_size_can_be_written() -> None:
         draw_sheet(replace(trace_of(hot(1, 1)), log_probs=(value,))).tobytes() for value in (0, -0.1, -3, -9, -99)
     }
     assert len(sheets) == 4  # the last two are both less than can be shown
+
+
+INVERSE = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+"""EXIF orientation -> how a camera that writes it has stored the upright picture."""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("shape", [(64, 48), (48, 64), (50, 50), (33, 21), (20, 90), (100, 10)])
+def test_the_brightest_pixel_lies_in_the_patch_that_is_hot(shape, fit, orientation):
+    """Whatever the photo's shape and orientation, the fit, the grid and the prefix tokens."""
+    stored = Image.new("RGB", shape, "gray")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    (stored.transpose(INVERSE[orientation]) if orientation > 1 else stored).save(buffer, "PNG", exif=exif)
+    photo = open_image(buffer.getvalue()).image
+    assert photo.size == shape
+    for (size, grid), prefix in itertools.product((((224, 224), (7, 7)), ((128, 288), (4, 9))), (0, 1, 5)):
+        geometry = Geometry.of(*shape, size=size, fit=fit)
+        visible = geometry.visible_share(grid)
+        shown = np.argwhere(visible >= min(0.5, visible.max()))
+        row, column = shown[(orientation * len(shown) // 8) % len(shown)].tolist()
+        weights = np.full((1, 2, 3, prefix + grid[0] * grid[1] + 1), 0.001, np.float32)
+        weights[..., :prefix] = 0.9  # what has no place must not move what has
+        weights[..., prefix + row * grid[1] + column] = 0.5
+        trace = AttentionTrace("dog", ("dog",), (-1.0,), weights, grid, prefix, geometry, photo)
+        heat = geometry.heatmap(trace.patches(0), size=shape)
+        left, top, right, bottom = np.clip(geometry.patch_box(row, column, grid), 0, 1) * (shape * 2)
+        y, x = np.argwhere(heat == heat.max()).T + 0.5
+        assert ((x >= left) & (x <= right) & (y >= top) & (y <= bottom)).all()
