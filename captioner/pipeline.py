@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Self, TypeVar, overload
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -130,6 +131,7 @@ class Captioner:
         search: Strategy = BeamSearch(),  # noqa: B008
         prefix: str = "",
         region: Region | None = None,
+        hide: Region | None = None,
         batch_size: int = DEFAULT_BATCH,
         workers: int = 2,
         allow_truncated: bool = False,
@@ -137,7 +139,7 @@ class Captioner:
         """Captions in the order of the sources, while they are read; an unusable image gives its error.
 
         `prefix` are the caption's first words; `region` (x, y, width, height), fractions of the upright photo, hides
-        everything else; `workers` threads read photos. Memory does not grow with the number of sources.
+        everything else, `hide` that part; `workers` threads read photos. Memory does not grow with the sources.
         """
         forced = self._prefix(prefix)
 
@@ -149,7 +151,7 @@ class Captioner:
 
         for batch in _read_ahead(sources, read, batch_size, max(1, workers)):
             good = [each for each in batch if not isinstance(each, ImageError)]
-            captions = iter(self._caption(good, search, forced, region) if good else [])
+            captions = iter(self._caption(good, search, forced, region, hide) if good else [])
             for each in batch:
                 if isinstance(each, ImageError):
                     yield each
@@ -165,6 +167,7 @@ class Captioner:
         caption: str | None = None,
         search: Strategy = BeamSearch(),  # noqa: B008
         region: Region | None = None,
+        hide: Region | None = None,
         tiles: tuple[int, int] = (1, 1),
         method: Method = "relevance",
     ) -> AttentionTrace:
@@ -181,8 +184,8 @@ class Captioner:
         if tiles == (1, 1):
             view = View(encoder.grid, encoder.prefix, geometry)
             with torch.inference_mode():
-                memory = self._memory([geometry], pixels[None], region)
-        elif region is not None:
+                memory = self._memory([geometry], pixels[None], region, hide)
+        elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
             memory, view = self._tiled(opened.image, tiles)
@@ -222,26 +225,34 @@ class Captioner:
         search: Strategy,
         prefix: tuple[int, ...],
         region: Region | None,
+        hide: Region | None,
     ) -> list[Caption]:
         opened, geometries, pixels = zip(*read, strict=True)
         with torch.inference_mode():
-            memory = self._memory(geometries, torch.stack(pixels), region)
+            memory = self._memory(geometries, torch.stack(pixels), region, hide)
         found = caption_memory(
             self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[_key(each) for each in opened]
         )
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
-    def _memory(self, geometries: Sequence[Geometry], pixels: Tensor, region: Region | None) -> Memory:
-        """pixels (B, 3, height, width) -> memory, with what lies outside the region hidden."""
+    def _memory(
+        self, geometries: Sequence[Geometry], pixels: Tensor, region: Region | None, hide: Region | None
+    ) -> Memory:
+        """pixels (B, 3, height, width) -> memory, without what lies outside `region` or inside `hide`."""
         memory = self.model.encode(pixels.to(self.device))
-        if region is None:
+        if region is None and hide is None:
             return memory
         encoder = self.model.encoder
         keep = torch.ones(len(geometries), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
         patches = slice(encoder.prefix, encoder.prefix + encoder.grid[0] * encoder.grid[1])
         for row, geometry in enumerate(geometries):
-            keep[row, patches] = torch.from_numpy(geometry.patches_in(region, encoder.grid)).flatten()
+            shown = np.ones(encoder.grid, dtype=bool) if region is None else geometry.patches_in(region, encoder.grid)
+            if hide is not None:
+                shown = shown & ~geometry.patches_in(hide, encoder.grid)
+            if not shown.any():
+                raise ConfigError("nothing of the photo is left to see; hide less of it")
+            keep[row, patches] = torch.from_numpy(shown).flatten()
         return memory.mask(keep.to(self.device))
 
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:

@@ -275,6 +275,18 @@ def test_a_region_equals_a_mask_photo_by_photo(captioner, photos):
     assert any(not same(found.caption, caption) for found, caption in zip(together, plain, strict=True))
 
 
+def test_what_is_hidden_is_the_rest_of_a_region(captioner, photos):
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)
+    [shown] = captioner.stream([photos[0]], region=left)
+    [rest] = captioner.stream([photos[0]], hide=right)
+    assert same(shown.caption, rest.caption)
+    trace = captioner.inspect(photos[0], hide=right, method="raw")
+    assert not trace.weights[..., : trace.prefix].any()
+    assert all(not trace.patches(word)[:, trace.grid[1] // 2 :].any() for word in range(len(trace.words)))
+    with pytest.raises(ConfigError, match="nothing of the photo is left"):
+        list(captioner.stream([photos[0]], region=left, hide=left))
+
+
 @pytest.mark.parametrize("region", [(0.5, 0.5, 0.6, 0.2), (-0.1, 0, 1, 1), (0, 0, 0, 1), (0, 0, math.nan, 1)])
 def test_regions_beyond_the_photo(captioner, photos, region):
     with pytest.raises(ConfigError, match="region"):

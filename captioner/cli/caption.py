@@ -176,6 +176,7 @@ def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[
         search=search,
         prefix=arguments.prefix,
         region=arguments.region,
+        hide=arguments.hide,
         batch_size=DEFAULT_BATCH if arguments.batch_size is None else arguments.batch_size,
         workers=arguments.workers,
         allow_truncated=arguments.allow_truncated,

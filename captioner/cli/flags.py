@@ -20,6 +20,7 @@ DECISIVE = (
         "length",
         "prefix",
         "region",
+        "hide",
         "min_confidence",
         "prepend",
         "ext",
@@ -103,6 +104,7 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         metavar="X,Y,W,H",
         help="describe this part: fractions of the upright photo, 0,0 top left",
     )
+    group("--hide", type=region, metavar="X,Y,W,H", help="describe the photo as if this part were not there")
     group("--allow-truncated", action="store_true", help="caption what can be seen of files that are cut short")
     add_machine_flags(parser)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from captioner.inspection.trace import AttentionTrace
 
 METHODS = ("relevance", "raw", "perturbation")
+DOUBTFUL = 0.5
+"""Words that name an object which is rather not there get a question mark."""
 DIGITS = 6
 """Decimals of the numbers in JSON; float32 has no more to say about shares."""
 
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--region", type=region, metavar="X,Y,W,H", help="hide all but this part: fractions of the photo"
     )
+    parser.add_argument("--hide", type=region, metavar="X,Y,W,H", help="hide this part")
     parser.add_argument("--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="read a large photo as RxC tiles")
     add_faithfulness_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
@@ -79,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
                 path,
                 caption=arguments.caption,
                 region=arguments.region,
+                hide=arguments.hide,
                 tiles=arguments.tiles,
                 method=arguments.method,
             )
@@ -86,15 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"captioner: error: {error}", file=sys.stderr)
             failed = True
             continue
+        weights = captioner.model.config.hallucination if arguments.method == "relevance" else ()
+        invented = risks(trace, weights) if weights else {}
         if arguments.png or not (arguments.json or arguments.trace):
-            draw_sheet(trace, **shown).save(f"{target}.png", format="PNG")
+            doubtful = {word for word, risk in invented.items() if risk > DOUBTFUL}
+            draw_sheet(trace, doubtful=doubtful, **shown).save(f"{target}.png", format="PNG")
         if arguments.trace:
             trace.save(target.with_name(f"{target.name}.npz"))
         if arguments.json:
             record = {"path": path, "model": captioner.name, **_record(trace, shown)}
-            if arguments.method == "relevance" and (weights := captioner.model.config.hallucination):
-                for word, risk in risks(trace, weights).items():
-                    record["words"][word]["invented"] = round(risk, DIGITS)
+            for word, risk in invented.items():
+                record["words"][word]["invented"] = round(risk, DIGITS)
             Path(f"{target}.json").write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
         print(f"{path}\t{trace.text}")
     return int(failed)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -107,11 +107,12 @@ def draw_sheet(
     layer: int | None = None,
     head: int | None = None,
     heads: Sequence[tuple[int, int]] | None = None,
+    doubtful: Collection[int] = (),
     title: str | None = None,
 ) -> Image.Image:
     """The photo and its caption, then a panel a word, all on one color scale; of all layers and heads not named.
 
-    `title` goes above the caption. The same trace gives the same pixels. Raises ConfigError for a layer or head that
+    Words that are `doubtful` get a question mark. `title` goes above the caption. The same trace gives the same pixels. Raises ConfigError for a layer or head that
     the model lacks.
     """
     chosen = trace.select(layer, head, heads)
@@ -122,9 +123,8 @@ def draw_sheet(
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
     caption = _wrapped(trace.text, _font(26), room)
-    legend = [
-        line for text in _legend(trace, layer, head, heads) for line in _wrapped(text, _font(13), room - cell - GAP)
-    ]
+    texts = _legend(trace, layer, head, heads) + (("?: may not be in the photo",) if doubtful else ())
+    legend = [line for text in texts for line in _wrapped(text, _font(13), room - cell - GAP)]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
 
@@ -142,7 +142,8 @@ def draw_sheet(
     bits, null_mass = chosen.entropy, chosen.null_mass
     for word, text in enumerate(trace.words):
         null = f"null {_percent(null_mass[word])}" if trace.has_null_patch else ""
-        above, below = (text, _percent(math.exp(trace.log_probs[word]))), (f"{bits[word]:.1f} bits", null)
+        shown = f"{text} ?" if word in doubtful else text
+        above, below = (shown, _percent(math.exp(trace.log_probs[word]))), (f"{bits[word]:.1f} bits", null)
         _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
     _color_bar(draw, layout, end, max(peaks) > end, _percent if trace.evidence is None else _nats)
     for number, line in enumerate(legend):
