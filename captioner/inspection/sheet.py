@@ -112,8 +112,8 @@ def draw_sheet(
 ) -> Image.Image:
     """The photo and its caption, then a panel a word, all on one color scale; of all layers and heads not named.
 
-    Words that are `doubtful` get a question mark. `title` goes above the caption. The same trace gives the same pixels. Raises ConfigError for a layer or head that
-    the model lacks.
+    Words that are `doubtful` get a question mark; `title` goes above the caption. The same trace gives the same pixels.
+    Raises ConfigError for a layer or head that the model lacks.
     """
     chosen = trace.select(layer, head, heads)
     photo = _fitted(trace.photo.size)
