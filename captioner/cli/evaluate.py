@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = (arguments.annotations, arguments.grounding)
     output = None if arguments.output is None else Path(arguments.output)
     report = None if arguments.report is None else Path(arguments.report)
-    images, known = _split(arguments)
+    images, known, split = _split(arguments)
     objects = None if arguments.grounding is None else _objects(Path(arguments.grounding), images)
     if report is not None:
         if report.exists() and not report.is_dir():
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         about = {
             "model": arguments.model,
             "captions": arguments.annotations,
-            "split": arguments.split or DEFAULT_SPLIT,
+            "split": split,
             "search": str(search_of(arguments)),
             "images that could not be read": str(len(failed)),
         }
@@ -106,8 +106,8 @@ def _formats() -> tuple[str, ...]:
     return formats
 
 
-def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...], list[str]]:
-    """The images to caption, and the captions of the training split where there is one and it is another."""
+def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...], list[str], str]:
+    """The images to caption, the captions of the training split where that is another, and the split's name."""
     from captioner.data.annotations import validated
     from captioner.data.formats import read_listing
 
@@ -117,7 +117,7 @@ def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...],
     root, file = (given, None) if given.is_dir() else (None, given)
     listing = read_listing(root, file, arguments.images, arguments.format)
     names = sorted({image.split for image in listing.images if image.split})
-    wanted, known = listing.images, []
+    wanted, known, split = listing.images, [], "all"
     if arguments.split is None and not listing.has_splits:
         print(
             f"captioner: {given} names no splits: all of its images (--split val: those that training validates on)",
@@ -137,7 +137,7 @@ def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...],
     captions = validated(replace(listing, images=wanted))
     if silent := len(wanted) - len(captions):
         print(f"captioner: {silent} images without captions are left out", file=sys.stderr)
-    return captions.images, known
+    return captions.images, known, split
 
 
 def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | str, Collection[str]]:
