@@ -251,7 +251,7 @@ class Captioner:
             if hide is not None:
                 shown = shown & ~geometry.patches_in(hide, encoder.grid)
             if not shown.any():
-                raise ConfigError("nothing of the photo is left to see; hide less of it")
+                raise ConfigError("no patch of the photo is left that shows half of what may be seen; hide less of it")
             keep[row, patches] = torch.from_numpy(shown).flatten()
         return memory.mask(keep.to(self.device))
 

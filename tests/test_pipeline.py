@@ -283,7 +283,7 @@ def test_what_is_hidden_is_the_rest_of_a_region(captioner, photos):
     trace = captioner.inspect(photos[0], hide=right, method="raw")
     assert not trace.weights[..., : trace.prefix].any()
     assert all(not trace.patches(word)[:, trace.grid[1] // 2 :].any() for word in range(len(trace.words)))
-    with pytest.raises(ConfigError, match="nothing of the photo is left"):
+    with pytest.raises(ConfigError, match="no patch of the photo is left"):
         list(captioner.stream([photos[0]], region=left, hide=left))
 
 

@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.cli.flags import number
 from captioner.errors import ConfigError
+
+CONFIG = "config.json"
+"""What makes a folder a model's."""
+FEW_WORDS = 30
+LEAST_INVENTED = 50
+"""Fewer examples of either kind teach nothing about invented objects."""
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +35,20 @@ def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
     group("--annotations", metavar="FILE", help="captions in any layout that training takes")
     group("--images", dest="folder", metavar="DIR", help="the image folder; default: as for training")
     group("--split", default="val", help="default: val")
-    group("--mosaics", type=int, default=500, metavar="N", help="mosaics of four photos; default: 500")
-    group("--photos", type=int, default=0, metavar="N", help="photos for the pixel test, which is slow; default: 0")
+    group("--mosaics", type=number(int, 0), default=500, metavar="N", help="mosaics of four photos; default: 500")
     group(
-        "--captions", type=int, default=500, metavar="N", help="captions to look for invented objects in; default: 500"
+        "--photos",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="photos for the pixel test, which is slow; default: 0",
+    )
+    group(
+        "--captions",
+        type=number(int, 0),
+        default=500,
+        metavar="N",
+        help="captions to look for invented objects in; default: 500",
     )
     group("--grounding", metavar="INSTANCES.json", help="COCO instances of the images: pointing at their objects")
     group("--perturbation", action="store_true", help="measure this map too, the reference; slow")
@@ -44,11 +61,29 @@ def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for flags that have no meaning together."""
+    only = ("grounding", "perturbation", "random_weights", "store")
+    if arguments.annotations is None:
+        for name in only:
+            if getattr(arguments, name):
+                raise ConfigError(f"--{name.replace('_', '-')}: is for a split; add --annotations FILE")
+        return
+    if arguments.images:
+        raise ConfigError("--annotations: measures a split; leave the photos out")
+    for name in ("caption", "layer", "head", "region", "hide"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name}: is for photos; leave it out with --annotations")
+    if arguments.store and arguments.random_weights:
+        raise ConfigError("--store: would keep what random weights do; leave out --random-weights")
+    if arguments.store and not (Path(arguments.model) / CONFIG).is_file():
+        raise ConfigError(f"--store: {arguments.model} is no model folder of yours; save one, and name it")
+
+
 def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", folder: Path) -> int:
     """Measure, print the tables and write them to the folder."""
     import torch
 
-    from captioner.checkpoint import CONFIG
     from captioner.data.formats import load_captions
     from captioner.inspection.faithfulness import (
         box_pointing,
@@ -58,11 +93,9 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         standard_maps,
     )
     from captioner.inspection.hallucination import detection, fit
-    from captioner.inspection.summary import heads_summary, markdown, summarize
+    from captioner.inspection.summary import heads_markdown, heads_summary, invented_markdown, markdown, summarize
     from captioner.model.caption_model import CaptionModel
 
-    if arguments.store and not (Path(arguments.model) / CONFIG).is_file():
-        raise ConfigError(f"--store: {arguments.model} is no model folder of yours; save one, and name it")
     given = Path(arguments.annotations)
     root, file = (given, None) if given.is_dir() else (None, given)
     images = load_captions(root, file, arguments.folder).split(arguments.split).images
@@ -82,31 +115,42 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         boxes = box_pointing(model, tokenizer, images, Path(arguments.grounding), maps=maps)
         report["grounding"] = summarize(boxes)
         print(markdown("Pointing at annotated objects", report["grounding"]))
-    print(f"captioner: pointing in {min(arguments.mosaics, len(images))} mosaics", file=sys.stderr)
-    pointing = mosaic_pointing(model, tokenizer, images, mosaics=arguments.mosaics, maps=maps, shown=shown)
-    report |= {"pointing": summarize(pointing), "heads": heads_summary(pointing)}
-    print(markdown(f"Pointing in {min(arguments.mosaics, len(images))} mosaics", report["pointing"]))
-    print(json.dumps(report["heads"], indent=2))
+    heads: list[list[int]] = []
+    if arguments.mosaics:
+        count = min(arguments.mosaics, len(images))
+        print(f"captioner: pointing in {count} mosaics", file=sys.stderr)
+        pointing = mosaic_pointing(model, tokenizer, images, mosaics=count, maps=maps, shown=shown)
+        report["pointing"] = summarize(pointing)
+        print(markdown(f"Pointing in {count} mosaics", report["pointing"]))
+        report["heads"] = heads_summary(pointing, nulls=shown is None)
+        print(heads_markdown(report["heads"]))
+        heads = report["heads"]["best_heads"]
+        if pointing.seen_objects.sum() < FEW_WORDS:
+            print("captioner: so few words that intervals mean little; take more mosaics", file=sys.stderr)
     if arguments.photos:
         chosen = images[: arguments.photos]
         print(f"captioner: deletion and insertion in {len(chosen)} photos", file=sys.stderr)
         report["pixels"] = summarize(pixel_curves(model, tokenizer, chosen, maps=maps, shown=shown))
         print(markdown(f"Deletion and insertion in {len(chosen)} photos, in nats", report["pixels"]))
-    features, invented, photos = _object_words(captioner, images[: arguments.captions])
-    found = detection(features, invented, photos) if 0 < invented.sum() < len(invented) else {}
-    report["invented objects"] = {"words": len(invented), "invented": int(invented.sum()), "auc": found}
-    print(f"## Objects that no reference names\n\n{json.dumps(report['invented objects'], indent=2)}")
+    weights: tuple[float, ...] = ()
+    if arguments.captions and shown is None:
+        features, invented, photos = _object_words(captioner, images[: arguments.captions])
+        enough = min(invented.sum(), len(invented) - invented.sum()) >= LEAST_INVENTED
+        found = dict(detection(features, invented, photos)) if enough else {}
+        weights = tuple(float(weight) for weight in fit(features, invented)) if enough else ()
+        report["invented objects"] = {"words": len(invented), "invented": int(invented.sum()), "auc": found}
+        print(invented_markdown(report["invented objects"]))
+        if not enough:
+            print(f"captioner: fewer than {LEAST_INVENTED} invented objects: too few to learn from", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faithfulness.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.store:
-        if found:
-            weights = tuple(float(weight) for weight in fit(features, invented))
-            model.config = replace(model.config, hallucination=weights)
-        heads = tuple((layer, head) for layer, head in report["heads"]["best_heads"])
-        model.config = replace(model.config, best_heads=heads)
+        best = tuple((layer, head) for layer, head in heads)
+        model.config = replace(model.config, best_heads=best, hallucination=weights)
         card = Path(arguments.model, "README.md")
         captioner.save_pretrained(arguments.model, card=card.read_text(encoding="utf-8") if card.is_file() else None)
-        print(f"captioner: {len(heads)} heads stored in {arguments.model}", file=sys.stderr)
+        what = f"{len(best)} heads" + (" and what tells invented objects" if weights else "")
+        print(f"captioner: {what} stored in {arguments.model}", file=sys.stderr)
     return 0
 
 
@@ -120,9 +164,9 @@ def _object_words(
 
     print(f"captioner: objects in {len(images)} captions", file=sys.stderr)
     rows, invented, photos = [], [], []
-    for number, image in enumerate(images):
+    for photo, image in enumerate(images):
         for each in object_words_of(captioner.inspect(image.path)):
             rows.append(each.features)
             invented.append(is_invented(each.concept, image.captions))
-            photos.append(number)
+            photos.append(photo)
     return np.array(rows).reshape(-1, len(FEATURES)), np.array(invented, dtype=bool), np.array(photos, dtype=np.int64)

@@ -89,7 +89,7 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     output("--prepend", default="", metavar="TEXT", help="put this before every caption, as it is")
     output(
         "--min-confidence",
-        type=_number(float, 0, 1),
+        type=number(float, 0, 1),
         default=0.0,
         metavar="P",
         help="leave out less probable captions (0 to 1); jsonl keeps them, with the note low_confidence",
@@ -104,7 +104,12 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         metavar="X,Y,W,H",
         help="describe this part: fractions of the upright photo, 0,0 top left",
     )
-    group("--hide", type=region, metavar="X,Y,W,H", help="describe the photo as if this part were not there")
+    group(
+        "--hide",
+        type=region,
+        metavar="X,Y,W,H",
+        help="describe the photo without the patches of this part; what their neighbors have seen of it stays",
+    )
     group("--allow-truncated", action="store_true", help="caption what can be seen of files that are cut short")
     add_machine_flags(parser)
 
@@ -114,22 +119,20 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     how = group.add_mutually_exclusive_group()
     how.add_argument(
-        "--beam", type=_number(int, 1), metavar="W", help=f"beam search of this width; default: {DEFAULT_BEAM}"
+        "--beam", type=number(int, 1), metavar="W", help=f"beam search of this width; default: {DEFAULT_BEAM}"
     )
     how.add_argument("--greedy", action="store_true", help="the most probable word at every step: faster")
     how.add_argument("--sample", action="store_true", help="draw words at random, for variety")
     add = group.add_argument
-    add(
-        "--temperature", type=_number(float, 0), metavar="T", help="--sample: below 1 safer, above 1 wilder; default: 1"
-    )
-    add("--top-p", type=_number(float, 0, 1), metavar="P", help="--sample: only the words that reach it; default: 0.9")
+    add("--temperature", type=number(float, 0), metavar="T", help="--sample: below 1 safer, above 1 wilder; default: 1")
+    add("--top-p", type=number(float, 0, 1), metavar="P", help="--sample: only the words that reach it; default: 0.9")
     add("--seed", type=int, metavar="N", help="--sample: another seed, other captions; default: 0")
-    add("--num-captions", type=_number(int, 1), default=1, metavar="K", help="captions an image; default: 1")
+    add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions an image; default: 1")
     lengths = "; ".join(
         f"{name}: {least} to {most} tokens, penalty {penalty:g}" for name, (least, most, penalty) in LENGTHS.items()
     )
     add("--length", choices=tuple(LENGTHS), default="medium", help=f"{lengths}; default: medium")
-    add("--max-length", type=_number(int, 1), metavar="T", help="most tokens, the end token included")
+    add("--max-length", type=number(int, 1), metavar="T", help="most tokens, the end token included")
     add(
         "--length-penalty",
         type=float,
@@ -144,7 +147,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     add("--batch-size", type=_batch_size, metavar="auto|N", help="images at once; default: auto")
-    add("--workers", type=_number(int, 1), default=2, metavar="N", help="threads that read photos; default: 2")
+    add("--workers", type=number(int, 1), default=2, metavar="N", help="threads that read photos; default: 2")
     add("--engine", default="local", metavar="local", help="where to work; only local so far")
 
 
@@ -214,7 +217,7 @@ def search_of(arguments: argparse.Namespace) -> "Strategy":
     )
 
 
-def _number(kind: type[Number], low: float, high: float = float("inf")) -> Callable[[str], Number]:
+def number(kind: type[Number], low: float, high: float = float("inf")) -> Callable[[str], Number]:
     """A type for argparse: a number from low to high."""
 
     def read(text: str) -> Number:
@@ -230,7 +233,7 @@ def _number(kind: type[Number], low: float, high: float = float("inf")) -> Calla
 
 
 def _batch_size(text: str) -> int | None:
-    return None if text == "auto" else _number(int, 1)(text)
+    return None if text == "auto" else number(int, 1)(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

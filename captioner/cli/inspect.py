@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.faithfulness import add_faithfulness_flags, run_faithfulness
+from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
 from captioner.errors import ConfigError, ImageError, InputError
 
@@ -56,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.annotations is not None and arguments.images:
-        raise ConfigError("--annotations: measures a split; leave the photos out")
+    check_faithfulness_flags(arguments)
     if arguments.annotations is None and not arguments.images:
         raise InputError("no photos given; name at least one: captioner inspect photo.jpg -o DIR")
     folder = Path(arguments.output)
@@ -74,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     shown = _shown(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
-        print(f"captioner: the model does not know {', '.join(unknown)}: shown as <unk>", file=sys.stderr)
+        named = ", ".join(word[:30] for word in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        print(f"captioner: the model does not know {named}: shown as <unk>", file=sys.stderr)
     failed = False
     for path, target in zip(arguments.images, _targets(arguments.images, folder), strict=True):
         try:
@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             trace.save(target.with_name(f"{target.name}.npz"))
         if arguments.json:
             record = {"path": path, "model": captioner.name, **_record(trace, shown)}
+            record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
             for word, risk in invented.items():
                 record["words"][word]["invented"] = round(risk, DIGITS)
             Path(f"{target}.json").write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
@@ -115,7 +116,10 @@ def _shown(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> di
     if arguments.layer is not None:
         raise ConfigError("--head best: names heads of several layers; leave --layer out")
     if not best:
-        raise ConfigError(f"--head best: {arguments.model} has no heads measured; choose mean or a number")
+        raise ConfigError(
+            f"--head best: {arguments.model} has no heads measured; choose mean or a number, or measure a model folder "
+            "of yours with inspect --annotations FILE --store"
+        )
     return {"layer": None, "head": None, "heads": best}
 
 

@@ -299,7 +299,7 @@ def pixel_curves(
             continue
         word = int(random.choice(named))
         looked = forced if shown is None else _read(shown, tokenizer, pixels, caption)
-        rankings = {name: each[word] for name, each in maps(looked).items()}
+        rankings: dict[str, NDArray[np.floating]] = {name: each[word] for name, each in maps(looked).items()}
         rankings |= baselines(pixels, model.encoder.grid)
         rankings |= {f"random {each}": random.random(rankings["center"].size) for each in range(RANDOM_MAPS)}
         measured = _curves(forced, word, pixels, rankings, fractions, random)
@@ -360,8 +360,9 @@ def _curves(
     blurred = torch.from_numpy(np.array(photo.filter(ImageFilter.GaussianBlur(radius)))).permute(2, 0, 1)
     cells = (torch.arange(height) * high // height)[:, None] * wide + (torch.arange(width) * wide // width)
     masks = []
+    ties = random.random(high * wide)  # equal patches in random order, the same for all rankings
     for values in rankings.values():
-        order = np.lexsort((random.random(values.size), -values))  # equal patches in random order
+        order = np.lexsort((ties, -values))
         for fraction in fractions:
             first = torch.zeros(high * wide, dtype=torch.bool)
             first[order[: max(1, round(fraction * high * wide))].tolist()] = True

@@ -39,10 +39,21 @@ FAINTEST, STRONGEST = 0.35, 0.8
 
 MEANING: dict[Method, str] = {
     "raw": "the share of a word's attention on one patch",
-    "relevance": "what a patch added to the log-odds of the word, to first order",
-    "perturbation": "what the log-probability of the word loses where a patch is hidden",
+    "relevance": "what a patch added to the log-odds of the word, in nats, to first order; only what is above 0",
+    "perturbation": "what the log-probability of the word loses where 3 x 3 patches are hidden, in nats",
 }
 """Method -> what a map's values are."""
+
+PLAINLY: dict[Method, str] = {
+    "raw": "the model looked here when it chose the word",
+    "relevance": "this part of the photo made the word more likely",
+    "perturbation": "without this part of the photo the word is less likely",
+}
+"""The same for everyone."""
+FAINT: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "perturbation": 0.15}
+"""The color scale ends here at least, so that next to nothing does not look like something."""
+VEIL = 0.8
+"""How much of what was hidden from the model is covered."""
 
 # From Oklab to the cube roots of cone responses, and from these, cubed, to linear sRGB: Ottosson 2020.
 TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
@@ -135,15 +146,18 @@ def draw_sheet(
     for number, line in enumerate(caption):
         draw.text((MARGIN, top + 34 * number + 15), line, INK, _font(26), "lm")
     small = trace.photo.resize(photo, Image.Resampling.LANCZOS)
-    _panel(draw, sheet, layout, 0, small, ("photo", f"{trace.photo.width} x {trace.photo.height}"), ("", ""))
     heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
     peaks = [float(each.max()) for each in heat] or [0.0]
     end = float(np.quantile(peaks, SCALE_END)) or 1.0
-    bits, null_mass = chosen.entropy, chosen.null_mass
+    end = max(end, FAINT[trace.method])
+    bits = chosen.entropy
+    if trace.visible is not None:
+        small = _veiled(small, trace)
+    _panel(draw, sheet, layout, 0, small, ("photo", f"{trace.photo.width} x {trace.photo.height}"), ("", ""))
     for word, text in enumerate(trace.words):
-        null = f"null {_percent(null_mass[word])}" if trace.has_null_patch else ""
+        need = f"needs photo {trace.needs[word]:+.1f}" if trace.needs else ""
         shown = f"{text} ?" if word in doubtful else text
-        above, below = (shown, _percent(math.exp(trace.log_probs[word]))), (f"{bits[word]:.1f} bits", null)
+        above, below = (shown, _percent(math.exp(trace.log_probs[word]))), (need, f"{bits[word]:.1f} bits")
         _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
     _color_bar(draw, layout, end, max(peaks) > end, _percent if trace.evidence is None else _nats)
     for number, line in enumerate(legend):
@@ -157,6 +171,14 @@ def png_bytes(trace: AttentionTrace) -> bytes:
     stream = io.BytesIO()
     draw_sheet(trace).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
+    """The photo with what was hidden from the model under paper."""
+    assert trace.visible is not None
+    seen = trace.geometry.heatmap(trace.visible.astype(np.float32), size=photo.size, nearest=True)
+    veil = Image.fromarray(np.round(255 * (1 - VEIL * (seen < 0.5))).astype(np.uint8))
+    return Image.composite(photo, Image.new("RGB", photo.size, PAPER), veil)
 
 
 def _overlay(photo: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
@@ -202,21 +224,22 @@ def _color_bar(
 
 def _legend(
     trace: AttentionTrace, layer: int | None, head: int | None, heads: Sequence[tuple[int, int]] | None
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     """What is shown, and what the numbers say."""
     layers, width = trace.weights.shape[1:3]
     kind = "mean" if trace.evidence is None else "sum"
     shown = f"layer {layer}" if layer is not None else f"{kind} of {layers} layers" if layers > 1 else "one layer"
     of = f"head {head}" if head is not None else f"{kind} of {width} heads" if width > 1 else "one head"
     if heads is not None:
-        shown, of = f"{kind} of the best heads", ", ".join(f"{each}.{number}" for each, number in heads)
+        shown, of = f"{kind} of the best heads", ", ".join(f"layer {each} head {number}" for each, number in heads)
     where = "" if trace.method == "perturbation" else f" · {shown} · {of}"
     high, wide = trace.grid
     most = math.log2(high * wide)
-    null = " · null: attention to no patch" if trace.has_null_patch else ""
+    need = " · needs photo: how much of log p the photo is worth, nats" if trace.needs else ""
     return (
+        f"Bright: {PLAINLY[trace.method]}",
         f"Color: {MEANING[trace.method]} · {high} x {wide} patches{where}",
-        f"Above: the word's probability · Below: entropy over the patches, {most:.1f} bits if even{null}",
+        f"Above: the word's probability · Below: spread over the patches, {most:.1f} bits if even{need}",
     )
 
 
@@ -234,7 +257,7 @@ def _percent(share: float) -> str:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.2g} nats" if value else "0"
+    return f"{value:.2g}" if value else "0"
 
 
 @cache

@@ -49,7 +49,7 @@ def summarize(table: WordTable) -> dict[str, Any]:
     return found
 
 
-def heads_summary(table: WordTable) -> dict[str, Any]:
+def heads_summary(table: WordTable, nulls: bool = True) -> dict[str, Any]:
     """Pointing of each head for objects that need the image, the best set, and what the null patch is for."""
     assert table.heads is not None
     chosen = table.heads[table.seen_objects]
@@ -57,10 +57,10 @@ def heads_summary(table: WordTable) -> dict[str, Any]:
     best = best_heads(table)
     function = np.array([word in FUNCTION_WORDS for word in plain_words(table.words)], dtype=bool)
     found: dict[str, Any] = {
-        "mass_by_layer_and_head": np.round(masses, DIGITS).tolist(),
+        "mass_by_layer_and_head": [[round(float(mass), DIGITS) for mass in row] for row in masses],
         "best_heads": [list(pair) for pair in best],
     }
-    if table.null_mass.any():
+    if nulls and table.null_mass.any():
         found["null_mass"] = {
             "objects": _number(table.null_mass[table.named].mean()),
             "function_words": _number(table.null_mass[function].mean()),
@@ -84,6 +84,35 @@ def markdown(title: str, summary: Mapping[str, Any]) -> str:
         for each in maps:
             cells = [cell for measure in names for cell in _cells(measures[measure].get(each))]
             lines.append(f"| {each} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def heads_markdown(found: Mapping[str, Any]) -> str:
+    """The mass that each head puts on the right photo, and what the null patch takes."""
+    masses = found["mass_by_layer_and_head"]
+    lines = ["Mass of each head, for the same objects", ""]
+    lines += [
+        f"| layer | {' | '.join(f'head {head}' for head in range(len(masses[0])))} |",
+        "|---|" + "---|" * len(masses[0]),
+    ]
+    lines += [f"| {layer} | {' | '.join(f'{mass:.3f}' for mass in row)} |" for layer, row in enumerate(masses)]
+    best = ", ".join(f"layer {layer} head {head}" for layer, head in found["best_heads"]) or "none"
+    lines += ["", f"Best together: {best}", ""]
+    if null := found.get("null_mass"):
+        lines += ["| null patch | |", "|---|---|"]
+        lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in null.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def invented_markdown(found: Mapping[str, Any]) -> str:
+    """How well invented objects are told, by what."""
+    lines = ["## Objects that no reference names", ""]
+    lines += [f"{found['invented']} of {found['words']} object words of the model's captions", ""]
+    if found["auc"]:
+        lines += ["| told by (on photos that taught it nothing) | area under the curve |", "|---|---|"]
+        lines += [f"| {name} | {value:.3f} |" for name, value in found["auc"].items()]
         lines.append("")
     return "\n".join(lines)
 

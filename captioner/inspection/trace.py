@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class View:
         return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class AttentionTrace:
     """Where the words of one caption looked, at the step that predicts each word, and what it brought them."""
 
@@ -65,6 +66,8 @@ class AttentionTrace:
     evidence: NDArray[np.float32] | None = None
     """Signed nats: of each word's log-odds (W, L, H, N) for `relevance`, its log-probability (W, 1, 1, N) for
     `perturbation`; None for `raw`."""
+    visible: NDArray[np.bool_] | None = None
+    """(h, w) the patches that were not hidden; None where none was."""
 
     @classmethod
     def of(
@@ -121,7 +124,11 @@ class AttentionTrace:
             method=method,
             needs=() if blind is None else tuple(float(needs[start:stop].sum()) for start, stop in spans),
             evidence=evidence,
+            visible=_visible(memory, order[view.patches], view.grid),
         )
+
+    def __repr__(self) -> str:
+        return f"AttentionTrace({self.text!r}, {self.method}, {self.grid[0]}x{self.grid[1]} patches)"
 
     def select(
         self, layer: int | None = None, head: int | None = None, heads: Sequence[tuple[int, int]] | None = None
@@ -132,6 +139,8 @@ class AttentionTrace:
         """
         if layer is None and head is None and heads is None:
             return self
+        if heads is not None and not len(heads):
+            raise ConfigError("heads: none given; name at least one (layer, head)")
         if self.method == "perturbation":
             raise ConfigError("method perturbation: hides patches from all layers and heads; leave --layer, --head out")
         layers, width = self.weights.shape[1:3]
@@ -199,12 +208,12 @@ class AttentionTrace:
         return peak
 
     def save(self, path: str | Path) -> None:
-        """Write the arrays and the photo to `path` (.npz) and the rest beside it (.json), without pickles."""
-        path = Path(path).with_suffix(".npz")
+        """Write arrays, the photo as PNG and the rest as JSON into one file, `path` (.npz), without pickles."""
         photo = io.BytesIO()
         self.photo.save(photo, format="PNG")
         arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
-        np.savez(path, **arrays if self.evidence is None else {**arrays, "evidence": self.evidence})
+        optional = {"evidence": self.evidence, "visible": self.visible}
+        arrays |= {name: values for name, values in optional.items() if values is not None}
         about = {
             "format": FORMAT,
             "text": self.text,
@@ -216,15 +225,16 @@ class AttentionTrace:
             "method": self.method,
             "needs": list(self.needs),
         }
-        path.with_suffix(".json").write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
+        arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
+        with Path(path).open("wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The inverse of `save`. Raises InputError where the two files are not a trace."""
-        path = Path(path).with_suffix(".npz")
+        """The inverse of `save`. Raises InputError where the file is not a trace."""
         try:
-            about: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            with np.load(path, allow_pickle=False) as arrays:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                about: dict[str, Any] = json.loads(arrays["about"].tobytes())
                 photo = Image.open(io.BytesIO(arrays["photo"].tobytes()), formats=["PNG"])
                 photo.load()
                 return cls(
@@ -239,8 +249,9 @@ class AttentionTrace:
                     method=about["method"],
                     needs=tuple(about["needs"]),
                     evidence=arrays.get("evidence"),
+                    visible=arrays.get("visible"),
                 )
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: not a trace ({reason}); give the .npz that a trace was saved to") from error
 
@@ -270,6 +281,11 @@ class AttentionTrace:
         maps = maps.reshape(len(self.words), self.grid[0] * self.grid[1])
         shares: NDArray[np.float32] = maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY)
         return shares
+
+
+def _visible(memory: Memory, patches: list[int], grid: tuple[int, int]) -> NDArray[np.bool_] | None:
+    keep = memory.layers[0].keep
+    return None if keep is None else keep[0, patches].cpu().numpy().reshape(grid)
 
 
 def _chosen(logits: Tensor, tokens: Tensor) -> NDArray[np.float32]:

@@ -219,12 +219,13 @@ def test_the_best_heads_of_a_model_are_shown(model: str, photo: str, tmp_path: P
 
 def test_regions_tiles_and_traces(model: str, photo: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert inspect(model, photo, "-o", out, "--trace", "--caption", "a dog", "--tiles", "2x3") == 0
+    assert inspect(model, photo, "-o", out, "--trace", "--json", "--caption", "a dog", "--tiles", "2x3") == 0
     assert sorted(each.name for each in out.iterdir()) == ["dog.json", "dog.npz"]
     assert AttentionTrace.load(out / "dog.npz").grid == (8, 12)
     assert inspect(model, photo, "-o", out, "--json", "--caption", "a dog", "--region", "0,0,0.5,1") == 0
     words = json.loads((out / "dog.json").read_text(encoding="utf-8"))["words"]
     assert np.array([word["map"] for word in words])[:, :, 2:].max() == 0
+    assert json.loads((out / "dog.json").read_text(encoding="utf-8"))["region"] == [0, 0, 0.5, 1]
 
 
 def test_doubtful_objects_are_marked(model: str, photo: str, tmp_path: Path) -> None:

@@ -165,14 +165,27 @@ def test_a_title_goes_above_and_moves_everything_down() -> None:
     assert photo_box(titled)[1] == photo_box(plain)[1] + 24
 
 
-def test_null_mass_is_told_only_where_there_is_a_null_patch() -> None:
-    without, nothing, much = (draw_sheet(trace_of(hot(1, 1), null=null)) for null in (None, 0.0, 0.6))
-    _, _, right, bottom = photo_box(without)
-    corner = (right + 150, bottom + 4, right + 262, bottom + 26)
+def test_visual_need_is_told_where_it_was_measured() -> None:
+    trace = trace_of(hot(1, 1))
+    without, little, much = (draw_sheet(replace(trace, needs=needs)) for needs in ((), (0.1,), (5.0,)))
+    left, _, _, bottom = photo_box(without)
+    corner = (left + 262, bottom + 4, left + 400, bottom + 26)
     assert (np.asarray(without.crop(corner)) == 255).all()
-    assert not (np.asarray(nothing.crop(corner)) == 255).all()
-    assert ImageChops.difference(nothing.crop(corner), much.crop(corner)).getbbox() is not None
-    np.testing.assert_array_equal(panel(nothing), panel(without))
+    assert not (np.asarray(little.crop(corner)) == 255).all()
+    assert ImageChops.difference(little.crop(corner), much.crop(corner)).getbbox() is not None
+    np.testing.assert_array_equal(panel(little), panel(without))
+
+
+def test_what_was_hidden_is_covered() -> None:
+    visible = np.ones(GRID, bool)
+    visible[:, :3] = False
+    trace = replace(trace_of(hot(1, 5)), visible=visible)
+    sheet, whole = np.asarray(draw_sheet(trace)), np.asarray(draw_sheet(replace(trace, visible=None)))
+    left, top, right, bottom = photo_box(draw_sheet(replace(trace, visible=None)))
+    middle = (left + right) // 2
+    assert (whole[top:bottom, left:right] == 0).all()
+    assert (sheet[top:bottom, left : middle - 2] > 180).all()
+    assert (sheet[top:bottom, middle + 2 : right] == 0).all()
 
 
 def test_a_layer_and_a_head_can_be_shown_alone() -> None:
