@@ -116,10 +116,6 @@ class WordTable:
         values = self.columns[column] - (0.0 if minus is None else self.columns[minus])
         return _estimate(values[chosen], self.photos[chosen])
 
-    def auc(self, scores: NDArray[np.floating], positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> float:
-        """The probability that a positive word has the higher score than a negative one; ties count half."""
-        return area_under_curve(scores[positive], scores[negative])
-
 
 def read_caption(model: CaptionModel, tokenizer: Tokenizer, memory: Memory, caption: str) -> Forced:
     """Force a caption on the memory of one image; without the image means null patches alone, or a gray picture."""
