@@ -145,8 +145,9 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faithfulness.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.store:
-        best = tuple((layer, head) for layer, head in heads)
-        model.config = replace(model.config, best_heads=best, hallucination=weights)
+        # What was not measured this time stays as it was.
+        best = tuple((layer, head) for layer, head in heads) or model.config.best_heads
+        model.config = replace(model.config, best_heads=best, hallucination=weights or model.config.hallucination)
         card = Path(arguments.model, "README.md")
         captioner.save_pretrained(arguments.model, card=card.read_text(encoding="utf-8") if card.is_file() else None)
         what = f"{len(best)} heads" + (" and what tells invented objects" if weights else "")
