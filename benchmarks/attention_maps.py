@@ -14,46 +14,48 @@ from torch import Tensor
 
 from captioner import Captioner
 from captioner.data.formats import load_captions
-from captioner.inspection.faithfulness import Forced, mosaic_pointing, standard_maps
+from captioner.inspection.faithfulness import mosaic_pointing, standard_maps
+from captioner.inspection.reading import Reading
 from captioner.inspection.summary import markdown, summarize
+from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
 
 STEPS = 4
 """Of integrated gradients."""
 
 
-def maps(forced: Forced) -> dict[str, NDArray[np.float32]]:
+def maps(model: CaptionModel, forced: Reading) -> dict[str, NDArray[np.float32]]:
     """The maps (W, h·w) of a forced caption."""
-    found = {name: each for name, each in standard_maps(forced).items() if "layer" not in name}
+    found = {name: each for name, each in standard_maps(model, forced).items() if "layer" not in name}
     return found | {
-        "attention times norm of the projected value": value_norm(forced),
-        "relevance, own step alone": own_step(forced),
-        "relevance, keys and values": _positive(gradients(forced, keys=True)),
-        "relevance, heads clipped apart": _clipped(gradients(forced)),
+        "attention times norm of the projected value": value_norm(model, forced),
+        "relevance, own step alone": own_step(model, forced),
+        "relevance, keys and values": _positive(gradients(model, forced, keys=True)),
+        "relevance, heads clipped apart": _clipped(gradients(model, forced)),
         f"integrated gradients, {STEPS} steps": _positive(
-            sum((gradients(forced, scale=(step + 0.5) / STEPS) for step in range(STEPS)), torch.zeros(()))
+            sum((gradients(model, forced, scale=(step + 0.5) / STEPS) for step in range(STEPS)), torch.zeros(()))
         ),
     }
 
 
 @torch.no_grad()
-def value_norm(forced: Forced) -> NDArray[np.float32]:
+def value_norm(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
     """α_ij ‖W_o v_j‖, the mean over heads (Kobayashi et al. 2020)."""
     layers = []
-    for block, each in zip(forced.model.decoder.blocks, forced.memory.layers, strict=True):
+    for block, each in zip(model.decoder.blocks, forced.memory.layers, strict=True):
         heads, width = each.values.shape[1], each.values.shape[3]
         projection = block.cross_attention.output.weight.view(-1, heads, width)  # type: ignore[union-attr, operator]
         layers.append(torch.einsum("hnd,ohd->hno", each.values[0], projection).norm(dim=2))
-    norms = torch.stack(layers)[..., forced.patches].detach().cpu().numpy()  # (L, H, P)
-    weighted: NDArray[np.float32] = (forced.weights[..., forced.patches] * norms).mean(axis=(1, 2))
+    norms = torch.stack(layers)[..., model.encoder.patches].detach().cpu().numpy()  # (L, H, P)
+    weighted: NDArray[np.float32] = (forced.weights[..., model.encoder.patches] * norms).mean(axis=(1, 2))
     return weighted
 
 
-def gradients(forced: Forced, *, keys: bool = False, scale: float = 1.0) -> Tensor:
+def gradients(model: CaptionModel, forced: Reading, *, keys: bool = False, scale: float = 1.0) -> Tensor:
     """(W, L, H, P) gradient times value less the mean patch's, at values moved to `scale` of the way from that mean."""
     with torch.inference_mode(False), torch.enable_grad():
-        watched, leaves, moved = _watched(forced, keys, scale)
-        odds = _odds(forced, watched)
+        watched, leaves, moved = _watched(model, forced, keys, scale)
+        odds = _odds(model, forced, watched)
         chosen = torch.zeros(len(forced.spans), len(odds))
         for word, (start, stop) in enumerate(forced.spans):
             chosen[word, start:stop] = 1
@@ -61,33 +63,35 @@ def gradients(forced: Forced, *, keys: bool = False, scale: float = 1.0) -> Tens
         layers = len(forced.memory.layers)
         each = torch.stack([(move * gradient[:, 0]).sum(3) for move, gradient in zip(moved, found, strict=True)], 1)
         each = each[:, :layers] + each[:, layers:] if keys else each
-        return each[..., forced.patches].detach()
+        return each[..., model.encoder.patches].detach()
 
 
-def own_step(forced: Forced) -> NDArray[np.float32]:
+def own_step(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
     """Gradients that pass only through the step that predicts the word: what it read before is held still."""
     found = []
     for start, _ in forced.spans:
         with torch.inference_mode(False), torch.enable_grad():
-            watched, leaves, moved = _watched(forced, False, 1.0)
-            cache = forced.model.decoder.new_cache()
+            watched, leaves, moved = _watched(model, forced, False, 1.0)
+            cache = model.decoder.new_cache()
             tokens = forced.tokens.clone()
             with torch.no_grad():
                 if start:
-                    forced.model.decoder(tokens[:, :start], watched, cache)
-            logits = forced.model.decoder(tokens[:, start : start + 1], watched, cache).logits[0, 0].log_softmax(-1)
+                    model.decoder(tokens[:, :start], watched, cache)
+            logits = model.decoder(tokens[:, start : start + 1], watched, cache).logits[0, 0].log_softmax(-1)
             gradient = torch.autograd.grad(logits[tokens[0, start + 1]], leaves)
             evidence = torch.stack([(move * each[0]).sum(2) for move, each in zip(moved, gradient, strict=True)])
-            found.append(evidence[..., forced.patches].detach())
+            found.append(evidence[..., model.encoder.patches].detach())
     return _positive(torch.stack(found))
 
 
-def _watched(forced: Forced, keys: bool, scale: float) -> tuple[Memory, list[Tensor], list[Tensor]]:
+def _watched(
+    model: CaptionModel, forced: Reading, keys: bool, scale: float
+) -> tuple[Memory, list[Tensor], list[Tensor]]:
     """The memory moved toward its mean patch, what gradients are taken of, and how far each was from that mean."""
 
     def moved(part: Tensor) -> tuple[Tensor, Tensor]:
         part = part.clone()
-        mean = part[:, :, forced.patches].mean(dim=2, keepdim=True)
+        mean = part[:, :, model.encoder.patches].mean(dim=2, keepdim=True)
         return (mean + scale * (part - mean)).requires_grad_(), (part - mean)[0]
 
     values = [moved(each.values) for each in forced.memory.layers]
@@ -100,9 +104,9 @@ def _watched(forced: Forced, keys: bool, scale: float) -> tuple[Memory, list[Ten
     return replace(forced.memory, layers=layers), [leaf for leaf, _ in leaves], [move for _, move in leaves]
 
 
-def _odds(forced: Forced, memory: Memory) -> Tensor:
+def _odds(model: CaptionModel, forced: Reading, memory: Memory) -> Tensor:
     tokens = forced.tokens.clone()
-    logits = forced.model.decoder(tokens[:, :-1], memory).logits[0].log_softmax(-1)
+    logits = model.decoder(tokens[:, :-1], memory).logits[0].log_softmax(-1)
     log_probs = logits.gather(1, tokens[0, 1:, None])[:, 0].clamp(max=-1e-6)
     return log_probs - (-log_probs.expm1()).log()  # type: ignore[no-any-return]
 

@@ -83,7 +83,7 @@ def extract_features(
     store = FeatureStore.open(folder, key)
     if store is not None:
         return store
-    shape = (encoder.prefix + encoder.grid[0] * encoder.grid[1], encoder.width)
+    shape = (encoder.patches.stop, encoder.width)
     log.info("computing features of %d photos into %s", len(names), folder)
     writer = FeatureWriter(folder, views=counts, shape=shape)
     encoder.eval()

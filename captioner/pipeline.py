@@ -194,6 +194,8 @@ class Captioner:
             tokens = list(found.tokens)
         else:
             tokens = self._given(caption)
+        with torch.inference_mode():
+            blind = self.model.blind(memory)
         return AttentionTrace.of(
             self.model.decoder,
             memory,
@@ -202,7 +204,7 @@ class Captioner:
             view=view,
             photo=opened.image,
             method=method,
-            blind=self.model.blind(memory),
+            blind=blind,
         )
 
     def unknown_words(self, text: str) -> list[str]:
@@ -245,14 +247,13 @@ class Captioner:
         encoder = self.model.encoder
         keep = torch.ones(len(geometries), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
-        patches = slice(encoder.prefix, encoder.prefix + encoder.grid[0] * encoder.grid[1])
         for row, geometry in enumerate(geometries):
             shown = np.ones(encoder.grid, dtype=bool) if region is None else geometry.patches_in(region, encoder.grid)
             if hide is not None:
                 shown = shown & ~geometry.patches_in(hide, encoder.grid)
             if not shown.any():
                 raise ConfigError("no patch of the photo is left that shows half of what may be seen; hide less of it")
-            keep[row, patches] = torch.from_numpy(shown).flatten()
+            keep[row, encoder.patches] = torch.from_numpy(shown).flatten()
         return memory.mask(keep.to(self.device))
 
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:

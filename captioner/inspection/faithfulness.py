@@ -26,7 +26,8 @@ from captioner.data.dataset import read_photo, view_pixels
 from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixels
 from captioner.errors import AnnotationError, ConfigError
 from captioner.geometry import Geometry
-from captioner.inspection.relevance import Span, perturbation, relevance
+from captioner.inspection.reading import Reading
+from captioner.inspection.relevance import perturbation, relevance
 from captioner.metrics.object_words import NounList
 from captioner.metrics.significance import Statistics, interval, resample
 from captioner.model.caption_model import CaptionModel
@@ -54,7 +55,7 @@ FUNCTION_WORDS = frozenset(
 
 Maps: TypeAlias = Mapping[str, NDArray[np.float32]]
 """Name -> the map of each word (W, h·w), not negative."""
-MapMaker: TypeAlias = Callable[["Forced"], Maps]
+MapMaker: TypeAlias = Callable[[CaptionModel, Reading], Maps]
 
 
 class Estimate(NamedTuple):
@@ -64,30 +65,6 @@ class Estimate(NamedTuple):
     low: float
     high: float
     words: int
-
-
-@dataclass(frozen=True)
-class Forced:
-    """A caption read over the memory of one image."""
-
-    model: CaptionModel
-    memory: Memory
-    tokens: Tensor
-    """(1, 1 + T)"""
-    words: tuple[str, ...]
-    spans: tuple[Span, ...]
-    log_probs: NDArray[np.float32]
-    """(W,)"""
-    needs: NDArray[np.float32]
-    """(W,) log p with the image minus without."""
-    weights: NDArray[np.float32]
-    """(W, L, H, N)"""
-
-    @property
-    def patches(self) -> slice:
-        """The positions of the patches."""
-        encoder = self.model.encoder
-        return slice(encoder.prefix, encoder.prefix + encoder.grid[0] * encoder.grid[1])
 
 
 @dataclass(frozen=True)
@@ -117,31 +94,22 @@ class WordTable:
         return _estimate(values[chosen], self.photos[chosen])
 
 
-def read_caption(model: CaptionModel, tokenizer: Tokenizer, memory: Memory, caption: str) -> Forced:
+def read_caption(model: CaptionModel, tokenizer: Tokenizer, memory: Memory, caption: str) -> Reading:
     """Force a caption on the memory of one image; without the image means null patches alone, or a gray picture."""
-    device = memory.layers[0].keys.device
     ids = tokenizer.encode(caption)[: model.decoder.config.max_length - 2]
-    tokens = torch.tensor([[tokenizer.bos, *ids, tokenizer.eos]], device=device)
-    words = tokenizer.words(ids)
-    spans = tuple((word.start, word.stop) for word in words)
     with torch.inference_mode():
-        logits, weights = model.decoder(tokens[:, :-1], memory, return_weights=True)
-        without = model.decoder(tokens[:, :-1], model.blind(memory)).logits
-        each = [log.log_softmax(-1)[0].gather(1, tokens[0, 1:, None])[:, 0].cpu().numpy() for log in (logits, without)]
-    by_token = weights[0].permute(2, 0, 1, 3).cpu().numpy()
-    seen, blinded = (np.array([log[start:stop].sum() for start, stop in spans], np.float32) for log in each)
-    by_word = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
-    return Forced(model, memory, tokens, tuple(word.text for word in words), spans, seen, seen - blinded, by_word)
+        blind = model.blind(memory)
+    return Reading.of(model.decoder, tokenizer, memory, [*ids, tokenizer.eos], blind)
 
 
-def standard_maps(forced: Forced) -> dict[str, NDArray[np.float32]]:
+def standard_maps(model: CaptionModel, forced: Reading) -> dict[str, NDArray[np.float32]]:
     """The maps that `captioner inspect` offers, of all heads, of the best ones, and of each layer."""
-    patches = forced.patches
+    patches = model.encoder.patches
     raw = forced.weights[..., patches]
-    found = relevance(forced.model.decoder, forced.memory, forced.tokens, forced.spans, patches)
+    found = relevance(model.decoder, forced.memory, forced.tokens, forced.spans, patches)
     evidence = found[..., patches].float().cpu().numpy()
     maps = {"raw": raw.mean(axis=(1, 2)), "relevance": np.maximum(evidence.sum(axis=(1, 2)), 0)}
-    if best := forced.model.config.best_heads:
+    if best := model.config.best_heads:
         maps["raw, best heads"] = raw[:, [layer for layer, _ in best], [head for _, head in best]].mean(axis=1)
     for layer in range(raw.shape[1]):
         maps[f"raw, layer {layer}"] = raw[:, layer].mean(axis=1)
@@ -149,11 +117,11 @@ def standard_maps(forced: Forced) -> dict[str, NDArray[np.float32]]:
     return maps
 
 
-def slow_maps(forced: Forced) -> dict[str, NDArray[np.float32]]:
+def slow_maps(model: CaptionModel, forced: Reading) -> dict[str, NDArray[np.float32]]:
     """Those and perturbation, the reference."""
-    encoder, patches = forced.model.encoder, forced.patches
-    lost = perturbation(forced.model.decoder, forced.memory, forced.tokens, forced.spans, encoder.grid, patches)
-    return standard_maps(forced) | {"perturbation": np.maximum(lost[:, patches].float().cpu().numpy(), 0)}
+    grid, patches = model.encoder.grid, model.encoder.patches
+    lost = perturbation(model.decoder, forced.memory, forced.tokens, forced.spans, grid, patches)
+    return standard_maps(model, forced) | {"perturbation": np.maximum(lost[:, patches].float().cpu().numpy(), 0)}
 
 
 def mosaic_pointing(
@@ -184,7 +152,7 @@ def mosaic_pointing(
         forced = _read(model, tokenizer, pixels, caption)
         looked = forced if shown is None else _read(shown, tokenizer, pixels, caption)
         measured = {}
-        for name, each in maps(looked).items():
+        for name, each in maps(shown or model, looked).items():
             by_corner = each @ shares.T  # (W, 4)
             total = by_corner.sum(axis=1)
             measured[f"{name} mass"] = np.where(
@@ -192,7 +160,7 @@ def mosaic_pointing(
             )
             hit = (by_corner.argmax(axis=1) == corner).astype(np.float32)
             measured[f"{name} hit"] = np.where(total > TINY, hit, 1 / CORNERS)
-        raw = looked.weights[..., looked.patches]
+        raw = looked.weights[..., model.encoder.patches]
         rows.add(photos[corner], forced, measured, np.stack([raw @ shares[corner], raw.sum(axis=-1)], axis=-1))
     return rows.table()
 
@@ -233,7 +201,7 @@ def box_pointing(
             continue
         inside = np.stack([covered[name] for name in words.values()])  # (K, P)
         measured = {"area": inside.mean(axis=1)}
-        for name, each in maps(forced).items():
+        for name, each in maps(model, forced).items():
             chosen = each[list(words)]
             total = chosen.sum(axis=1)
             share = (chosen * inside).sum(axis=1) / np.maximum(total, TINY)
@@ -295,10 +263,12 @@ def pixel_curves(
             continue
         word = int(random.choice(named))
         looked = forced if shown is None else _read(shown, tokenizer, pixels, caption)
-        rankings: dict[str, NDArray[np.floating]] = {name: each[word] for name, each in maps(looked).items()}
+        rankings: dict[str, NDArray[np.floating]] = {
+            name: each[word] for name, each in maps(shown or model, looked).items()
+        }
         rankings |= baselines(pixels, model.encoder.grid)
         rankings |= {f"random {each}": random.random(rankings["center"].size) for each in range(RANDOM_MAPS)}
-        measured = _curves(forced, word, pixels, rankings, fractions, random)
+        measured = _curves(model, forced, word, pixels, rankings, fractions, random)
         for kind in ("deletion", "insertion", "memory"):
             draws = [measured.pop(f"random {each} {kind}") for each in range(RANDOM_MAPS)]
             measured[f"random {kind}"] = float(np.mean(draws))
@@ -341,14 +311,14 @@ def rank_correlation(one: NDArray[np.floating], other: NDArray[np.floating]) -> 
 
 
 def _curves(
-    forced: Forced,
+    model: CaptionModel,
+    forced: Reading,
     word: int,
     pixels: Tensor,
     rankings: Mapping[str, NDArray[np.floating]],
     fractions: Sequence[float],
     random: np.random.Generator,
 ) -> dict[str, float]:
-    model = forced.model
     high, wide = model.encoder.grid
     height, width = model.encoder.image_size
     radius = BLUR * max(height, width)
@@ -380,7 +350,7 @@ def _curves(
         device = forced.tokens.device
         found = torch.cat([log_prob(model.encode(part.to(device)), len(part)) for part in pictures.split(32)])
         keep = torch.ones(len(first), forced.memory.positions, dtype=torch.bool)
-        keep[:, forced.patches] = ~first
+        keep[:, model.encoder.patches] = ~first
         hidden = log_prob(forced.memory.mask(keep.to(device)), len(first))
     whole, count = float(forced.log_probs[word]), len(fractions)
     deleted, inserted, nothing = found[: len(first)], found[len(first) : -1], found[-1]
@@ -435,7 +405,7 @@ def _categories(words: Sequence[str], there: Mapping[str, object]) -> list[str |
     return found
 
 
-def _read(model: CaptionModel, tokenizer: Tokenizer, pixels: Tensor, caption: str) -> Forced:
+def _read(model: CaptionModel, tokenizer: Tokenizer, pixels: Tensor, caption: str) -> Reading:
     with torch.inference_mode():
         memory = model.encode(pixels[None].to(next(model.parameters()).device))
     return read_caption(model, tokenizer, memory, caption)
@@ -454,13 +424,13 @@ class _Rows:
     """Grows a table."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, Forced, dict[str, NDArray[np.float32]], list[int]]] = []
+        self._parts: list[tuple[int, Reading, dict[str, NDArray[np.float32]], list[int]]] = []
         self._heads: list[NDArray[np.float32]] = []
 
     def add(
         self,
         photo: int,
-        forced: Forced,
+        forced: Reading,
         measured: dict[str, NDArray[np.float32]],
         heads: NDArray[np.float32] | None,
         words: Sequence[int] | None = None,
@@ -480,11 +450,8 @@ class _Rows:
             photos=np.array([photo for photo, _, _, words in parts for _ in words], np.int64),
             words=tuple(forced.words[word] for _, forced, _, words in parts for word in words),
             named=joined(_named(forced.words)[words] for _, forced, _, words in parts).astype(bool),
-            needs=joined(forced.needs[words] for _, forced, _, words in parts),
-            null_mass=joined(
-                forced.weights[words][..., forced.patches.stop :].sum(axis=-1).mean(axis=(1, 2))
-                for _, forced, _, words in parts
-            ),
+            needs=joined(forced.needs[words] for _, forced, _, words in parts if forced.needs is not None),
+            null_mass=joined(forced.null_mass[words] for _, forced, _, words in parts),
             columns={name: joined(measured[name] for _, _, measured, _ in parts) for name in names},
             heads=np.concatenate(self._heads) if self._heads else None,
         )

@@ -9,14 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captioner.inspection.reading import Span
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 
 SURE = 1e-6
 """Least distance of a log-probability from 0, where odds have no bound."""
-
-Span = tuple[int, int]
-"""The tokens of a word: first, and one past the last."""
 
 
 def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span], patches: slice) -> Tensor:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
+from captioner.inspection.reading import Reading
 from captioner.inspection.relevance import perturbation, relevance
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
@@ -87,42 +87,28 @@ class AttentionTrace:
         A word of several tokens has their mean weights and the sum of their log-probabilities. `blind` is the memory of
         no image, by which visual need is measured.
         """
-        device = memory.layers[0].keys.device
-        forced = torch.tensor([[tokenizer.bos, *tokens]], device=device)
-        with torch.inference_mode():
-            logits, weights = decoder(forced[:, :-1], memory, return_weights=True)
-        assert weights is not None
-        log_probs = _chosen(logits[0], forced[0, 1:])
-        by_token = weights[0].permute(2, 0, 1, 3).float().cpu().numpy()  # (T, L, H, N); row t predicts token t
-        words = tokenizer.words(tokens)
-        spans = [(word.start, word.stop) for word in words]
+        read = Reading.of(decoder, tokenizer, memory, tokens, blind)
         order = list(view.order) if view.order is not None else list(range(memory.positions))
-        needs = log_probs
-        if blind is not None:
-            with torch.inference_mode():
-                needs = log_probs - _chosen(decoder(forced[:, :-1], blind).logits[0], forced[0, 1:])
-        by_word = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
-        by_word = by_word.reshape(len(spans), *by_token.shape[1:])
         evidence = None
         if method != "raw":
-            ordered = memory.take(torch.tensor(order, device=device))
+            ordered = memory.take(torch.tensor(order, device=read.tokens.device))
             if method == "relevance":
-                found = relevance(decoder, ordered, forced, spans, view.patches)
+                found = relevance(decoder, ordered, read.tokens, read.spans, view.patches)
             else:
-                found = perturbation(decoder, ordered, forced, spans, view.grid, view.patches)[:, None, None]
+                found = perturbation(decoder, ordered, read.tokens, read.spans, view.grid, view.patches)[:, None, None]
             evidence = found.float().cpu().numpy()
         return cls(
             text=tokenizer.decode(tokens),
-            words=tuple(word.text for word in words),
-            log_probs=tuple(float(log_probs[start:stop].sum()) for start, stop in spans),
+            words=read.words,
+            log_probs=tuple(read.log_probs.tolist()),
             # Contiguous, so that sums over them are the same to the bit after saving and loading.
-            weights=np.ascontiguousarray(by_word[..., order]),
+            weights=np.ascontiguousarray(read.weights[..., order]),
             grid=view.grid,
             prefix=view.prefix,
             geometry=view.geometry,
             photo=photo,
             method=method,
-            needs=() if blind is None else tuple(float(needs[start:stop].sum()) for start, stop in spans),
+            needs=() if read.needs is None else tuple(read.needs.tolist()),
             evidence=evidence,
             visible=_visible(memory, order[view.patches], view.grid),
         )
@@ -286,10 +272,3 @@ class AttentionTrace:
 def _visible(memory: Memory, patches: list[int], grid: tuple[int, int]) -> NDArray[np.bool_] | None:
     keep = memory.layers[0].keep
     return None if keep is None else keep[0, patches].cpu().numpy().reshape(grid)
-
-
-def _chosen(logits: Tensor, tokens: Tensor) -> NDArray[np.float32]:
-    """logits (T, V), tokens (T,) -> the log-probability of each token (T,)."""
-    chosen = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
-    array: NDArray[np.float32] = chosen.cpu().numpy()
-    return array

@@ -56,6 +56,11 @@ class VisionEncoder(nn.Module):
         assert self.config.image_size is not None
         return self.config.image_size
 
+    @property
+    def patches(self) -> slice:
+        """Where the patches are among the N positions."""
+        return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
+
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
         pixels = (images - self.mean) / self.std

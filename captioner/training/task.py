@@ -83,7 +83,7 @@ class CaptionTask(pl.LightningModule):
         states, weights = self.model.decoder.states(inputs, memory, return_weights=points)
         loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
         if weights is not None:
-            found = pointing(weights, batch, self.model.encoder.grid, self.model.encoder.prefix)
+            found = pointing(weights, batch, self.model.encoder.grid, self.model.encoder.patches)
             if len(found):
                 lost = -found.mean(dim=(1, 2)).clamp(min=SMALLEST_MASS).log().mean()
                 self.log("train_pointing", lost, batch_size=len(found))
@@ -123,19 +123,19 @@ class CaptionTask(pl.LightningModule):
 
     def _look(self, batch: Batch, memory: Memory) -> None:
         """Log, per layer and head, how object words look at mosaics: pointing, entropy in bits, null mass."""
-        grid, prefix = self.model.encoder.grid, self.model.encoder.prefix
+        encoder = self.model.encoder
         _, weights = self.model.decoder.states(batch.tokens[:, :-1], memory, return_weights=True)
         assert weights is not None
-        found = pointing(weights, batch, grid, prefix)
+        found = pointing(weights, batch, encoder.grid, encoder.patches)
         if not len(found):
             return
         named = weights.permute(0, 3, 1, 2, 4)[batch.objects[:, 1:]]  # (K, L, H, N)
-        patches = named[..., prefix : prefix + grid[0] * grid[1]]
+        patches = named[..., encoder.patches]
         shares = patches / patches.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_MASS)
         measured = {
             "pointing": found,
             "entropy": -(shares * shares.clamp(min=SMALLEST_MASS).log2()).sum(dim=-1),
-            "null_mass": named[..., prefix + grid[0] * grid[1] :].sum(dim=-1),
+            "null_mass": named[..., encoder.patches.stop :].sum(dim=-1),
         }
         for name, values in measured.items():
             each = {f"val_{name}": values.mean()}
@@ -214,7 +214,7 @@ class CaptionTask(pl.LightningModule):
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}
 
 
-def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], prefix: int) -> Tensor:
+def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], patches: slice) -> Tensor:
     """The share of the attention on patches that K object words of mosaics put on their own photo: (K, L, H).
 
     weights (R, L, H, T, N) of the steps that predict the tokens after the first.
@@ -222,7 +222,7 @@ def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], prefix: int) 
     rows = len(batch.tokens) // len(batch.corners)
     corners = batch.corners.repeat_interleave(rows)
     named = batch.objects[:, 1:] & (corners >= 0)[:, None]  # (R, T)
-    patches = weights.permute(0, 3, 1, 2, 4)[named][..., prefix : prefix + grid[0] * grid[1]]  # (K, L, H, h·w)
+    seen = weights.permute(0, 3, 1, 2, 4)[named][..., patches]  # (K, L, H, h·w)
     shares = torch.from_numpy(corner_shares(grid)).to(weights)[corners.clamp(min=0)]  # (R, h·w)
     own = shares[:, None].expand(-1, named.shape[1], -1)[named]  # (K, h·w)
-    return (patches @ own[:, None, :, None]).squeeze(-1) / patches.sum(dim=-1).clamp(min=SMALLEST_MASS)
+    return (seen @ own[:, None, :, None]).squeeze(-1) / seen.sum(dim=-1).clamp(min=SMALLEST_MASS)

@@ -56,7 +56,7 @@ def test_an_oracle_points_perfectly_and_a_uniform_map_by_chance(trained, images)
     model, tokenizer = trained
     count = iter(range(100))
 
-    def maps(forced):
+    def maps(model, forced):
         corner, words = next(count) % 4, len(forced.words)
         high, wide = model.encoder.grid
         oracle = np.zeros((words, high, wide), np.float32)
@@ -141,7 +141,7 @@ def test_the_patch_that_matters_most_is_worth_most(trained, images):
     """One patch is hidden: no other ranking can lose more than that by the patches' own losses."""
     model, tokenizer = trained
 
-    def maps(forced):
+    def maps(model, forced):
         encoder = model.encoder
         lost = perturbation(
             model.decoder, forced.memory, forced.tokens, forced.spans, encoder.grid, forced.patches, size=1
@@ -163,7 +163,7 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
         tokenizer,
         images,
         shapes / "instances.json",
-        maps=lambda forced: {"even": np.ones((len(forced.words), 4))},
+        maps=lambda model, forced: {"even": np.ones((len(forced.words), 4))},
     )
     names = {category["name"] for category in data["categories"]}
     assert len(table.words) > 0
@@ -192,7 +192,7 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
     (tmp_path / "half.json").write_text(json.dumps(only))
     image = replace(images[0], image_id=first["id"])
 
-    def left(forced):
+    def left(model, forced):
         high, wide = model.encoder.grid
         found = np.zeros((len(forced.words), high, wide))
         found[:, :, 0] = 1
@@ -274,6 +274,6 @@ def test_standard_maps_have_a_row_a_word(trained):
     model, tokenizer = trained
     memory = model.encode(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
     forced = read_caption(model, tokenizer, memory, "a red circle")
-    assert {each.shape for each in standard_maps(forced).values()} == {
+    assert {each.shape for each in standard_maps(model, forced).values()} == {
         (3, model.encoder.grid[0] * model.encoder.grid[1])
     }

@@ -120,7 +120,7 @@ def test_pointing_is_the_share_on_the_own_corner(task):
     objects[2, 3] = True
     seen = Batch(None, None, tokens, ["a", "b"], torch.tensor([-1, 2]), objects)
     weights = torch.rand(4, 2, 3, 5, 1 + 6 + 1).softmax(-1)  # (R, L, H, T, N): prefix, 2 x 3 patches, null
-    found = pointing(weights, seen, (2, 3), 1)
+    found = pointing(weights, seen, (2, 3), slice(1, 7))
     expected = []
     for row in (2, 3):
         for step in range(5):
