@@ -133,8 +133,10 @@ class OptimizationConfig:
     label_smoothing: Rate = 0.1
     pointing: NotNegative = 0.0
     """Weight of -log of the cross-attention that object words put on their own photo of a mosaic (data.mosaics)."""
-    image_dropout: Rate = 0.0
-    """The share of images that training hides, so that the null patch learns what is said without one."""
+    blind: Rate = 0.0
+    """The share of images whose captions are learned once more without it, from the null patch alone."""
+    null_mass: NotNegative = 0.0
+    """Weight of the loss that gives the null patch the share of attention by which a word needs no image (blind)."""
     gradient_clip: NotNegative = 1.0
     """Largest gradient norm; 0 does not clip."""
     ema_decay: Rate | None = None

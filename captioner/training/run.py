@@ -72,8 +72,10 @@ def train(
     used = replace(captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images)
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
     model, tokenizer = _start(config, texts, init) if resume is None else load_model(resume)
-    if config.optimization.image_dropout and not model.decoder.config.null_patch:
-        raise ConfigError("optimization.image_dropout: words need a null patch to look at; set decoder.null_patch")
+    if config.optimization.blind and not model.decoder.config.null_patch:
+        raise ConfigError("optimization.blind: words need a null patch to look at; set decoder.null_patch")
+    if config.optimization.null_mass and not config.optimization.blind:
+        raise ConfigError("optimization.null_mass: is learned from images that are hidden; set optimization.blind")
     if config.optimization.pointing and not data.mosaics:
         raise ConfigError("optimization.pointing: is learned from mosaics; set data.mosaics, to 0.3 for instance")
     model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are

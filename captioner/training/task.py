@@ -76,18 +76,31 @@ class CaptionTask(pl.LightningModule):
         torch.manual_seed(self.config.training.seed + SEED_STRIDE * self.global_step)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        options = self.config.optimization
-        memory = self._hide_images(self.see(batch), batch)
+        options, decoder, encoder = self.config.optimization, self.model.decoder, self.model.encoder
+        memory = self.see(batch)
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         points = options.pointing > 0 and bool((batch.corners >= 0).any())
-        states, weights = self.model.decoder.states(inputs, memory, return_weights=points)
-        loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
-        if weights is not None:
-            found = pointing(weights, batch, self.model.encoder.grid, self.model.encoder.patches)
+        blind = self._blind_images(batch)
+        states, weights = decoder.states(inputs, memory, return_weights=points or len(blind) > 0)
+        extra = states.new_zeros(())
+        if points:
+            assert weights is not None
+            found = pointing(weights, batch, encoder.grid, encoder.patches)
             if len(found):
                 lost = -found.mean(dim=(1, 2)).clamp(min=SMALLEST_MASS).log().mean()
                 self.log("train_pointing", lost, batch_size=len(found))
-                loss = loss + options.pointing * lost
+                extra = extra + options.pointing * lost
+        if len(blind):
+            assert weights is not None
+            rows = torch.arange(len(inputs), device=self.device).view(memory.images, -1)[blind].flatten()
+            without, _ = decoder.states(inputs[rows], self.model.blind(memory.select(blind)))
+            mass = weights[rows][..., encoder.patches.stop :].sum(dim=-1).mean(dim=(1, 2))  # (R', T)
+            lost = self._null_loss(mass, states[rows], without, targets[rows])
+            self.log("train_null_mass", lost, batch_size=len(rows))
+            extra = extra + options.null_mass * lost
+            states, targets = torch.cat([states, without]), torch.cat([targets, targets[rows]])
+        loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
+        loss = loss + extra
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.global_step}, on images {batch.image_ids[:5]} and "
@@ -96,16 +109,24 @@ class CaptionTask(pl.LightningModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=tokens)
         return loss
 
-    def _hide_images(self, memory: Memory, batch: Batch) -> Memory:
-        """Leave some images nothing but their null patch; mosaics stay, as there words must look."""
-        rate = self.config.optimization.image_dropout
-        if not rate:
-            return memory
-        images = (torch.rand(memory.images, device=self.device) < rate) & (batch.corners < 0)
-        keep = torch.ones(memory.images, memory.positions, dtype=torch.bool, device=self.device)
-        keep[images] = False
-        keep[:, memory.span("null")] = True
-        return memory.mask(keep)
+    def _blind_images(self, batch: Batch) -> Tensor:
+        """The images whose captions are learned once more without them; never mosaics, where words must look."""
+        drawn = torch.rand(len(batch.corners), device=self.device) < self.config.optimization.blind
+        return (drawn & (batch.corners < 0)).nonzero()[:, 0]
+
+    def _null_loss(self, mass: Tensor, seen: Tensor, blind: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy of the null patch's mass (R, T) and the share of p(word) that needs no image.
+
+        seen, blind (R, T, D): the states with the image and without.
+        """
+        real = targets != self.tokenizer.pad
+        with torch.no_grad():
+            with_image, without = (
+                self.model.decoder.logits(states[real]).log_softmax(dim=-1).gather(1, targets[real][:, None])[:, 0]
+                for states in (seen, blind)
+            )
+            share = (without - with_image).clamp(max=0).exp()
+        return F.binary_cross_entropy(mass[real].float().clamp(SMALLEST_MASS, 1 - SMALLEST_MASS), share.float())
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         memory = self.see(batch)

@@ -28,7 +28,8 @@ training: {epochs: 2, trainer: {enable_progress_bar: false, accelerator: cpu}}
 """
 
 
-MOSAICS = ("data.mosaics=0.5", "optimization.pointing=1", "optimization.image_dropout=0.2", "training.epochs=2")
+MOSAICS = ("data.mosaics=0.5", "optimization.pointing=1", "optimization.blind=0.3", "optimization.null_mass=1")
+MOSAICS += ("training.epochs=2",)
 
 
 @pytest.fixture
@@ -283,7 +284,8 @@ def named(shapes, folder):
     ("overrides", "message"),
     [
         (("optimization.pointing=1",), "learned from mosaics"),
-        (("optimization.image_dropout=0.1", "decoder.null_patch=false"), "need a null patch"),
+        (("optimization.blind=0.1", "decoder.null_patch=false"), "need a null patch"),
+        (("optimization.null_mass=0.1",), "images that are hidden"),
     ],
 )
 def test_settings_that_need_others(config, tmp_path, overrides, message):

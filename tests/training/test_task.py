@@ -131,16 +131,46 @@ def test_pointing_is_the_share_on_the_own_corner(task):
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-def test_hidden_images_leave_the_null_patch_alone(task):
-    images = torch.randint(0, 256, (40, 3, 64, 64), dtype=torch.uint8)
-    seen = batch(task, ["a star"] * 40, images)
-    seen = seen._replace(corners=torch.tensor([-1, 1] * 20))
-    task.config = replace(task.config, optimization=replace(task.config.optimization, image_dropout=0.5))
-    memory = task.see(seen)
-    keep = task._hide_images(memory, seen).layers[0].keep
-    hidden = keep.sum(dim=1) == 1
-    assert keep[:, memory.span("null")].all()
-    assert 4 <= hidden.sum() <= 16
-    assert not hidden[1::2].any()  # never a mosaic
+def test_images_that_are_hidden_are_never_mosaics(task):
+    seen = batch(task, ["a star"] * 40, torch.zeros(40))._replace(corners=torch.tensor([-1, 1] * 20))
+    task.config = replace(task.config, optimization=replace(task.config.optimization, blind=0.5))
+    hidden = task._blind_images(seen)
+    assert 4 <= len(hidden) <= 16
+    assert (hidden % 2 == 0).all()
     task.config = Config()
-    assert task._hide_images(memory, seen).layers[0].keep is None
+    assert not len(task._blind_images(seen))
+
+
+def test_the_null_patch_learns_the_share_of_a_word_that_needs_no_image(task):
+    """Against loops over words: the loss is least where the mass is p without the image over p with it, at most 1."""
+    torch.manual_seed(0)
+    targets = torch.tensor([[4, 5, 6, task.tokenizer.pad], [5, 4, 4, 7]])
+    seen, blind = torch.randn(2, 2, 4, 32).unbind()
+    mass = torch.rand(2, 4)
+    expected, shares = [], torch.zeros(2, 4)
+    for row in range(2):
+        for step in range(4):
+            if targets[row, step] != task.tokenizer.pad:
+                with_image, without = (
+                    task.model.decoder.logits(states[row, step]).softmax(-1)[targets[row, step]]
+                    for states in (seen, blind)
+                )
+                share = shares[row, step] = (without / with_image).clamp(max=1).detach()
+                expected.append(-share * mass[row, step].log() - (1 - share) * (1 - mass[row, step]).log())
+    found = task._null_loss(mass, seen, blind, targets)
+    torch.testing.assert_close(found, torch.stack(expected).mean())
+    best = task._null_loss(shares, seen, blind, targets)
+    assert best < task._null_loss(shares * 0.9, seen, blind, targets)
+
+
+def test_captions_learned_without_images_count_like_others(task, monkeypatch):
+    """All images hidden, no other losses: the mean of the loss with images and with null patches alone."""
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    seen = batch(task, ["a red circle", "a blue star above a circle"], images)
+    options = replace(task.config.optimization, blind=0.999, label_smoothing=0.0)
+    task.config = replace(task.config, optimization=options)
+    monkeypatch.setattr(task, "log", lambda *args, **options: None)
+    memory = task.see(seen)
+    with_images, _ = task.loss(seen, memory)
+    without, _ = task.loss(seen, task.model.blind(memory))
+    torch.testing.assert_close(task.training_step(seen, 0), (with_images + without) / 2)
