@@ -1,6 +1,7 @@
 """Sparsemax is the nearest point of the simplex."""
 
 import torch
+
 from benchmarks.attention_variants import sparsemax
 
 
