@@ -136,7 +136,7 @@ class OptimizationConfig:
     blind: Rate = 0.0
     """The share of images whose captions are learned once more without it, from the null patch alone."""
     null_mass: NotNegative = 0.0
-    """Weight of the loss that gives the null patch the share of attention by which a word needs no image (blind)."""
+    """Weight of the loss that gives the null patch the share of attention by which the next word needs no image."""
     gradient_clip: NotNegative = 1.0
     """Largest gradient norm; 0 does not clip."""
     ema_decay: Rate | None = None

@@ -95,7 +95,8 @@ class CaptionTask(pl.LightningModule):
             rows = torch.arange(len(inputs), device=self.device).view(memory.images, -1)[blind].flatten()
             without, _ = decoder.states(inputs[rows], self.model.blind(memory.select(blind)))
             mass = weights[rows][..., encoder.patches.stop :].sum(dim=-1).mean(dim=(1, 2))  # (R', T)
-            lost = self._null_loss(mass, states[rows], without, targets[rows])
+            real = targets[rows] != self.tokenizer.pad
+            lost = self._null_loss(mass[real], states[rows][real], without[real])
             self.log("train_null_mass", lost, batch_size=len(rows))
             extra = extra + options.null_mass * lost
             states, targets = torch.cat([states, without]), torch.cat([targets, targets[rows]])
@@ -114,19 +115,16 @@ class CaptionTask(pl.LightningModule):
         drawn = torch.rand(len(batch.corners), device=self.device) < self.config.optimization.blind
         return (drawn & (batch.corners < 0)).nonzero()[:, 0]
 
-    def _null_loss(self, mass: Tensor, seen: Tensor, blind: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy of the null patch's mass (R, T) and the share of p(word) that needs no image.
+    def _null_loss(self, mass: Tensor, seen: Tensor, blind: Tensor) -> Tensor:
+        """Binary cross-entropy of the null patch's mass (K,) and the share of the next word's distribution, with the
+        image, that is there without it: Σ min(p, q).
 
-        seen, blind (R, T, D): the states with the image and without.
+        seen, blind (K, D): the states with the image and without.
         """
-        real = targets != self.tokenizer.pad
         with torch.no_grad():
-            with_image, without = (
-                self.model.decoder.logits(states[real]).log_softmax(dim=-1).gather(1, targets[real][:, None])[:, 0]
-                for states in (seen, blind)
-            )
-            share = (without - with_image).clamp(max=0).exp()
-        return F.binary_cross_entropy(mass[real].float().clamp(SMALLEST_MASS, 1 - SMALLEST_MASS), share.float())
+            with_image, without = (self.model.decoder.logits(each).softmax(dim=-1) for each in (seen, blind))
+            share = torch.minimum(with_image, without).sum(dim=-1).clamp(max=1)
+        return F.binary_cross_entropy(mass.float().clamp(SMALLEST_MASS, 1 - SMALLEST_MASS), share.float())
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         memory = self.see(batch)
