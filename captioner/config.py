@@ -132,11 +132,13 @@ class OptimizationConfig:
     """Where the cosine ends, as a fraction of the peak."""
     label_smoothing: Rate = 0.1
     pointing: NotNegative = 0.0
-    """Weight of -log of the cross-attention that object words put on their own photo of a mosaic (data.mosaics)."""
+    """Weight of -log of the cross-attention that object words put on their own photo of a mosaic (data.mosaics).
+    It grows up to the middle of the run."""
     blind: Rate = 0.0
     """The share of images whose captions are learned once more without it, from the null patch alone."""
     null_mass: NotNegative = 0.0
-    """Weight of the loss that gives the null patch the share of attention by which the next word needs no image."""
+    """Weight of the loss that gives the null patch the share of attention by which the next word needs no image.
+    It grows up to the middle of the run."""
     gradient_clip: NotNegative = 1.0
     """Largest gradient norm; 0 does not clip."""
     ema_decay: Rate | None = None

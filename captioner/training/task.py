@@ -53,6 +53,7 @@ class CaptionTask(pl.LightningModule):
         self.config = config
         self.references = references or {}
         self._captions: dict[ImageId, Caption] = {}
+        self._steps = 0  # of the whole run, once it begins
 
     def see(self, batch: Batch) -> Memory:
         """What the batch's B images offer to their captions."""
@@ -89,7 +90,7 @@ class CaptionTask(pl.LightningModule):
             if len(found):
                 lost = -found.mean(dim=(1, 2)).clamp(min=SMALLEST_MASS).log().mean()
                 self.log("train_pointing", lost, batch_size=len(found))
-                extra = extra + options.pointing * lost
+                extra = extra + self._grown(options.pointing) * lost
         if len(blind):
             assert weights is not None
             rows = torch.arange(len(inputs), device=self.device).view(memory.images, -1)[blind].flatten()
@@ -98,7 +99,7 @@ class CaptionTask(pl.LightningModule):
             real = targets[rows] != self.tokenizer.pad
             lost = self._null_loss(mass[real], states[rows][real], without[real])
             self.log("train_null_mass", lost, batch_size=len(rows))
-            extra = extra + options.null_mass * lost
+            extra = extra + self._grown(options.null_mass) * lost
             states, targets = torch.cat([states, without]), torch.cat([targets, targets[rows]])
         loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
         loss = loss + extra
@@ -109,6 +110,13 @@ class CaptionTask(pl.LightningModule):
             )
         self.log("train_loss", loss, prog_bar=True, batch_size=tokens)
         return loss
+
+    def _grown(self, weight: float) -> float:
+        """The weight of a loss on attention at this step: in full from the middle of the run.
+
+        Where a captioner does not use its images yet, such a loss would teach it not to.
+        """
+        return weight * min(1.0, 2 * self.global_step / max(1, self._steps))
 
     def _blind_images(self, batch: Batch) -> Tensor:
         """The images whose captions are learned once more without them; never mosaics, where words must look."""
@@ -214,8 +222,8 @@ class CaptionTask(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        steps = self._total_steps()
-        optimizer, schedule = optimizer_and_schedule(self.model, self.config.optimization, total_steps=steps)
+        self._steps = self._total_steps()
+        optimizer, schedule = optimizer_and_schedule(self.model, self.config.optimization, total_steps=self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _total_steps(self) -> int:

@@ -167,3 +167,12 @@ def test_captions_learned_without_images_count_like_others(task, monkeypatch):
     with_images, _ = task.loss(seen, memory)
     without, _ = task.loss(seen, task.model.blind(memory))
     torch.testing.assert_close(task.training_step(seen, 0), (with_images + without) / 2)
+
+
+def test_losses_on_attention_grow_to_the_middle_of_the_run(task, monkeypatch):
+    task._steps = 100
+    grown = []
+    for step in (0, 25, 50, 100):
+        monkeypatch.setattr(CaptionTask, "global_step", step)
+        grown.append(task._grown(0.5))
+    assert grown == [0, 0.25, 0.5, 0.5]
