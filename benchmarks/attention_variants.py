@@ -7,6 +7,7 @@ and seconds of a training step.   B images · N patches · E encoder width · R 
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from benchmarks.conditioning import LENGTH, CrossCaptioner, caption, fit
 from captioner.config import EncoderConfig, TokenizerConfig
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.dataset import CaptionDataset, mosaic_name, read_photo, view_pixels
-from captioner.data.features import FeatureStore
+from captioner.data.features import FeatureStore, hash_weights
 from captioner.data.formats import load_captions
 from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixels
 from captioner.metrics import score_captions
@@ -93,21 +94,23 @@ def extract(encoder: VisionEncoder, captions: CaptionSet, mosaics: Mosaics, fold
         return found
 
     first = maps(np.stack([pixels(names[0])]))
+    key = f"{hash_weights(encoder.state_dict())} {hashlib.sha256(repr(work).encode()).hexdigest()}"
+    done = folder / "done"
     folder.mkdir(parents=True, exist_ok=True)
-    for stage, each in zip(STAGES, first, strict=True):
-        path, size = folder / f"{stage}.f16", 2 * len(names) * each.numel()
-        if not path.exists() or path.stat().st_size != size:
-            (folder / "done").unlink(missing_ok=True)
-            with path.open("wb") as file:
-                file.truncate(size)
+    fresh = not done.exists() or done.read_text() != key
+    if fresh:
+        done.unlink(missing_ok=True)
+        for stage, each in zip(STAGES, first, strict=True):
+            with (folder / f"{stage}.f16").open("wb") as file:
+                file.truncate(2 * len(names) * each.numel())
     store = Stages(folder, names, [(each.shape[2], each.shape[3]) for each in first], [each.shape[1] for each in first])
-    if not (folder / "done").exists():
+    if fresh:
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(names), BATCH):
                 part = names[start : start + BATCH]
                 for target, each in zip(store.maps, maps(np.stack(list(pool.map(pixels, part)))), strict=True):
                     target[start : start + len(part)] = each.flatten(2).transpose(1, 2).half().numpy()
-        (folder / "done").touch()
+        done.write_text(key)
     return store
 
 

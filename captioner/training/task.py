@@ -82,7 +82,8 @@ class CaptionTask(pl.LightningModule):
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         points = options.pointing > 0 and bool((batch.corners >= 0).any())
         blind = self._blind_images(batch)
-        states, weights = decoder.states(inputs, memory, return_weights=points or len(blind) > 0)
+        measures = options.null_mass > 0 and len(blind) > 0
+        states, weights = decoder.states(inputs, memory, return_weights=points or measures)
         extra = states.new_zeros(())
         if points:
             assert weights is not None
@@ -92,14 +93,15 @@ class CaptionTask(pl.LightningModule):
                 self.log("train_pointing", lost, batch_size=len(found))
                 extra = extra + self._grown(options.pointing) * lost
         if len(blind):
-            assert weights is not None
             rows = torch.arange(len(inputs), device=self.device).view(memory.images, -1)[blind].flatten()
             without, _ = decoder.states(inputs[rows], self.model.blind(memory.select(blind)))
-            mass = weights[rows][..., encoder.patches.stop :].sum(dim=-1).mean(dim=(1, 2))  # (R', T)
-            real = targets[rows] != self.tokenizer.pad
-            lost = self._null_loss(mass[real], states[rows][real], without[real])
-            self.log("train_null_mass", lost, batch_size=len(rows))
-            extra = extra + self._grown(options.null_mass) * lost
+            if measures:
+                assert weights is not None
+                mass = weights[rows][..., encoder.patches.stop :].sum(dim=-1).mean(dim=(1, 2))  # (R', T)
+                real = targets[rows] != self.tokenizer.pad
+                lost = self._null_loss(mass[real], states[rows][real], without[real])
+                self.log("train_null_mass", lost, batch_size=len(rows))
+                extra = extra + self._grown(options.null_mass) * lost
             states, targets = torch.cat([states, without]), torch.cat([targets, targets[rows]])
         loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
         loss = loss + extra
@@ -120,7 +122,10 @@ class CaptionTask(pl.LightningModule):
 
     def _blind_images(self, batch: Batch) -> Tensor:
         """The images whose captions are learned once more without them; never mosaics, where words must look."""
-        drawn = torch.rand(len(batch.corners), device=self.device) < self.config.optimization.blind
+        rate = self.config.optimization.blind
+        if not rate:  # nothing is drawn, so that dropout stays what it is without this option
+            return batch.corners.new_empty(0)
+        drawn = torch.rand(len(batch.corners), device=self.device) < rate
         return (drawn & (batch.corners < 0)).nonzero()[:, 0]
 
     def _null_loss(self, mass: Tensor, seen: Tensor, blind: Tensor) -> Tensor:

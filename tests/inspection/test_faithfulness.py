@@ -144,9 +144,9 @@ def test_the_patch_that_matters_most_is_worth_most(trained, images):
     def maps(model, forced):
         encoder = model.encoder
         lost = perturbation(
-            model.decoder, forced.memory, forced.tokens, forced.spans, encoder.grid, model.encoder.patches, size=1
+            model.decoder, forced.memory, forced.tokens, forced.spans, encoder.grid, encoder.patches, size=1
         )
-        exact = lost[:, model.encoder.patches].numpy()
+        exact = lost[:, encoder.patches].numpy()
         return {"exact": exact - exact.min(), "worst": exact.max() - exact}
 
     table = pixel_curves(model, tokenizer, images[:4], maps=maps, fractions=(0.01,))

@@ -28,8 +28,13 @@ training: {epochs: 2, trainer: {enable_progress_bar: false, accelerator: cpu}}
 """
 
 
-MOSAICS = ("data.mosaics=0.5", "optimization.pointing=1", "optimization.blind=0.3", "optimization.null_mass=1")
-MOSAICS += ("training.epochs=2",)
+MOSAICS = (
+    "data.mosaics=0.5",
+    "optimization.pointing=1",
+    "optimization.blind=0.3",
+    "optimization.null_mass=1",
+    "training.epochs=2",
+)
 
 
 @pytest.fixture
