@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 MAKE_ENVIRONMENT := $(PYTHON) scripts/environment.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 RUN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts/python,.venv/bin/python)
 
-.PHONY: environment demo test check train-demo benchmark clean help
+.PHONY: environment demo test check train-demo benchmark soak clean help
 
 environment:  ## make .venv with everything to develop
 	$(MAKE_ENVIRONMENT)
@@ -31,6 +31,10 @@ train-demo:  ## draw a tiny data set, train a captioner on it, caption with it
 
 benchmark: environment  ## measure speed and memory against the machine's limits
 	$(RUN) -m benchmarks
+
+soak: environment  ## kill training at many random steps and compare with runs that nobody killed
+	$(RUN) scripts/draw_shapes.py --output data/shapes
+	$(RUN) scripts/soak.py --data data/shapes
 
 clean:  ## remove caches and builds; .venv, data and runs stay
 	rm -rf build dist *.egg-info htmlcov .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

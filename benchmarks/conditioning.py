@@ -196,7 +196,7 @@ def fit(model: Captioning, data: CaptionDataset, pad: int, steps: int) -> float:
             batch_images=32,
             captions_per_image=3,
             shuffle=True,
-            epoch=lambda now=epoch: now,  # type: ignore[misc]
+            progress=lambda now=epoch: (now, 0),  # type: ignore[misc]
         )
         for groups in sampler:
             batch = data[groups]

@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -34,16 +36,19 @@ def describe(model: CaptionModel, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card: str, half: bool = False) -> None:
     """Write a model folder; `half` stores matrices as float16. A file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
     about = describe(model, tokenizer)
     about.pop("tokenizer")
-    _write(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-    _write(folder / TOKENIZER, tokenizer.to_str().encode())
-    _write(folder / CARD, card.encode())
-    _write(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+    content = {
+        WEIGHTS: save(state, metadata={"format": "pt"}),
+        TOKENIZER: tokenizer.to_str().encode(),
+        CARD: card.encode(),
+        CONFIG: (json.dumps(about, indent=2) + "\n").encode(),
+    }
+    for name, each in content.items():
+        write_whole(folder / name, lambda file, each=each: file.write(each))  # type: ignore[misc]
 
 
 def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
@@ -122,10 +127,25 @@ def _build(
     return model.eval(), tokenizer
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file that is on the disk as a whole or not at all; what was there before stays where `write` fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # that it has its name; Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _version() -> str:

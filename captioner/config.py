@@ -32,6 +32,10 @@ Text = Annotated[str, Field(min_length=1)]
 
 Fit = Literal["squash", "crop", "letterbox"]
 
+VERSION = 2
+RENAMED = {("optimization", "image_dropout"): ("optimization", "blind")}
+"""Keys of older versions -> what they are called now."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -158,6 +162,10 @@ class TrainingConfig:
     """How validation captions are split for scores: ptb for English, char where there are no spaces, none at spaces."""
     sample_captions: Natural = 4
     """Validation images captioned into the log after every epoch."""
+    nonfinite_steps: Count = 10
+    """Steps in a row without a finite loss and gradient before training stops; none of them changes a weight."""
+    checkpoint_minutes: NotNegative = 10
+    """Between checkpoints within an epoch."""
     threads: Count | None = None
     """CPU threads for arithmetic; null leaves PyTorch's choice."""
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -182,6 +190,8 @@ class Config:
     """A whole training run."""
 
     __pydantic_config__ = STRICT
+    version: Count = VERSION
+    """Of this schema; a file of an older one is read as what it meant."""
     name: Text | None = None
     """The run's name; null takes the file's stem."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -212,6 +222,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: empty; a configuration needs at least one key, for instance `name: my-run`")
     for override in overrides if isinstance(data, dict) else ():
         _override(data, override, places)
+    _migrate(data, places)
     config = config_from_dict(Config, data, str(path), places)
     return config if config.name is not None else replace(config, name=Path(path).stem)
 
@@ -291,6 +302,23 @@ def _read_yaml(text: str, where: Callable[[int], str], places: dict[Keys, str]) 
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         hint = "; indent with spaces, never with tabs" if "'\\t'" in problem else ""
         raise ConfigError(f"{where(line + 1)}: not valid YAML: {problem}{hint}") from error
+
+
+def _migrate(data: Any, places: dict[Keys, str]) -> None:
+    """Bring plain data of an older version to this one, in place."""
+    for (section, old), (_, new) in RENAMED.items():
+        keys = data.get(section) if isinstance(data, dict) else None
+        if isinstance(keys, dict) and old in keys and new not in keys:
+            keys[new] = keys.pop(old)
+            places[section, new] = places.get((section, old), "")
+    version = data.get("version") if isinstance(data, dict) else None
+    if type(version) is int and version > VERSION:
+        place = places["version",]
+        raise ConfigError(
+            f"{place}: version {version} is newer than this captioner, which reads up to {VERSION}; upgrade"
+        )
+    if type(version) is int and version > 0:
+        data["version"] = VERSION
 
 
 def _override(data: dict[str, Any], text: str, places: dict[Keys, str]) -> None:

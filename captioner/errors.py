@@ -62,3 +62,13 @@ class TrainingError(CaptionerError):
     """Training that cannot go on, for instance after non-finite losses."""
 
     code = "training"
+
+
+class Interrupted(CaptionerError):
+    """Work that a signal ended, after everything was saved; the exit code is 128 and the signal's number."""
+
+    code = "interrupted"
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number

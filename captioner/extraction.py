@@ -57,8 +57,8 @@ def extract_features(
     """The features of every photo, from `folder` where they are there already, else computed into it.
 
     `views` says how many views of a photo are kept: the plain one, then augmented ones; `mosaics` (by split) are kept
-    too. `advance` hears how many more views are done. Raises ConfigError where the folder holds features of something
-    else.
+    too. `advance` hears how many more views are done. What an interrupted call has done is not done again. Raises
+    ConfigError where the folder holds features of something else, ResourceError where its disk has no room.
     """
     counts = {str(image.image_id): views(image) for image in captions.images}
     work = [
@@ -85,15 +85,16 @@ def extract_features(
         return store
     shape = (encoder.patches.stop, encoder.width)
     log.info("computing features of %d photos into %s", len(names), folder)
-    writer = FeatureWriter(folder, views=counts, shape=shape)
+    writer = FeatureWriter(folder, key, views=counts, shape=shape)
+    if writer.done:
+        log.info("going on after %d of %d views", writer.done, len(work))
+        advance(writer.done)
     encoder.eval()
-    for batch, pixels in _read_ahead(work, encoder, batch_size):
+    for batch, pixels in _read_ahead(work[writer.done :], encoder, batch_size):
         with torch.inference_mode():
-            features = encoder(torch.from_numpy(pixels).to(encoder.mean.device)).half().cpu().numpy()
-        for view, values in zip(batch, features, strict=True):
-            writer.write(view.name, view.number, values)
+            writer.write(encoder(torch.from_numpy(pixels).to(encoder.mean.device)).half().cpu().numpy())
         advance(len(batch))
-    writer.finish(key)
+    writer.finish()
     store = FeatureStore.open(folder, key)
     assert store is not None
     return store

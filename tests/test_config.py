@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.config import (
+    VERSION,
     Config,
     DataConfig,
     DecoderConfig,
@@ -114,7 +115,8 @@ training: {seed: .nan, threads: 0, trainer: []}
         "run.yaml:4: unknown key decoder.widht; did you mean decoder.width?",
         "run.yaml:5: decoder.heads: got 3.0, expected an integer",
         "run.yaml:6: unknown key width; did you mean decoder.width?",
-        "run.yaml:7: unknown key zebra; known here: name, data, tokenizer, encoder, decoder, optimization, training",
+        "run.yaml:7: unknown key zebra; known here: version, name, data, tokenizer, encoder, decoder, "
+        "optimization, training",
         "run.yaml:9: encoder.train: got true, expected one of none, all or an integer",
         "run.yaml:10: encoder.image_size: got [1], expected a list of 2, each an integer or null",
         'run.yaml:11: encoder.fit: got "stretch", expected one of squash, crop, letterbox',
@@ -157,7 +159,7 @@ def test_only_a_positive_integer_is_a_number_of_layers(tmp_path: Path, value: st
         ("decoder: {dropout: 1.0}", "run.yaml:1: decoder.dropout: got 1.0, expected a value less than 1"),
         ("data: {workers: -1}", "run.yaml:1: data.workers: got -1, expected a value greater than or equal to 0"),
         (f"data: {{workers: {'x' * 80}}}", f'run.yaml:1: data.workers: got "{"x" * 59}, expected an integer'),
-        ("- 1", "run.yaml: got [1], expected a mapping with the keys name, data, tokenizer, encoder, decoder, "
+        ("- 1", "run.yaml: got [1], expected a mapping with the keys version, name, data, tokenizer, encoder, decoder, "
          "optimization, training"),
     ],
 )  # fmt: skip
@@ -312,3 +314,21 @@ def test_the_schema_describes_and_bounds_every_key() -> None:
 def test_the_presets_are_valid() -> None:
     for preset in sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")):
         assert load_config(preset).name
+
+
+def test_an_older_file_is_read_as_what_it_meant(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("version: 1\noptimization: {image_dropout: 0.2}\n")
+    config = load_config(file)
+    assert config.optimization.blind == 0.2
+    assert config.version == VERSION
+    file.write_text("optimization: {image_dropout: 2}\n")
+    with pytest.raises(ConfigError, match=r"old.yaml:1: optimization\.blind: got 2"):
+        load_config(file)
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path):
+    file = tmp_path / "new.yaml"
+    file.write_text(f"version: {VERSION + 1}\n")
+    with pytest.raises(ConfigError, match=r"new.yaml:1: version 3 is newer .* up to 2; upgrade"):
+        load_config(file)

@@ -115,3 +115,42 @@ def test_the_index_says_what_it_was_made_from(shapes, encoder, tmp_path):
     extract_features(encoder, load_captions(shapes), tmp_path)
     key = json.loads((tmp_path / "index.json").read_text())["key"]
     assert key["encoder"] == {"name": "test_vit", "image_size": [64, 96], "fit": "squash", "interpolation": "bicubic"}
+
+
+def test_what_an_interrupted_extraction_has_done_is_not_done_again(shapes, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("captioner.data.features.KEPT_EVERY", 8)
+    captions = load_captions(shapes)
+    whole = extract_features(encoder, captions, tmp_path / "whole", batch_size=4)
+
+    def interrupt(views):
+        if sum(done := [*told, views]) > 10:
+            raise KeyboardInterrupt
+        told[:] = done
+
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(encoder, captions, tmp_path / "cut", batch_size=4, advance=interrupt)
+    assert not (tmp_path / "cut" / "index.json").exists()
+    told = []
+    cut = extract_features(encoder, captions, tmp_path / "cut", batch_size=4, advance=told.append)
+    assert told[0] == 8
+    assert sum(told) == len(captions.images)
+    for image in captions.images:
+        name = str(image.image_id)
+        assert torch.equal(whole.read(name), cut.read(name))
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["features.f16", "index.json"]
+
+
+def test_an_extraction_of_something_else_begins_anew(shapes, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("captioner.data.features.KEPT_EVERY", 4)
+
+    def interrupt(views):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(encoder, load_captions(shapes), tmp_path, batch_size=4, advance=interrupt)
+    assert (tmp_path / "progress.json").exists()
+    told = []
+    extract_features(encoder, load_captions(shapes), tmp_path, views=lambda image: 2, batch_size=4, advance=told.append)
+    assert told[0] == 4
+    assert sum(told) == 2 * len(load_captions(shapes).images)

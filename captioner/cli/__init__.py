@@ -24,6 +24,7 @@ VERBS = {
     "score": ("captioner.cli.score", "score captions with the field's metrics"),
     "data": ("captioner.cli.data", "check, describe and prepare data sets"),
     "config": ("captioner.cli.config", "show and check configurations"),
+    "doctor": ("captioner.cli.doctor", "look whether everything is there and works"),
 }
 """Verb -> its module, with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
 

@@ -64,7 +64,11 @@ class CaptionDataModule(pl.LightningDataModule):
     @property
     def train_batches(self) -> int:
         """Training batches of an epoch, as one process sees them."""
-        return len(self._sampler(self.train_set, shuffle=True))
+        batches = len(self._sampler(self.train_set, shuffle=True))
+        limit: Any = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -94,19 +98,19 @@ class CaptionDataModule(pl.LightningDataModule):
             captions_per_image=self.config.captions_per_image,
             shuffle=shuffle,
             seed=self.seed,
-            epoch=self._epoch,
+            progress=self._progress,
             rank=self.trainer.global_rank if self.trainer else 0,
             world=self.trainer.world_size if self.trainer else 1,
             mosaics=dataset.mosaics,
             mosaic_share=self.config.mosaics if shuffle else float(mosaics),
         )
 
-    def _epoch(self) -> int:
-        """The epoch that begins."""
+    def _progress(self) -> tuple[int, int]:
+        """The epoch that begins, or goes on, and how many of its batches are done."""
         if self.trainer is None:
-            return 0
+            return 0, 0
         loop: Any = self.trainer.fit_loop
         # A resumed run asks for its first batch before Lightning counts the epoch that was finished; batches it knows.
-        batches = loop.epoch_loop.batch_progress.total.processed
-        epoch: int = max(loop.epoch_progress.current.processed, batches // self.train_batches)
-        return epoch
+        batches, whole = loop.epoch_loop.batch_progress, self.train_batches
+        epoch: int = max(loop.epoch_progress.current.processed, batches.total.processed // whole)
+        return epoch, batches.current.processed % whole

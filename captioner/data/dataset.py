@@ -55,8 +55,8 @@ class Group(NamedTuple):
 class GroupSampler(Sampler[list[Group]]):
     """Every caption once an epoch, in batches of images with equally many captions of similar length.
 
-    The order depends on the seed and the epoch alone; `epoch` tells the latter when an iteration begins. Rank `rank` of
-    `world` takes each `world`-th batch.
+    The order depends on the seed and the epoch alone; `progress` tells the epoch and how many of its batches are done
+    when an iteration begins, which leaves those out. Rank `rank` of `world` takes each `world`-th batch.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class GroupSampler(Sampler[list[Group]]):
         captions_per_image: int,
         shuffle: bool,
         seed: int = 0,
-        epoch: Callable[[], int] = lambda: 0,
+        progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
         rank: int = 0,
         world: int = 1,
         mosaics: Mosaics | None = None,
@@ -78,16 +78,17 @@ class GroupSampler(Sampler[list[Group]]):
         self.captions_per_image = captions_per_image
         self.shuffle = shuffle
         self.seed = seed
-        self.epoch = epoch
+        self.progress = progress
         self.rank, self.world = rank, world
         self.mosaics, self.mosaic_share = mosaics, mosaic_share
 
     def __iter__(self) -> Iterator[list[Group]]:
-        batches = self._batches()
+        epoch, done = self.progress() if self.shuffle else (0, 0)
+        batches = self._batches(epoch)
         whole = len(self) * self.world
         # Every rank must see equally many batches, or the others wait for ever at the last one.
         batches += batches[: whole - len(batches)]
-        return iter(batches[self.rank : whole : self.world])
+        return iter(batches[self.rank : whole : self.world][done:])
 
     def __len__(self) -> int:
         counts: dict[int, int] = {}
@@ -97,8 +98,8 @@ class GroupSampler(Sampler[list[Group]]):
         total = sum(-(-count // self.batch_images) for count in counts.values())
         return -(-total // self.world)
 
-    def _batches(self) -> list[list[Group]]:
-        rng = np.random.default_rng([self.seed, self.epoch() if self.shuffle else 0])
+    def _batches(self, epoch: int) -> list[list[Group]]:
+        rng = np.random.default_rng([self.seed, epoch])
         by_count: dict[int, list[tuple[float, Group]]] = {}
         for image, lengths in enumerate(self.lengths):
             order = np.argsort(np.asarray(lengths) + rng.random(len(lengths)) * self.shuffle, kind="stable")

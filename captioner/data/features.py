@@ -1,11 +1,13 @@
 """A store of encoder features computed once.   views V a photo · N = P + h·w positions · E encoder width
 
 A folder with `index.json` (the key and what it was made from) and `features.f16`, a plain array (rows, N, E) of
-float16 that is mapped, not read. A store answers only to the key it was made for.
+float16 that is mapped, not read. A store answers only to the key it was made for. While it grows there is a
+`progress.json` instead of the index.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, ResourceError
 
 INDEX = "index.json"
 ARRAY = "features.f16"
+PROGRESS = "progress.json"
+KEPT_EVERY = 512
+"""Views between two notes of how far a store has come."""
 FINGERPRINT_BYTES = 16384
 
 
@@ -87,29 +92,64 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """Fills a store row by row; it exists for readers only once `finish` has run."""
+    """Fills a store in order; it exists for readers only once `finish` has run.
 
-    def __init__(self, folder: Path, *, views: Mapping[str, int], shape: tuple[int, int]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+    `done` views are there already where an earlier writer of the same key was interrupted. Raises ResourceError where
+    the disk has no room.
+    """
+
+    def __init__(self, folder: Path, key: StoreKey, *, views: Mapping[str, int], shape: tuple[int, int]) -> None:
+        self.folder, self.key = folder, key
         self.rows: dict[str, list[int]] = {}
         total = 0
         for name, count in views.items():
             self.rows[name] = list(range(total, total + count))
             total += count
-        self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="w+", shape=(total, *shape))
+        self.done = self._done(total, shape)
+        if not self.done:
+            require_space(folder, 2 * total * shape[0] * shape[1], "features")
+        folder.mkdir(parents=True, exist_ok=True)
+        mode: Any = "r+" if self.done else "w+"
+        self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode=mode, shape=(total, *shape))
 
-    def write(self, name: str, view: int, features: NDArray[np.float16]) -> None:
-        """Store the features (N, E) of one view of a photo."""
-        self._array[self.rows[name][view]] = features
+    def write(self, features: NDArray[np.float16]) -> None:
+        """Store the features (B, N, E) of the next views."""
+        self._array[self.done : self.done + len(features)] = features
+        before, self.done = self.done, self.done + len(features)
+        if before // KEPT_EVERY != self.done // KEPT_EVERY:
+            self._array.flush()
+            self._put(PROGRESS, {"key": self.key.to_dict(), "shape": list(self._array.shape), "done": self.done})
 
-    def finish(self, key: StoreKey) -> None:
+    def finish(self) -> None:
         """Make the store readable."""
         self._array.flush()
-        index = {"key": key.to_dict(), "shape": list(self._array.shape), "rows": self.rows}
-        temporary = self.folder / f"{INDEX}.partial"
-        temporary.write_text(json.dumps(index), encoding="utf-8")
-        temporary.replace(self.folder / INDEX)
+        self._put(INDEX, {"key": self.key.to_dict(), "shape": list(self._array.shape), "rows": self.rows})
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+
+    def _done(self, total: int, shape: tuple[int, int]) -> int:
+        try:
+            progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
+            size = (self.folder / ARRAY).stat().st_size
+            same = progress["key"] == self.key.to_dict() and progress["shape"] == [total, *shape]
+            return int(progress["done"]) if same and size == 2 * total * shape[0] * shape[1] else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def _put(self, name: str, content: dict[str, Any]) -> None:
+        temporary = self.folder / f"{name}.partial"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(self.folder / name)
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise ResourceError where the disk of `folder`, which need not exist yet, has no room for so many bytes."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ResourceError(
+            f"{folder}: {what} take about {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free; "
+            "make room or name another folder"
+        )
 
 
 def hash_files(root: Path, names: Iterable[str]) -> str:

@@ -1,11 +1,20 @@
-"""A training run: a folder with its resolved configuration, logs, checkpoints and, at the end, the best model."""
+"""A training run is a folder: config.yaml (resolved), environment.jsonl (a line a leg), train.log, metrics.csv,
+curves.png, tensorboard/, checkpoints/ (best and last) and, at the end, the model folder of the best epoch, model/.
+"""
 
+import hashlib
 import inspect
 import json
 import logging
+import platform
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +24,17 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     TQDMProgressBar,
+    WeightAveraging,
 )
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model
-from captioner.config import Config, ModelConfig, dump_yaml
+from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model, write_whole
+from captioner.config import Config, ModelConfig, dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
@@ -35,13 +45,15 @@ from captioner.extraction import extract_features
 from captioner.inspection.faithfulness import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
+from captioner.training.durability import BEST, Durability, WholeCheckpoints, check_same_run, newest_checkpoint
+from captioner.training.history import History
 from captioner.training.task import CaptionTask
 
 log = logging.getLogger(__name__)
 
 HEAD_MOSAICS = 200
 """Validation mosaics on which heads are ranked after training."""
-CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
+CHECKPOINTS = "checkpoints"
 
 
 def train(
@@ -59,17 +71,19 @@ def train(
     `fast_dev_run` is one batch of everything, and writes nothing. Raises ConfigError, AnnotationError, CheckpointError
     or TrainingError.
     """
-    if resume is None and not fast_dev_run and (folder / CHECKPOINTS / LAST).exists():
+    if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: holds a run already; go on with --resume auto, or name another folder with -o")
-    if resume is not None:
-        epoch = load_training_file(resume)["epoch"] + 1
-        log.info("going on after epoch %d of %s, with its network and words", epoch, resume)
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     data = config.data
     captions = load_captions(data.root, data.annotations, data.images, data.format)
     used = replace(captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images)
+    asked = to_dict(config) | {"captions": _fingerprint(used)}
+    if resume is not None:
+        state = load_training_file(resume)
+        check_same_run(asked, state, resume)
+        log.info("going on after step %d of %s, with its network and words", state["global_step"], resume)
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
     model, tokenizer = _start(config, texts, init) if resume is None else load_model(resume)
     if config.optimization.blind and not model.decoder.config.null_patch:
@@ -80,9 +94,6 @@ def train(
         raise ConfigError("optimization.pointing: is learned from mosaics; set data.mosaics, to 0.3 for instance")
     model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are
     config = replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
-    if not fast_dev_run:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     mosaics = split_mosaics(data, captions, config.training.seed)
     store = _features(config, model, used, mosaics)
     loaders = CaptionDataModule(
@@ -97,23 +108,31 @@ def train(
     references = {image.image_id: image.captions for image in captions.split(data.val_split).images}
     task = CaptionTask(model, tokenizer, config, references)
     monitor, mode = ("val_cider_d", "max") if len(references) > 1 else ("val_loss", "min")
-    # Lightning's `save_last` would write the last epoch only where it is the best so far.
-    best, last = (
-        ModelCheckpoint(folder / CHECKPOINTS, filename=name, monitor=each, mode=mode, enable_version_counter=False)
-        for name, each in (("best", monitor), ("last", None))
+    best = ModelCheckpoint(
+        folder / CHECKPOINTS, filename=Path(BEST).stem, monitor=monitor, mode=mode, enable_version_counter=False
     )
-    watchers: list[Callback] = [] if fast_dev_run else [best, last]
+    durability = Durability(
+        folder / CHECKPOINTS,
+        asked,
+        minutes=config.training.checkpoint_minutes,
+        nonfinite_steps=config.training.nonfinite_steps,
+    )
+    watchers: list[Callback] = [] if fast_dev_run else [best, durability]
     if config.training.patience:
         watchers.append(EarlyStopping(monitor, mode=mode, patience=config.training.patience, check_finite=False))
     trainer = _trainer(config, folder, watchers, fast_dev_run)
-    with warnings.catch_warnings():
+    keeps = trainer.is_global_zero and not fast_dev_run
+    if keeps:
+        write_whole(folder / "config.yaml", lambda file: file.write(dump_yaml(config).encode()))
+        _tell_environment(folder)
+    with warnings.catch_warnings(), _logged(folder / "train.log") if keeps else nullcontext():
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         try:
             trainer.fit(task, loaders, ckpt_path=resume, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
-    if trainer.is_global_zero and not fast_dev_run:
+    if keeps:
         if best.best_model_path:
             state = load_training_file(Path(best.best_model_path))["state_dict"]
             model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
@@ -127,13 +146,47 @@ def train(
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `--resume` means: a file, or for `auto` the run's last one, or None where there is none."""
+    """The checkpoint that `--resume` means: a file, or for `auto` the run's newest whole one; None if there is none."""
     if resume != "auto":
         if not Path(resume).is_file():
             raise CheckpointError(f"--resume {resume}: no such file; name a .ckpt file, or `auto`")
         return Path(resume)
-    last = folder / CHECKPOINTS / LAST
-    return last if last.is_file() else None
+    return newest_checkpoint(folder / CHECKPOINTS)
+
+
+def _fingerprint(captions: CaptionSet) -> str:
+    """Of which images there are in which split, with which captions."""
+    each = [(str(image.image_id), image.split, image.captions) for image in captions.images]
+    return hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """What this package logs meanwhile goes to the file too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("captioner")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _tell_environment(folder: Path) -> None:
+    """Append what this leg of the run runs on to environment.jsonl."""
+    found = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())],
+    }
+    found |= {name: version(name) for name in ("captioner", "torch", "timm", "pytorch-lightning", "tokenizers")}
+    with (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
 
 
 def _start(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
@@ -175,9 +228,10 @@ def _trainer(config: Config, folder: Path, watchers: list[Callback], fast_dev_ru
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=20))
     if config.optimization.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.optimization.ema_decay))
+        # By interpolation, which leaves what does not change, a frozen encoder for instance, as it is to the bit.
+        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.optimization.ema_decay)))
     callbacks += _named(options.pop("callbacks", []), pl.callbacks, "callbacks")
-    loggers = [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")]
+    loggers = [TensorBoardLogger(folder, name="tensorboard", version="")]
     loggers += _named(options.pop("logger", []), pl.loggers, "logger")
     defaults: dict[str, Any] = {
         "max_epochs": config.training.epochs,
@@ -186,6 +240,8 @@ def _trainer(config: Config, folder: Path, watchers: list[Callback], fast_dev_ru
         "log_every_n_steps": 10,
         "enable_model_summary": False,
     }
+    if not fast_dev_run:
+        callbacks.append(History(folder, (defaults | options)["log_every_n_steps"]))
     known = list(inspect.signature(pl.Trainer.__init__).parameters)
     for option in options:
         if option not in known:
@@ -196,6 +252,7 @@ def _trainer(config: Config, folder: Path, watchers: list[Callback], fast_dev_ru
             **(defaults | options),
             callbacks=callbacks,
             logger=loggers,
+            plugins=[WholeCheckpoints()],
             use_distributed_sampler=False,  # GroupSampler shares its batches out itself
             fast_dev_run=fast_dev_run,
         )

@@ -15,7 +15,6 @@ from captioner.checkpoint import describe
 from captioner.config import Config, to_dict
 from captioner.data.dataset import Batch
 from captioner.data.mosaics import corner_shares
-from captioner.errors import TrainingError
 from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions
 from captioner.generation import Greedy
 from captioner.model.caption_model import CaptionModel
@@ -76,7 +75,8 @@ class CaptionTask(pl.LightningModule):
         # Dropout depends on the seed and the step alone, so that a resumed run draws what the whole one would have.
         torch.manual_seed(self.config.training.seed + SEED_STRIDE * self.global_step)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """The loss, and what of it is logged."""
         options, decoder, encoder = self.config.optimization, self.model.decoder, self.model.encoder
         memory = self.see(batch)
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
@@ -84,13 +84,14 @@ class CaptionTask(pl.LightningModule):
         blind = self._blind_images(batch)
         measures = options.null_mass > 0 and len(blind) > 0
         states, weights = decoder.states(inputs, memory, return_weights=points or measures)
+        logged: dict[str, Tensor] = {}
         extra = states.new_zeros(())
         if points:
             assert weights is not None
             found = pointing(weights, batch, encoder.grid, encoder.patches)
             if len(found):
                 lost = -found.mean(dim=(1, 2)).clamp(min=SMALLEST_MASS).log().mean()
-                self.log("train_pointing", lost, batch_size=len(found))
+                logged["train_pointing_loss"] = lost.detach()
                 extra = extra + self._grown(options.pointing) * lost
         if len(blind):
             rows = torch.arange(len(inputs), device=self.device).view(memory.images, -1)[blind].flatten()
@@ -100,18 +101,15 @@ class CaptionTask(pl.LightningModule):
                 mass = weights[rows][..., encoder.patches.stop :].sum(dim=-1).mean(dim=(1, 2))  # (R', T)
                 real = targets[rows] != self.tokenizer.pad
                 lost = self._null_loss(mass[real], states[rows][real], without[real])
-                self.log("train_null_mass", lost, batch_size=len(rows))
+                logged["train_null_mass_loss"] = lost.detach()
                 extra = extra + self._grown(options.null_mass) * lost
             states, targets = torch.cat([states, without]), torch.cat([targets, targets[rows]])
         loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
         loss = loss + extra
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step}, on images {batch.image_ids[:5]} and "
-                f"{max(0, len(batch.image_ids) - 5)} more; lower optimization.learning_rate, or look at these images"
-            )
-        self.log("train_loss", loss, prog_bar=True, batch_size=tokens)
-        return loss
+        logged["train_loss"] = loss.detach()
+        for name, value in logged.items():
+            self.log(name, value, prog_bar=name == "train_loss", batch_size=tokens)
+        return logged | {"loss": loss}
 
     def _grown(self, weight: float) -> float:
         """The weight of a loss on attention at this step: in full from the middle of the run.
@@ -235,8 +233,6 @@ class CaptionTask(pl.LightningModule):
         """Optimizer steps of the whole run; Lightning's own estimate would fetch data before a run is restored."""
         trainer: Any = self.trainer
         batches: int = trainer.datamodule.train_batches
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         epochs: int = max(1, trainer.max_epochs or 1)
         most: int = trainer.max_steps
         steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * epochs

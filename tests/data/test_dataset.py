@@ -43,13 +43,13 @@ def test_order_depends_on_seed_and_epoch_alone():
     one, same, other = sampler(), sampler(), sampler(seed=2)
     assert list(one) == list(same)
     assert list(one) != list(other)
-    later = sampler(epoch=lambda: 3)
+    later = sampler(progress=lambda: (3, 0))
     assert list(later) != list(one)
-    assert list(later) == list(sampler(epoch=lambda: 3))
+    assert list(later) == list(sampler(progress=lambda: (3, 0)))
 
 
 def test_without_shuffling_epochs_are_alike():
-    assert list(sampler(shuffle=False)) == list(sampler(shuffle=False, epoch=lambda: 5))
+    assert list(sampler(shuffle=False)) == list(sampler(shuffle=False, progress=lambda: (5, 0)))
 
 
 def test_captions_of_similar_length_are_trained_together():

@@ -62,7 +62,7 @@ def test_a_run_leaves_a_model_that_captions(config, shapes, tmp_path):
         "tokenizer.json",
     ]
     assert (run / "checkpoints" / "best.ckpt").is_file()
-    rows = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert [row["val_loss"] for row in rows if row["val_loss"]]
     assert (run / "config.yaml").is_file()
     photo = load_captions(shapes).images[0].path
@@ -207,7 +207,7 @@ def test_the_last_epoch_is_kept_even_where_it_is_not_the_best(config, tmp_path):
 
 def test_the_best_epoch_is_the_one_of_the_best_cider(config, tmp_path):
     train(config("training.epochs=4", "optimization.learning_rate=1.0e-2"), tmp_path / "run")
-    rows = list(csv.DictReader((tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     scores = [float(row["val_cider_d"]) for row in rows if row["val_cider_d"]]
     best = load_training_file(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert len(scores) == 4
@@ -236,11 +236,7 @@ def test_two_processes_validate_all_images(config, tmp_path):
     assert finished.returncode == 0, finished.stderr
     val = load_captions(config().data.root).split("val").images
     assert f" of {len(val)} images" in finished.stderr
-    row = [
-        row
-        for row in csv.DictReader((run / "csv/version_0/metrics.csv").read_text().splitlines())
-        if row["val_cider_d"]
-    ][-1]
+    row = [row for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()) if row["val_cider_d"]][-1]
     model, tokenizer = load_model(run / "model")
     captioner = Captioner(model, tokenizer, name="run")
     captions = captioner([image.path for image in val], search=Greedy())
@@ -255,12 +251,12 @@ def test_mosaics_are_trained_on_and_looked_at(config, tmp_path, shapes):
     """Shapes are no objects of the noun list, so the captions get some."""
     settings = config(*MOSAICS, f"data.annotations={named(shapes, tmp_path)}")
     folder = train(settings, tmp_path / "run")
-    rows = list(csv.DictReader((tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     for column in ("val_pointing", "val_entropy", "val_null_mass", "heads/pointing_0.1", "heads/null_mass_0.0"):
         values = [float(row[column]) for row in rows if row.get(column)]
         assert len(values) == 2, column
         assert 0 <= min(values) <= max(values) <= (4 if "entropy" in column else 1)
-    assert any(row.get("train_pointing") for row in rows)
+    assert any(row.get("train_pointing_loss") for row in rows)
     best = load_model(folder)[0].config.best_heads
     assert set(best) <= {(0, 0), (0, 1)}
 

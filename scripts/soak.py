@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Kill training (SIGKILL) at random steps, resume, and compare with a run that nobody killed, bit for bit.
+
+Checkpoints are taken at every step, and a kill may fall into one. Prints a line a variant; exit code 1 where one
+differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+CONFIG = """
+data: {root: %s, batch_images: 2, captions_per_image: 1, augment: true}
+encoder: {name: test_convnext, image_size: [64, 64], train: all}
+decoder: {width: 32, layers: 1, heads: 2, max_length: 24, dropout: 0.1}
+tokenizer: {min_count: 1}
+optimization: {learning_rate: 3.0e-3, warmup_steps: 2, ema_decay: 0.9}
+training:
+  epochs: 2
+  patience: 0
+  checkpoint_minutes: 0
+  trainer: {enable_progress_bar: false, accelerator: cpu, log_every_n_steps: 1}
+"""
+STORED = ("data.augment=false", "data.feature_views=2", "encoder.train=none")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "photos, averaged weights": (),
+    "photos, loader workers": ("data.workers=2",),
+    "photos, no average": ("optimization.ema_decay=null",),
+    "stored features": (*STORED, "data.features=STORE"),
+    "stored features, loader workers": (*STORED, "data.features=STORE", "data.workers=2"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/shapes"), help="a small data set (draw_shapes.py)")
+    parser.add_argument("--kills", type=int, default=10, help="in each variant")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seed", type=int, default=0, help="of the steps at which a run is killed")
+    arguments = parser.parse_args(argv)
+    failed = 0
+    for name in arguments.variants:
+        with tempfile.TemporaryDirectory() as folder:
+            text, same = soak(Path(folder), arguments.data, VARIANTS[name], arguments.kills, arguments.seed)
+        print(f"{name}: {text}: {'equal' if same else 'DIFFERENT'}", flush=True)
+        failed += not same
+    return 1 if failed else 0
+
+
+def soak(folder: Path, data: Path, settings: Sequence[str], kills: int, seed: int) -> tuple[str, bool]:
+    """Two runs, one of them killed; what was done, and whether weights, average and metrics.csv are the same."""
+    (folder / "tiny.yaml").write_text(CONFIG % data.resolve())
+    whole, cut = folder / "whole", folder / "cut"
+    sets = [word for each in settings for word in ("--set", each.replace("STORE", str(folder / "store")))]
+    train = [sys.executable, "-m", "captioner", "train", "--config", str(folder / "tiny.yaml"), *sets, "-o"]
+    subprocess.run([*train, str(whole)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps = len((whole / "metrics.csv").read_text().splitlines()) - 1
+    chosen = sorted(random.Random(seed).sample(range(1, steps), min(kills, steps - 1)))
+    for step in chosen:
+        with subprocess.Popen(
+            [*train, str(cut), "--resume", "auto"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            while process.poll() is None and _steps(cut) < step:
+                time.sleep(0.002)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
+    end = subprocess.run([*train, str(cut), "--resume", "auto"], stdout=subprocess.DEVNULL, check=False)
+    files = ("model/model.safetensors", "metrics.csv")
+    same = end.returncode == 0 and all((whole / name).read_bytes() == (cut / name).read_bytes() for name in files)
+    return f"{steps} steps, killed at {', '.join(map(str, chosen))}", same
+
+
+def _steps(run: Path) -> int:
+    """The last step in its metrics.csv."""
+    table = run / "metrics.csv"
+    last = table.read_text().rpartition("\n")[0].rpartition("\n")[2].partition(",")[0] if table.exists() else ""
+    return int(last) if last.isdecimal() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Runs that are killed, ended by signals, or meet full disks and losses that are not finite: real ones."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+
+from captioner.checkpoint import load_model, load_training_file
+from captioner.config import load_config
+from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
+from captioner.training.durability import LAST, SIGNALS, WholeCheckpoints, newest_checkpoint
+from captioner.training.history import read_table
+from captioner.training.run import train
+
+soak = import_module("scripts.soak")
+
+
+@pytest.fixture
+def config(tmp_path, shapes):
+    def load(*overrides):
+        file = tmp_path / "tiny.yaml"
+        file.write_text(soak.CONFIG % shapes)
+        return load_config(file, ["data.augment=false", *overrides])
+
+    return load
+
+
+def weights(model):
+    return load_model(model)[0].state_dict()
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("variant", ["photos, loader workers", "stored features"])
+def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, variant):
+    """The short form of `make soak`: SIGKILL, weights bit for bit, and the same metrics.csv."""
+    done, same = soak.soak(tmp_path, shapes, soak.VARIANTS[variant], kills=2, seed=1)
+    assert same, done
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_its_code(config, shapes, tmp_path, number, code):
+    settings = ("data.augment=false", "training.checkpoint_minutes=60")
+    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
+    command += [word for each in settings for word in ("--set", each)]
+    whole = weights(train(config(*settings), tmp_path / "whole"))
+    run = tmp_path / "run"
+    with subprocess.Popen([*command, "-o", str(run)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while len(read_table(run / "metrics.csv") if (run / "metrics.csv").exists() else ()) < 5:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err.decode()
+    assert not out
+    last = err.decode().splitlines()[-1]
+    assert last.startswith(f"captioner: error: {signal.Signals(number).name} after step ")
+    assert "--resume auto" in last
+    found = newest_checkpoint(run / "checkpoints")
+    assert found == run / "checkpoints" / LAST
+    assert load_training_file(found)["global_step"] == int(last.split("step ")[1].split(";")[0])
+    assert equal(whole, weights(train(config(*settings), run, resume=found)))
+    assert (run / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_a_signal_in_validation_ends_the_run(config, tmp_path, monkeypatch):
+    """In this process: the handlers are those of before, whether a run ends by itself or by a signal."""
+    from captioner.training.task import CaptionTask
+
+    before = [signal.getsignal(each) for each in SIGNALS]
+    look = CaptionTask.validation_step
+
+    def signalled(self, *arguments):
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        return look(self, *arguments)
+
+    monkeypatch.setattr(CaptionTask, "validation_step", signalled)
+    settings = config("training.checkpoint_minutes=60", "data.batch_images=1")
+    with pytest.raises(Interrupted) as ended:
+        train(settings, tmp_path / "run")
+    assert ended.value.exit_code == 143
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    state = load_training_file(tmp_path / "run" / "checkpoints" / LAST)
+    rows = read_table(tmp_path / "run" / "metrics.csv")
+    assert max(rows) - 1 == state["global_step"]  # the last batch but one of the second epoch
+    monkeypatch.setattr(CaptionTask, "validation_step", look)
+    resumed = weights(train(settings, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / LAST))
+    assert equal(weights(train(settings, tmp_path / "whole")), resumed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of 16 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("mounting a small disk takes root")
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_what_was_there(small_disk):
+    path = small_disk / LAST
+    old = {"captioner": {}, "state_dict": {"a": torch.zeros(1000)}}
+    WholeCheckpoints().save_checkpoint(old, path)
+    with pytest.raises(ResourceError, match=r"what was there before is whole.*--resume auto"):
+        WholeCheckpoints().save_checkpoint(old | {"more": torch.zeros(2**22)}, path)
+    assert [each.name for each in small_disk.iterdir()] == [LAST]
+    assert torch.equal(load_training_file(path)["state_dict"]["a"], torch.zeros(1000))
+
+
+def test_a_run_on_a_full_disk_ends_in_a_sentence(config, shapes, tmp_path, small_disk):
+    """The disk fills up after the first checkpoint, which stays whole."""
+    config()
+    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
+    command += ["--set", "training.epochs=50", "-o", str(small_disk / "run")]
+    last = small_disk / "run" / "checkpoints" / LAST
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not last.exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(2**14))
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err.decode()
+    told = [line for line in err.decode().splitlines() if line.startswith("captioner: error:")]
+    assert len(told) == 1
+    assert "Traceback" not in err.decode()
+    assert load_training_file(last)["global_step"] > 0
+
+
+def test_no_run_begins_without_room_for_checkpoints(config, small_disk):
+    with pytest.raises(ResourceError, match="make room"):
+        train(config("decoder.width=512"), small_disk / "run")
+
+
+def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_path, monkeypatch):
+    """Three bad steps are passed over; ten in a row end the run, with the images and the checkpoint of before."""
+    from captioner.training.task import CaptionTask
+
+    step = CaptionTask.training_step
+    bad = set()
+
+    def poisoned(self, batch, index):
+        found = step(self, batch, index)
+        return found | {"loss": found["loss"] * torch.nan} if self.global_step in bad else found
+
+    monkeypatch.setattr(CaptionTask, "training_step", poisoned)
+    bad |= {3, 4, 5}
+    model = weights(train(config("training.epochs=1"), tmp_path / "some"))
+    assert all(each.isfinite().all() for each in model.values())
+    bad |= set(range(20, 40))
+    with pytest.raises(TrainingError, match=r"not finite in 10 steps up to step \d+, the last on images \[.*last.ckpt"):
+        train(config(), tmp_path / "many")
+    state = load_training_file(tmp_path / "many" / "checkpoints" / LAST)
+    assert state["global_step"] == 20
+    assert all(each.isfinite().all() for each in state["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_not_kept(config, tmp_path):
+    with pytest.raises(TrainingError, match="learning_rate"):
+        train(config("optimization.learning_rate=1e38", "optimization.gradient_clip=0"), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / LAST).exists()
+
+
+def test_the_newest_whole_checkpoint_is_found(config, tmp_path, caplog):
+    train(config("training.epochs=1"), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    assert newest_checkpoint(folder) == folder / LAST
+    (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-1000])
+    assert newest_checkpoint(folder) == folder / "best.ckpt"
+    assert "passed over" in caplog.text
+    (folder / "best.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        newest_checkpoint(folder)
+
+
+def test_a_run_goes_on_with_its_own_settings_only(config, shapes, tmp_path):
+    run = tmp_path / "run"
+    train(config("training.epochs=1"), run)
+    last = run / "checkpoints" / LAST
+    with pytest.raises(ConfigError, match=r"batch_images was 2 and is 4; optimization\.learning_rate was"):
+        train(config("data.batch_images=4", "optimization.learning_rate=1.0e-3"), run, resume=last)
+    other = shapes.parent / "named.json"
+    other.write_text((shapes / "captions.json").read_text().replace("red", "scarlet"))
+    with pytest.raises(ConfigError, match="captions was"):
+        train(config(f"data.annotations={other}", f"data.images={shapes / 'images'}"), run, resume=last)
+    train(config("training.epochs=2", "data.workers=1"), run, resume=last)
+
+
+def test_a_checkpoint_of_before_is_taken_as_it_is(config, tmp_path):
+    run = tmp_path / "run"
+    train(config("training.epochs=1"), run)
+    last = run / "checkpoints" / LAST
+    state = load_training_file(last)
+    state.pop("asked")
+    torch.save(state, last)
+    train(replace(config("training.epochs=2")), run, resume=last)
