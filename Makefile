@@ -29,7 +29,8 @@ train-demo:  ## draw a tiny data set, train a captioner on it, caption with it
 	$(RUN) scripts/train.py --config configs/shapes.yaml
 	$(RUN) scripts/caption.py 'data/shapes/images/*[05].png' --model runs/shapes/model
 
-benchmark: environment  ## measure speed and memory against the machine's limits
+benchmark:  ## measure speed and memory against the machine's limits and against peers
+	$(MAKE_ENVIRONMENT) --extras benchmark
 	$(RUN) -m benchmarks
 
 soak: environment  ## kill training at many random steps and compare with runs that nobody killed

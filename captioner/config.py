@@ -54,6 +54,8 @@ class EncoderConfig:
     """How a photo comes to that size: squash (the whole photo), crop (its center), letterbox (whole, with bars)."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] | None = None
     """How pixels are resampled; null takes the backbone's own."""
+    norm_eps: Positive | None = None
+    """Epsilon of the backbone's layer norms; null leaves timm's."""
     train: Literal["none", "all"] | Count = "none"
     """What is trained: none, all, or the last k of the backbone's layer groups."""
 
@@ -77,7 +79,8 @@ class DecoderConfig:
     """One learned key and value a layer that a word may attend to instead of the image."""
     feature_projection: bool = True
     """A linear map from encoder width to `width` before the layers; without it both widths must be equal."""
-    feature_norm_eps: Positive = 1e-5
+    feature_norm_eps: Positive | None = 1e-5
+    """Epsilon of the norm of encoder features; null takes them as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

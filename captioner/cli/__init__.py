@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": ("captioner.cli.evaluate", "caption a split and score the captions"),
     "score": ("captioner.cli.score", "score captions with the field's metrics"),
     "data": ("captioner.cli.data", "check, describe and prepare data sets"),
+    "convert": ("captioner.cli.convert", "make a model folder of a transformers captioner"),
     "config": ("captioner.cli.config", "show and check configurations"),
     "doctor": ("captioner.cli.doctor", "look whether everything is there and works"),
 }

@@ -44,6 +44,9 @@ class VisionEncoder(nn.Module):
         offered = inspect.signature(self.backbone.forward_intermediates).parameters
         self.prefix: int = self.backbone.num_prefix_tokens if "return_prefix_tokens" in offered else 0
         self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.LayerNorm) and config.norm_eps is not None:
+                module.eps = config.norm_eps
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)

@@ -1,0 +1,205 @@
+"""Captioners of transformers (VisionEncoderDecoderModel: ViT, DeiT or BEiT with GPT-2) as model folders.
+
+The decoder here is GPT-2's with cross-attention to the letter, so that the same weights give the same logits.
+"""
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from captioner.config import DecoderConfig, EncoderConfig, ModelConfig
+from captioner.errors import CheckpointError, ResourceError
+from captioner.model.caption_model import CaptionModel
+from captioner.tokenizer import Tokenizer
+
+INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""As Pillow numbers them."""
+ENCODERS = {
+    "vit": (
+        "test_vit",
+        *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
+        *("vit_base_patch8_224", "vit_small_patch32_224", "vit_base_patch32_224", "vit_large_patch32_224"),
+        *("vit_large_patch14_224", "vit_huge_patch14_224"),
+    ),
+    "deit": tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")),
+    "beit": ("beit_base_patch16_224", "beit_large_patch16_224"),
+}
+"""transformers' model type -> the timm models that it may be."""
+
+# transformers' name of an encoder weight -> timm's; what is not here is left out (poolers, mask tokens).
+ENCODER_NAMES = {
+    r"embeddings\.cls_token": "cls_token",
+    r"embeddings\.distillation_token": "dist_token",
+    r"embeddings\.position_embeddings": "pos_embed",
+    r"embeddings\.patch_embeddings\.projection\.(\w+)": r"patch_embed.proj.\1",
+    r"layers\.(\d+)\.layernorm_before\.(\w+)": r"blocks.\1.norm1.\2",
+    r"layers\.(\d+)\.layernorm_after\.(\w+)": r"blocks.\1.norm2.\2",
+    r"layers\.(\d+)\.attention\.o_proj\.(\w+)": r"blocks.\1.attn.proj.\2",
+    r"layers\.(\d+)\.mlp\.fc([12])\.(\w+)": r"blocks.\1.mlp.fc\2.\3",
+    r"layers\.(\d+)\.lambda_([12])": r"blocks.\1.gamma_\2",
+    r"layers\.(\d+)\..*relative_position_bias_table": r"blocks.\1.attn.relative_position_bias_table",
+}
+DECODER_NAMES = {
+    r"wte\.weight": "token_embedding.weight",
+    r"wpe\.weight": "position_embedding.weight",
+    r"ln_f\.(\w+)": r"final_norm.\1",
+    r"h\.(\d+)\.ln_1\.(\w+)": r"blocks.\1.self_norm.\2",
+    r"h\.(\d+)\.ln_cross_attn\.(\w+)": r"blocks.\1.cross_norm.\2",
+    r"h\.(\d+)\.ln_2\.(\w+)": r"blocks.\1.feed_norm.\2",
+    r"h\.(\d+)\.attn\.c_attn\.(\w+)": r"blocks.\1.self_attention.query_key_value.\2",
+    r"h\.(\d+)\.attn\.c_proj\.(\w+)": r"blocks.\1.self_attention.output.\2",
+    r"h\.(\d+)\.crossattention\.q_attn\.(\w+)": r"blocks.\1.cross_attention.query.\2",
+    r"h\.(\d+)\.crossattention\.c_attn\.(\w+)": r"blocks.\1.cross_attention.key_value.\2",
+    r"h\.(\d+)\.crossattention\.c_proj\.(\w+)": r"blocks.\1.cross_attention.output.\2",
+    r"h\.(\d+)\.mlp\.c_fc\.(\w+)": r"blocks.\1.feed_forward.0.\2",
+    r"h\.(\d+)\.mlp\.c_proj\.(\w+)": r"blocks.\1.feed_forward.2.\2",
+}
+
+
+def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
+    """The captioner that `save_pretrained` wrote into a folder, with its tokenizer and image processor.
+
+    Raises CheckpointError where it is of another kind or something is missing, ResourceError without the extra.
+    """
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise ResourceError('transformers is not installed; pip install "captioner[convert]"') from error
+    here = {"local_files_only": True}
+    try:
+        theirs = transformers.VisionEncoderDecoderModel.from_pretrained(folder, **here)
+        words = transformers.AutoTokenizer.from_pretrained(folder, **here).backend_tokenizer
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **here).to_dict()
+        tokenizer = Tokenizer.from_str(words.to_str(), str(folder))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: not a whole captioner of transformers ({_first_line(error)}); it takes what save_pretrained "
+            "writes of a VisionEncoderDecoderModel, its tokenizer and its image processor"
+        ) from error
+    encoder, decoder = theirs.config.encoder, theirs.config.decoder
+    _check(folder, encoder, decoder)
+    vocabulary = theirs.decoder.get_input_embeddings().weight.shape[0]
+    start = theirs.generation_config.decoder_start_token_id
+    if vocabulary != len(tokenizer) or start not in (None, tokenizer.bos):
+        raise CheckpointError(
+            f"{folder}: a vocabulary of {vocabulary} and start token {start}, and a tokenizer of {len(tokenizer)} with "
+            f"start token {tokenizer.bos}; they have to be the same"
+        )
+    normalized = encoder.model_type != "beit" or not encoder.use_mean_pooling
+    config = ModelConfig(
+        encoder=EncoderConfig(
+            name=_timm_name(folder, encoder),
+            image_size=_size(encoder.image_size),
+            interpolation=INTERPOLATIONS[processor["resample"]],
+            norm_eps=encoder.layer_norm_eps,
+        ),
+        decoder=DecoderConfig(
+            width=decoder.n_embd,
+            layers=decoder.n_layer,
+            heads=decoder.n_head,
+            feed_forward=(decoder.n_inner or 4 * decoder.n_embd) // decoder.n_embd,
+            max_length=decoder.n_positions,
+            dropout=decoder.resid_pdrop,
+            null_patch=False,
+            feature_projection=hasattr(theirs, "enc_to_dec_proj"),
+            feature_norm_eps=encoder.layer_norm_eps if normalized else None,
+        ),
+    )
+    model = CaptionModel(config, vocabulary=vocabulary, load_weights=False)
+    state = theirs.state_dict()
+    model.encoder.backbone.load_state_dict(encoder_weights(_part(state, "encoder.")), strict=False)
+    model.decoder.load_state_dict(decoder_weights(state), strict=True)
+    scale = 255 if processor.get("do_rescale", True) else 1
+    model.encoder.mean.copy_(torch.tensor(processor["image_mean"]).view(3, 1, 1) * scale)
+    model.encoder.std.copy_(torch.tensor(processor["image_std"]).view(3, 1, 1) * scale)
+    return model.eval(), tokenizer
+
+
+def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's weights of transformers' ViT, DeiT or BEiT."""
+    ours = _renamed(theirs, ENCODER_NAMES)
+    if "dist_token" in ours:  # kept as one embedding of all tokens, as timm has it too
+        ours["pos_embed"] = theirs["embeddings.position_embeddings"]
+    for number in {match[1] for name in theirs if (match := re.match(r"layers\.(\d+)\.", name))}:
+        query, key, value = (f"layers.{number}.attention.{each}_proj" for each in "qkv")
+        ours[f"blocks.{number}.attn.qkv.weight"] = torch.cat([theirs[f"{each}.weight"] for each in (query, key, value)])
+        if f"{key}.bias" in theirs:
+            ours[f"blocks.{number}.attn.qkv.bias"] = torch.cat([theirs[f"{each}.bias"] for each in (query, key, value)])
+        elif f"{query}.bias" in theirs:  # BEiT's keys have none
+            ours[f"blocks.{number}.attn.q_bias"] = theirs[f"{query}.bias"]
+            ours[f"blocks.{number}.attn.v_bias"] = theirs[f"{value}.bias"]
+    return ours
+
+
+def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's weights, with the norm and projection of features, of a VisionEncoderDecoderModel's."""
+    language = _part(theirs, "decoder.transformer.")
+    # GPT-2's matrices are those of a convolution, input first.
+    turned = {
+        name: value.T.contiguous() if value.ndim == 2 and re.search(r"\.(c|q)_\w+\.weight", name) else value
+        for name, value in language.items()
+    }
+    ours = _renamed(turned, DECODER_NAMES)
+    for kind in ("weight", "bias"):
+        if f"encoder.layernorm.{kind}" in theirs:
+            ours[f"feature_norm.{kind}"] = theirs[f"encoder.layernorm.{kind}"]
+        if f"enc_to_dec_proj.{kind}" in theirs:
+            ours[f"feature_projection.{kind}"] = theirs[f"enc_to_dec_proj.{kind}"]
+    return ours
+
+
+def _check(folder: Path, encoder: Any, decoder: Any) -> None:
+    problems = []
+    if encoder.model_type not in ENCODERS:
+        problems.append(f"encoder {encoder.model_type}, not one of {', '.join(ENCODERS)}")
+    elif encoder.hidden_act != "gelu":
+        problems.append(f"encoder activation {encoder.hidden_act}, not gelu")
+    if decoder.model_type != "gpt2":
+        problems.append(f"decoder {decoder.model_type}, not gpt2")
+    elif decoder.activation_function != "gelu_new" or decoder.scale_attn_by_inverse_layer_idx:
+        problems.append("a decoder that departs from GPT-2's activation or scaling")
+    if problems:
+        raise CheckpointError(f"{folder}: cannot be converted: {'; '.join(problems)}")
+
+
+def _timm_name(folder: Path, encoder: Any) -> str:
+    """The timm model of the same shape."""
+    wanted = (encoder.hidden_size, encoder.num_hidden_layers, encoder.num_attention_heads, encoder.intermediate_size)
+    for name in ENCODERS[encoder.model_type]:
+        with torch.device("meta"):
+            model: Any = timm.create_model(name)
+        block = model.blocks[0]
+        shape = (model.embed_dim, len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
+        if shape == wanted and model.patch_embed.patch_size == _size(encoder.patch_size):
+            return name
+    raise CheckpointError(
+        f"{folder}: timm has no {encoder.model_type} of width {wanted[0]}, {wanted[1]} layers, {wanted[2]} heads and "
+        f"patches of {encoder.patch_size} pixels among {', '.join(ENCODERS[encoder.model_type])}"
+    )
+
+
+def _renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    found = {}
+    for name, value in theirs.items():
+        for pattern, ours in names.items():
+            if match := re.fullmatch(pattern, name):
+                found[match.expand(ours)] = value
+    return found
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _size(side: Any) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
