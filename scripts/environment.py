@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = ("pyproject.toml", "constraints.txt")
 OLDEST = (3, 11)
+EXTRAS = "convert,dev,heif,lite2,meteor"
 
 
 def interpreter(environment: Path) -> Path:
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=Path, default=ROOT / ".venv", help="the environment's folder (.venv)")
-    parser.add_argument("--extras", default="convert,dev,heif,lite2,meteor", help="optional parts to install (%(default)s)")
+    parser.add_argument("--extras", default=EXTRAS, help="optional parts to install (%(default)s)")
     parser.add_argument("--torch-index", metavar="URL", help="index to fetch torch and torchvision from")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     arguments = parser.parse_args(argv)
