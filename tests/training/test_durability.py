@@ -47,24 +47,34 @@ def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, variant):
     assert same, done
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def running(command, run, rows):
+    """A training process once its metrics.csv has so many rows."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(read_table(run / "metrics.csv") if (run / "metrics.csv").exists() else ()) < rows:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (getattr(signal, "SIGUSR1", signal.SIGTERM), 138)],
+)
 def test_a_signal_saves_and_ends_with_its_code(config, shapes, tmp_path, number, code):
     settings = ("data.augment=false", "training.checkpoint_minutes=60")
     command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
     command += [word for each in settings for word in ("--set", each)]
     whole = weights(train(config(*settings), tmp_path / "whole"))
     run = tmp_path / "run"
-    with subprocess.Popen([*command, "-o", str(run)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while len(read_table(run / "metrics.csv") if (run / "metrics.csv").exists() else ()) < 5:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err.decode()
+    process = running([*command, "-o", str(run)], run, rows=5)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
     assert not out
-    last = err.decode().splitlines()[-1]
+    last = err.splitlines()[-1]
     assert last.startswith(f"captioner: error: {signal.Signals(number).name} after step ")
     assert "--resume auto" in last
     found = newest_checkpoint(run / "checkpoints")
@@ -72,6 +82,20 @@ def test_a_signal_saves_and_ends_with_its_code(config, shapes, tmp_path, number,
     assert load_training_file(found)["global_step"] == int(last.split("step ")[1].split(";")[0])
     assert equal(whole, weights(train(config(*settings), run, resume=found)))
     assert (run / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
+def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
+    config()
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml"), "-o", str(run)]
+    command += ["--set", "training.epochs=50", "--set", "training.checkpoint_minutes=60"]
+    command += ["--set", "training.trainer.devices=2", "--set", "training.trainer.strategy=ddp"]
+    process = running(command, run, rows=5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)  # which waits for the other one's end of the pipe too
+    assert process.returncode == 143, err
+    assert f"after step {load_training_file(run / 'checkpoints' / LAST)['global_step']};" in err
 
 
 def test_a_signal_in_validation_ends_the_run(config, tmp_path, monkeypatch):
