@@ -4,12 +4,13 @@ A strategy is a frozen dataclass; `start` gives it the state of one search. The 
 over all rows, one choice over all rows, one look at whether everything is done.
 """
 
+import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from captioner.errors import ConfigError
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
+
+WORTH_LEAVING_OUT = 0.25
+"""Share of a batch's images that are done at which the others go on without them."""
 
 
 class Hypothesis(NamedTuple):
@@ -180,6 +184,8 @@ def generate(
     end = torch.tensor([eos], device=device)
     step_log_probs = log_probs[:, -1:].expand(-1, strategy.rows, -1).flatten(0, 1)  # (R, V)
     cache.select(torch.arange(images, device=device).repeat_interleave(strategy.rows))
+    going = torch.arange(images)  # the images whose search is not over
+    found: dict[int, list[Hypothesis]] = {}
     for length in range(len(prefix), strategy.max_length):
         choices = step_log_probs.index_fill(1, blocked, -math.inf)
         if 0 < strategy.no_repeat_ngram <= length:
@@ -189,13 +195,26 @@ def generate(
             # A row in which every word is forbidden has to end nevertheless.
             choices = torch.where(longer.isneginf().all(dim=1, keepdim=True), choices, longer)
         rows = search.step(step_log_probs, choices)
-        if length + 1 == strategy.max_length or search.done():
+        settled = search.settled().cpu()
+        if length + 1 == strategy.max_length or bool(settled.all()):
             break
+        if settled.float().mean() >= WORTH_LEAVING_OUT:
+            found |= zip(going[settled].tolist(), search.take(settled.nonzero()[:, 0]).hypotheses(), strict=True)
+            left = (~settled).nonzero()[:, 0]
+            search, memory, going = search.take(left), memory.select(left.to(device)), going[left]
+            left_rows = _rows_of(left, strategy.rows).to(device)
+            rows = left_rows if rows is None else rows[left_rows]
         if rows is not None:
             cache.select(rows)
         step_log_probs = decoder(search.tokens[:, -1:], memory, cache).logits[:, -1].float().log_softmax(dim=-1)
     decoder.train(was_training)
-    return search.hypotheses()
+    found |= zip(going.tolist(), search.hypotheses(), strict=True)
+    return [found[image] for image in range(images)]
+
+
+def _rows_of(images: Tensor, rows: int) -> Tensor:
+    """The rows of images (B,) that have so many each: (B · rows,)."""
+    return (images[:, None] * rows + torch.arange(rows)).flatten()
 
 
 def _forbid_repeats(choices: Tensor, tokens: Tensor, size: int) -> None:
@@ -219,8 +238,12 @@ class _Search(ABC):
         """Choose a token a row from log_probs (R, V), allowed ones in choices (R, V); return the rows to go on with."""
 
     @abstractmethod
-    def done(self) -> bool:
-        """Whether nothing can change any more."""
+    def settled(self) -> Tensor:
+        """(B,) whether nothing can change any more for an image."""
+
+    @abstractmethod
+    def take(self, images: Tensor) -> Self:
+        """The search of these of its images (B',) alone."""
 
     @abstractmethod
     def hypotheses(self) -> list[list[Hypothesis]]:
@@ -247,8 +270,15 @@ class _RowSearch(_Search):
         self.ended = self.ended | (chosen == self.begin.eos)
         return None
 
-    def done(self) -> bool:
-        return bool(self.ended.all())
+    def settled(self) -> Tensor:
+        return self.ended.view(-1, self.rows).all(dim=1)
+
+    def take(self, images: Tensor) -> Self:
+        rows = _rows_of(images, self.rows).to(self.tokens.device)
+        part = copy.copy(self)
+        part.tokens, part.token_log_probs, part.ended = self.tokens[rows], self.token_log_probs[rows], self.ended[rows]
+        part.noise = None if self.noise is None else self.noise[rows.cpu()]
+        return part
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         found = _cut(self.tokens, self.token_log_probs, self.begin.eos)
@@ -316,9 +346,15 @@ class _BeamSearch(_Search):
             self._finish(everything, self.scores, *running, generated)
         return kept
 
-    def done(self) -> bool:
-        """Whether no running caption can still beat any of those to be returned for its image."""
-        return bool(self._settled().all())
+    def take(self, images: Tensor) -> Self:
+        images = images.to(self.tokens.device)
+        rows = (self.first_row[images] + torch.arange(self.strategy.width, device=images.device)).flatten()
+        part = copy.copy(self)
+        part.tokens, part.token_log_probs = self.tokens[rows], self.token_log_probs[rows]
+        part.first_row = self.first_row[: len(images)]
+        for name in ("scores", "finished_scores", "finished_tokens", "finished_log_probs"):
+            setattr(part, name, getattr(self, name)[images])
+        return part
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         # Where fewer captions exist than were asked for, there are fewer.
@@ -328,8 +364,11 @@ class _BeamSearch(_Search):
             for tokens, log_probs, count in zip(self.finished_tokens, self.finished_log_probs, real, strict=True)
         ]
 
-    def _settled(self) -> Tensor:
-        """(B,) A sum only falls, but its mean may rise with the length: the bound takes the longest caption allowed."""
+    def settled(self) -> Tensor:
+        """(B,) whether no running caption can still beat any of those to be returned for its image.
+
+        A sum only falls, but its mean may rise with the length: the bound takes the longest caption allowed.
+        """
         if self.strategy.width == 1:  # greedy search: its first end is its last
             return self.finished_scores[:, 0].isfinite()
         most = self.strategy.max_length - self.begin.prefix.shape[1]
@@ -345,7 +384,7 @@ class _BeamSearch(_Search):
         # An ending outside the best K is no better than a beam that goes on.
         ends = ends & (torch.arange(ends.shape[1], device=ends.device) < width)
         penalized = (scores / generated**self.strategy.length_penalty).masked_fill(~ends, -math.inf)
-        penalized = penalized.masked_fill(self._settled()[:, None], -math.inf)
+        penalized = penalized.masked_fill(self.settled()[:, None], -math.inf)
         room = self.strategy.max_length - length
         tokens = torch.nn.functional.pad(tokens, (0, room), value=self.begin.pad)
         token_log_probs = torch.nn.functional.pad(token_log_probs, (0, room))
