@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("extraction", "inspection", "memory", "metrics")
+NAMES = ("extraction", "generation", "inspection", "memory", "metrics", "training")
 
 
 def main() -> int:

@@ -223,6 +223,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     data = _read_yaml(text, lambda line: f"{path}:{line}", places)
     if data is None:
         raise ConfigError(f"{path}: empty; a configuration needs at least one key, for instance `name: my-run`")
+    _migrate(data, places)
     for override in overrides if isinstance(data, dict) else ():
         _override(data, override, places)
     _migrate(data, places)
@@ -245,6 +246,13 @@ def config_from_dict(
     nearest = {keys: next(keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in ranks) for keys in problems}
     ordered = sorted(problems, key=lambda keys: ranks[nearest[keys]])
     raise ConfigError("\n".join(f"{places.get(nearest[keys], source)}: {problems[keys]}" for keys in ordered))
+
+
+def restore_config(data: dict[str, Any], source: str) -> Config:
+    """A configuration that `to_dict` gave, also one of an older version."""
+    data = json.loads(json.dumps(data))
+    _migrate(data, {})
+    return config_from_dict(Config, data, source)
 
 
 def to_dict(config: "DataclassInstance") -> dict[str, Any]:
@@ -316,7 +324,7 @@ def _migrate(data: Any, places: dict[Keys, str]) -> None:
             places[section, new] = places.get((section, old), "")
     version = data.get("version") if isinstance(data, dict) else None
     if type(version) is int and version > VERSION:
-        place = places["version",]
+        place = places.get(("version",), "version")
         raise ConfigError(
             f"{place}: version {version} is newer than this captioner, which reads up to {VERSION}; upgrade"
         )

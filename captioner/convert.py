@@ -18,6 +18,7 @@ from captioner.errors import CheckpointError, ResourceError
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 
+GPT2_EPS = 1e-5
 INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """As Pillow numbers them."""
 ENCODERS = {
@@ -83,7 +84,7 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
             "writes of a VisionEncoderDecoderModel, its tokenizer and its image processor"
         ) from error
     encoder, decoder = theirs.config.encoder, theirs.config.decoder
-    _check(folder, encoder, decoder)
+    _check(folder, encoder, decoder, processor)
     vocabulary = theirs.decoder.get_input_embeddings().weight.shape[0]
     start = theirs.generation_config.decoder_start_token_id
     if vocabulary != len(tokenizer) or start not in (None, tokenizer.bos):
@@ -113,7 +114,12 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     )
     model = CaptionModel(config, vocabulary=vocabulary, load_weights=False)
     state = theirs.state_dict()
-    model.encoder.backbone.load_state_dict(encoder_weights(_part(state, "encoder.")), strict=False)
+    missing, _ = model.encoder.backbone.load_state_dict(encoder_weights(_part(state, "encoder.")), strict=False)
+    missing = [name for name in missing if "index" not in name and not name.startswith(("norm.", "fc_norm."))]
+    tied = torch.equal(state["decoder.lm_head.weight"], state["decoder.transformer.wte.weight"])
+    if missing or not tied:
+        reason = f"no {', '.join(missing[:3])}" if missing else "another matrix for its logits than for its words"
+        raise CheckpointError(f"{folder}: cannot be converted: it has {reason}")
     model.decoder.load_state_dict(decoder_weights(state), strict=True)
     scale = 255 if processor.get("do_rescale", True) else 1
     model.encoder.mean.copy_(torch.tensor(processor["image_mean"]).view(3, 1, 1) * scale)
@@ -154,7 +160,7 @@ def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def _check(folder: Path, encoder: Any, decoder: Any) -> None:
+def _check(folder: Path, encoder: Any, decoder: Any, processor: dict[str, Any]) -> None:
     problems = []
     if encoder.model_type not in ENCODERS:
         problems.append(f"encoder {encoder.model_type}, not one of {', '.join(ENCODERS)}")
@@ -164,6 +170,13 @@ def _check(folder: Path, encoder: Any, decoder: Any) -> None:
         problems.append(f"decoder {decoder.model_type}, not gpt2")
     elif decoder.activation_function != "gelu_new" or decoder.scale_attn_by_inverse_layer_idx:
         problems.append("a decoder that departs from GPT-2's activation or scaling")
+    elif decoder.layer_norm_epsilon != GPT2_EPS or (decoder.n_inner or 0) % decoder.n_embd:
+        problems.append(f"norms of eps {decoder.layer_norm_epsilon} or a feed-forward of {decoder.n_inner}")
+    size = processor.get("size") or {}
+    if (size.get("height"), size.get("width")) != _size(encoder.image_size) or processor.get("do_center_crop"):
+        problems.append("images that are cropped, or resized to another size than the encoder's")
+    if processor.get("resample") not in INTERPOLATIONS or not processor.get("do_normalize", True):
+        problems.append("images that are resampled or normalized in another way")
     if problems:
         raise CheckpointError(f"{folder}: cannot be converted: {'; '.join(problems)}")
 

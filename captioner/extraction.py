@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.dataset import mosaic_name, read_photo, view_pixels
-from captioner.data.features import FeatureStore, FeatureWriter, StoreKey, hash_files, hash_weights
+from captioner.data.features import FeatureStore, FeatureWriter, StoreKey, hash_files, hash_weights, one_at_a_time
 from captioner.data.mosaics import Mosaics, mosaic_pixels
 from captioner.model.encoder import VisionEncoder
 
@@ -84,8 +84,23 @@ def extract_features(
     if store is not None:
         return store
     shape = (encoder.patches.stop, encoder.width)
-    log.info("computing features of %d photos into %s", len(names), folder)
-    writer = FeatureWriter(folder, key, views=counts, shape=shape)
+    with one_at_a_time(folder):  # of the processes of a run
+        store = FeatureStore.open(folder, key)
+        if store is None:
+            log.info("computing features of %d photos into %s", len(names), folder)
+            _extract(encoder, work, FeatureWriter(folder, key, views=counts, shape=shape), batch_size, advance)
+            store = FeatureStore.open(folder, key)
+    assert store is not None
+    return store
+
+
+def _extract(
+    encoder: VisionEncoder,
+    work: list[_View],
+    writer: FeatureWriter,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> None:
     if writer.done:
         log.info("going on after %d of %d views", writer.done, len(work))
         advance(writer.done)
@@ -95,9 +110,6 @@ def extract_features(
             writer.write(encoder(torch.from_numpy(pixels).to(encoder.mean.device)).half().cpu().numpy())
         advance(len(batch))
     writer.finish()
-    store = FeatureStore.open(folder, key)
-    assert store is not None
-    return store
 
 
 def _read_ahead(

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Kill training (SIGKILL) at random steps, resume, and compare with a run that nobody killed, bit for bit.
+"""Kill training (SIGKILL) at random steps, resume, and compare with a run that nobody killed, bit for bit: weights,
+their average, the optimizer's state, metrics.csv.
 
 Checkpoints are taken at every step, and a kill may fall into one. Prints a line a variant; exit code 1 where one
 differs.
@@ -17,6 +18,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioner.checkpoint import load_training_file
+from captioner.training.history import read_table
 
 CONFIG = """
 data: {root: %s, batch_images: 2, captions_per_image: 1, augment: true}
@@ -32,6 +39,7 @@ training:
 """
 STORED = ("data.augment=false", "data.feature_views=2", "encoder.train=none")
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "photos, two batches a step": ("training.trainer.accumulate_grad_batches=2",),
     "photos, averaged weights": (),
     "photos, loader workers": ("data.workers=2",),
     "photos, no average": ("optimization.ema_decay=null",),
@@ -57,36 +65,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def soak(folder: Path, data: Path, settings: Sequence[str], kills: int, seed: int) -> tuple[str, bool]:
-    """Two runs, one of them killed; what was done, and whether weights, average and metrics.csv are the same."""
+    """Two runs, one of them killed; what was done, and whether both come to the same."""
     (folder / "tiny.yaml").write_text(CONFIG % data.resolve())
     whole, cut = folder / "whole", folder / "cut"
     sets = [word for each in settings for word in ("--set", each.replace("STORE", str(folder / "store")))]
     train = [sys.executable, "-m", "captioner", "train", "--config", str(folder / "tiny.yaml"), *sets, "-o"]
-    subprocess.run([*train, str(whole)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    steps = len((whole / "metrics.csv").read_text().splitlines()) - 1
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*train, str(whole)], check=True, **quiet)
+    steps = max(read_table(whole / "metrics.csv"))
     chosen = sorted(random.Random(seed).sample(range(1, steps), min(kills, steps - 1)))
-    for step in chosen:
-        with subprocess.Popen(
-            [*train, str(cut), "--resume", "auto"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as process:
-            while process.poll() is None and _steps(cut) < step:
+    for leg, step in enumerate(chosen, start=1):
+        with subprocess.Popen([*train, str(cut), "--resume", "auto"], start_new_session=True, **quiet) as process:
+            while process.poll() is None and (_legs(cut) < leg or _steps(cut) < step):
                 time.sleep(0.002)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
-    end = subprocess.run([*train, str(cut), "--resume", "auto"], stdout=subprocess.DEVNULL, check=False)
-    files = ("model/model.safetensors", "metrics.csv")
-    same = end.returncode == 0 and all((whole / name).read_bytes() == (cut / name).read_bytes() for name in files)
+            if process.poll() is not None:
+                return f"leg {leg} ended by itself", False
+            os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
+    end = subprocess.run([*train, str(cut), "--resume", "auto"], check=False, **quiet)
+    same = end.returncode == 0 and all(
+        (whole / name).read_bytes() == (cut / name).read_bytes() for name in ("model/model.safetensors", "metrics.csv")
+    )
+    one, other = (load_training_file(run / "checkpoints" / "last.ckpt") for run in (whole, cut))
+    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+    same = same and all(_equal(one.get(part), other.get(part)) for part in parts)
     return f"{steps} steps, killed at {', '.join(map(str, chosen))}", same
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Plain data with tensors, to the bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
+def _legs(run: Path) -> int:
+    """How often it was begun or gone on with."""
+    lines = run / "environment.jsonl"
+    return len(lines.read_text().splitlines()) if lines.exists() else 0
 
 
 def _steps(run: Path) -> int:
     """The last step in its metrics.csv."""
     table = run / "metrics.csv"
-    last = table.read_text().rpartition("\n")[0].rpartition("\n")[2].partition(",")[0] if table.exists() else ""
-    return int(last) if last.isdecimal() else 0
+    return max(read_table(table), default=0) if table.exists() else 0
 
 
 if __name__ == "__main__":

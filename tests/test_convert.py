@@ -126,6 +126,7 @@ def test_other_encoders(kind, name, options, pixels):
     [
         (lambda theirs: setattr(theirs.config.encoder, "hidden_act", "relu"), "encoder activation relu"),
         (lambda theirs: setattr(theirs.config.decoder, "activation_function", "relu"), "departs from GPT-2"),
+        (lambda theirs: setattr(theirs.config.decoder, "layer_norm_epsilon", 1e-6), "norms of eps 1e-06"),
         (lambda theirs: setattr(theirs.generation_config, "decoder_start_token_id", 3), "start token 3"),
     ],
 )
@@ -150,3 +151,11 @@ def test_what_cannot_be_converted_is_told_in_a_line(tmp_path, monkeypatch, capsy
     (tmp_path / "something").touch()
     assert main(["convert", *flags]) == code
     assert message in capsys.readouterr().err
+
+
+def test_images_that_are_cropped_are_refused(saved):
+    folder, _ = saved
+    processor = transformers.ViTImageProcessor(size={"height": 128, "width": 128}, resample=2)
+    processor.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="resized to another size"):
+        from_transformers(folder)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.source.startswith(FROM):
         raise ConfigError(f"{arguments.source}: name the source as {FROM}DIR")
-    if arguments.output.exists() and any(arguments.output.iterdir()):
+    if arguments.output.is_file() or (arguments.output.exists() and any(arguments.output.iterdir())):
         raise ConfigError(f"-o {arguments.output}: is there already; name another folder")
 
     from captioner.checkpoint import save_model

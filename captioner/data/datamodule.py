@@ -1,5 +1,6 @@
 """Loaders for Lightning: batches of images with their captions, ordered by seed and epoch."""
 
+import signal
 from typing import Any
 
 import pytorch_lightning as pl
@@ -89,6 +90,7 @@ class CaptionDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_leave_signals,
         )
 
     def _sampler(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> GroupSampler:
@@ -113,4 +115,11 @@ class CaptionDataModule(pl.LightningDataModule):
         # A resumed run asks for its first batch before Lightning counts the epoch that was finished; batches it knows.
         batches, whole = loop.epoch_loop.batch_progress, self.train_batches
         epoch: int = max(loop.epoch_progress.current.processed, batches.total.processed // whole)
-        return epoch, batches.current.processed % whole
+        return epoch, batches.current.processed % whole if loop.restarting else 0
+
+
+def _leave_signals(worker: int) -> None:
+    """Signals to all processes are the main one's to act on: it saves, and ends its workers."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

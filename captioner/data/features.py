@@ -6,9 +6,12 @@ float16 that is mapped, not read. A store answers only to the key it was made fo
 """
 
 import hashlib
+import importlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,11 @@ from torch import Tensor
 
 from captioner.errors import ConfigError, ResourceError
 
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 INDEX = "index.json"
 ARRAY = "features.f16"
 PROGRESS = "progress.json"
+LOCK = "lock"
 KEPT_EVERY = 512
 """Views between two notes of how far a store has come."""
 FINGERPRINT_BYTES = 16384
@@ -105,12 +110,18 @@ class FeatureWriter:
         for name, count in views.items():
             self.rows[name] = list(range(total, total + count))
             total += count
-        self.done = self._done(total, shape)
-        if not self.done:
-            require_space(folder, 2 * total * shape[0] * shape[1], "features")
+        size = 2 * total * shape[0] * shape[1]
+        self.done = self._kept_views(total, shape, size)
         folder.mkdir(parents=True, exist_ok=True)
-        mode: Any = "r+" if self.done else "w+"
-        self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode=mode, shape=(total, *shape))
+        if not self.done:
+            (folder / PROGRESS).unlink(missing_ok=True)  # of other features, which end here
+            (folder / ARRAY).unlink(missing_ok=True)
+            require_space(folder, size, "features")
+            with (folder / ARRAY).open("wb") as file:
+                if hasattr(os, "posix_fallocate"):  # a map into a hole would end the process where the disk is full
+                    os.posix_fallocate(file.fileno(), 0, max(1, size))
+                file.truncate(size)
+        self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r+", shape=(total, *shape))
 
     def write(self, features: NDArray[np.float16]) -> None:
         """Store the features (B, N, E) of the next views."""
@@ -126,12 +137,11 @@ class FeatureWriter:
         self._put(INDEX, {"key": self.key.to_dict(), "shape": list(self._array.shape), "rows": self.rows})
         (self.folder / PROGRESS).unlink(missing_ok=True)
 
-    def _done(self, total: int, shape: tuple[int, int]) -> int:
+    def _kept_views(self, total: int, shape: tuple[int, int], size: int) -> int:
         try:
             progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
-            size = (self.folder / ARRAY).stat().st_size
             same = progress["key"] == self.key.to_dict() and progress["shape"] == [total, *shape]
-            return int(progress["done"]) if same and size == 2 * total * shape[0] * shape[1] else 0
+            return int(progress["done"]) if same and (self.folder / ARRAY).stat().st_size == size else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 
@@ -139,6 +149,17 @@ class FeatureWriter:
         temporary = self.folder / f"{name}.partial"
         temporary.write_text(json.dumps(content), encoding="utf-8")
         temporary.replace(self.folder / name)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time fill a folder, where the system has locks of files; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    (folder / LOCK).unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

@@ -13,15 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch.optim import Optimizer
 
 from captioner.checkpoint import load_training_file, write_whole
+from captioner.config import Config, restore_config, to_dict
 from captioner.data.dataset import Batch
 from captioner.data.features import require_space
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
@@ -33,7 +34,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 LAST, BEST = "last.ckpt", "best.ckpt"
 MAY_CHANGE = (
     "name",
-    *(f"data.{name}" for name in ("root", "annotations", "images", "format", "workers", "features")),
+    *(f"data.{name}" for name in ("root", "annotations", "images", "format", "workers")),
     *(f"training.{name}" for name in ("epochs", "patience", "sample_captions", "threads", "trainer")),
     *(f"training.{name}" for name in ("nonfinite_steps", "checkpoint_minutes")),
 )
@@ -52,7 +53,7 @@ class WholeCheckpoints(CheckpointIO):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise ResourceError(
                 f"{path}: cannot be written ({reason}; {free / 2**20:.0f} MiB free); what was there before is whole: "
-                "make room and go on with --resume auto"
+                "make room, or mend the folder, and go on with --resume auto"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -65,8 +66,8 @@ class WholeCheckpoints(CheckpointIO):
 class Durability(Checkpoint):
     """Keeps `folder/last.ckpt`: every so many minutes, before each validation, after each epoch, and on a signal.
 
-    A step whose gradient is not finite changes no weight; too many in a row raise TrainingError. A signal raises
-    Interrupted after the step that is under way; a second one acts at once.
+    A step whose gradient is not finite changes no weight; too many in a row raise TrainingError, and so do weights that
+    are not finite. A signal raises Interrupted after the step that is under way; a second one acts at once.
     """
 
     def __init__(self, folder: Path, asked: dict[str, Any], *, minutes: float, nonfinite_steps: int) -> None:
@@ -74,16 +75,24 @@ class Durability(Checkpoint):
         self.asked = asked
         self.minutes, self.nonfinite_steps = minutes, nonfinite_steps
         self._signal: int | None = None
-        self._before: dict[int, Any] = {}
-        self._saved = math.inf
+        self._handlers_before: dict[int, Any] = {}
+        self._saved_at = math.inf
         self._nonfinite = 0
         self._images: list[int | str] = []
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self._saved = time.monotonic()
-        require_space(self.path.parent, _checkpoint_bytes(task) * 3, "checkpoints")  # last, best, and one being written
+        self._saved_at = time.monotonic()
+        for partial in self.path.parent.glob(".*.partial"):
+            partial.unlink()
+        there = sum(each.stat().st_size for each in self.path.parent.glob("*.ckpt"))
+        # The last one, the best one, and one that is being written.
+        require_space(self.path.parent, 3 * _checkpoint_bytes(task) - there, "checkpoints")
+        # A run that stopped early and is called again does not train on.
+        trainer.should_stop |= any(0 < each.patience <= each.wait_count for each in _early_stopping(trainer))
+        if trainer.received_sigterm:  # it came before this hook
+            self._signal = signal.SIGTERM
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._hear) for each in SIGNALS}
+            self._handlers_before = {each: signal.signal(each, self._hear) for each in SIGNALS}
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Batch, index: int) -> None:
         self._images = batch.image_ids
@@ -96,33 +105,34 @@ class Durability(Checkpoint):
         for each in trained:
             each.grad = None  # nothing is learned from this step
         self._nonfinite += 1
-        log.warning("step %d: loss or gradient not finite; skipped", trainer.global_step)
+        log.warning("step %d: loss or gradient not finite; passed over", trainer.global_step)
         if self._nonfinite >= self.nonfinite_steps:
-            kept = f"the last good checkpoint is {self.path}; " if self.path.exists() else ""
-            raise TrainingError(
-                f"loss or gradient not finite in {self._nonfinite} steps up to step {trainer.global_step}, the last on "
-                f"images {self._images[:5]} and {max(0, len(self._images) - 5)} more; {kept}lower "
-                "optimization.learning_rate, or look at these images"
-            )
+            self._give_up(f"loss or gradient not finite in {self._nonfinite} steps up to step {trainer.global_step}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Batch, index: int
     ) -> None:
         left = trainer.num_training_batches - 1 - index
-        if not left:  # the epoch ends; a checkpoint here would pass over its validation
+        if isinstance(trainer.val_check_batch, int):
+            left = min(left, -(index + 1) % trainer.val_check_batch)
+        # A checkpoint after the last batch would pass over its validation; within a step it would lose gradients.
+        if not left or not stepped(trainer, index):
             return
         stopping = self._agreed(trainer, self._signal is not None)
-        # In validation a run can only be ended, so that one batch before it is the last chance.
-        due = time.monotonic() - self._saved >= 60 * self.minutes or left == 1
+        # In validation a run can only be ended, so that the step before it is the last chance.
+        due = time.monotonic() - self._saved_at >= 60 * self.minutes or left <= trainer.accumulate_grad_batches
         if stopping or self._agreed(trainer, due):
             self._save(trainer, task)
         if stopping:
             self._end(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self._check_weights(task)  # before Lightning may take them for the best
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, task: pl.LightningModule, batch: Batch, index: int, dataloader_idx: int = 0
     ) -> None:
-        if trainer.state.fn == "fit" and self._agreed(trainer, self._signal is not None):
+        if self._agreed(trainer, self._signal is not None):
             self._end(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -131,17 +141,39 @@ class Durability(Checkpoint):
             self._end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self._give_back()
+        self._restore_handlers()
+
+    def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["asked"] = self.asked
+        checkpoint["train_batches"] = trainer.num_training_batches
 
-    def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
-        self._give_back()
+    def on_load_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning's own callbacks are restored after this: what they keep is brought to where the run is now."""
+        batches: int = trainer.datamodule.train_batches  # type: ignore[attr-defined]
+        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        if checkpoint.get("train_batches", batches) != batches and done < checkpoint["train_batches"]:
+            raise ConfigError(
+                f"{self.path.parent}: the checkpoint is from within an epoch of {checkpoint['train_batches']} batches, "
+                f"and now there are {batches} in each process; go on with as many processes as before"
+            )
+        for state in checkpoint["callbacks"].values():
+            if "patience" in state:
+                state["patience"] = next((each.patience for each in _early_stopping(trainer)), state["patience"])
+            if state.get("dirpath"):  # the folder may have been moved
+                state["dirpath"] = str(self.path.parent)
+                for name in ("best_model_path", "kth_best_model_path"):
+                    state[name] = str(self.path.parent / Path(state[name]).name) if state[name] else ""
+                state["best_k_models"] = {
+                    str(self.path.parent / Path(path).name): score for path, score in state["best_k_models"].items()
+                }
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for each in SIGNALS:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
         log.warning("%s: saving after this step", signal.Signals(number).name)
 
     def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
@@ -149,22 +181,39 @@ class Durability(Checkpoint):
         return wish if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
 
     def _save(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        finite = self._nonfinite == 0 and all(bool(each.isfinite().all()) for each in task.parameters())
-        if self._agreed(trainer, not finite):
+        if self._nonfinite:
             return  # the older one is better
+        self._check_weights(task)
         trainer.save_checkpoint(self.path)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
+
+    def _check_weights(self, task: pl.LightningModule) -> None:
+        """Also running statistics: those that are not finite never recover."""
+        for name, each in task.state_dict().items():
+            if each.is_floating_point() and not each.isfinite().all():
+                self._give_up(f"{name} is not finite")
+
+    def _give_up(self, why: str) -> NoReturn:
+        kept = f"the last good checkpoint is {self.path}; " if self.path.exists() else ""
+        raise TrainingError(
+            f"{why}, the last on images {self._images[:5]} and {max(0, len(self._images) - 5)} more; {kept}lower "
+            "optimization.learning_rate, or look at these images"
+        )
 
     def _end(self, trainer: pl.Trainer) -> None:
         number = self._signal or signal.SIGTERM
-        raise Interrupted(
-            f"{signal.Signals(number).name} after step {trainer.global_step}; go on with --resume auto", number
-        )
+        kept = "go on with --resume auto" if self.path.exists() else "nothing was saved yet"
+        raise Interrupted(f"{signal.Signals(number).name} after step {trainer.global_step}; {kept}", number)
 
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers_before = {}
+
+
+def stepped(trainer: pl.Trainer, index: int) -> bool:
+    """Whether the optimizer took a step after batch `index` of the epoch, rather than gathering more gradients."""
+    return (index + 1) % trainer.accumulate_grad_batches == 0 or index + 1 == trainer.num_training_batches
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -172,24 +221,32 @@ def newest_checkpoint(folder: Path) -> Path | None:
     there is none. Raises CheckpointError where there are some and none can be read.
     """
     found: list[tuple[int, bool, Path]] = []
-    problems: list[CheckpointError] = []
+    problem: CheckpointError | None = None
     for path in sorted(folder.glob("*.ckpt")):
         try:
             found.append((int(load_training_file(path)["global_step"]), path.name == LAST, path))
         except CheckpointError as error:
-            problems.append(error)
-    for problem in problems:
-        log.warning("%s; passed over", problem)
-    if problems and not found:
-        raise problems[0]
+            log.warning("%s; passed over", error)
+            problem = error
+    if problem is not None and not found:
+        raise problem
     return max(found)[2] if found else None
+
+
+def what_was_asked(config: Config, captions: str) -> dict[str, Any]:
+    """What a checkpoint keeps of a run: its settings, and a fingerprint of its captions."""
+    return {"config": to_dict(config), "captions": captions}
 
 
 def check_same_run(asked: dict[str, Any], checkpoint: dict[str, Any], source: Path) -> None:
     """Raise ConfigError where a run would go on with settings, or captions, that change what it learns."""
     if "asked" not in checkpoint:  # written before checkpoints held it
         return
-    before, now = dict(_leaves(checkpoint["asked"])), dict(_leaves(asked))
+    restored = to_dict(restore_config(checkpoint["asked"]["config"], str(source)))
+    before, now = dict(_leaves(restored)), dict(_leaves(asked["config"]))
+    before["captions"], now["captions"] = checkpoint["asked"]["captions"], asked["captions"]
+    if before["data.features"] and now["data.features"]:
+        before["data.features"] = now["data.features"]  # wherever they are kept
     changed = [
         f"{name} was {json.dumps(before.get(name))} and is {json.dumps(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
@@ -200,6 +257,10 @@ def check_same_run(asked: dict[str, Any], checkpoint: dict[str, Any], source: Pa
             f"{source}: the run was begun with other settings: {'; '.join(changed)}. Set them back, or begin another "
             "run with -o (and --init, to learn on from this one's model)"
         )
+
+
+def _early_stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
+    return [each for each in trainer.early_stopping_callbacks if isinstance(each, EarlyStopping)]
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ A row belongs to a step, so that a run that goes on writes again what it does ag
 import csv
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytorch_lightning as pl
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+
+from captioner.training.durability import stepped
 
 TABLE, PICTURE = "metrics.csv", "curves.png"
 STEP = "step"
@@ -41,7 +44,7 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        if trainer.global_step % self.every == 0 and isinstance(outputs, Mapping):
+        if trainer.global_step % self.every == 0 and stepped(trainer, index):
             rate: float = trainer.optimizers[0].param_groups[0]["lr"]
             found = {name: float(value) for name, value in outputs.items() if name.startswith("train_")}
             self._add(trainer, {"epoch": trainer.current_epoch, "learning_rate": rate} | found)
@@ -65,7 +68,7 @@ class History(Callback):
         if known or columns != self._columns():
             self._write(trainer)
         elif trainer.is_global_zero:
-            with (self.folder / TABLE).open("a", encoding="utf-8", newline="") as file:
+            with suppress(PermissionError), (self.folder / TABLE).open("a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, columns).writerow(self._spelled(step))
 
     def _columns(self) -> list[str]:
@@ -85,19 +88,19 @@ class History(Callback):
             writer = csv.DictWriter(file, self._columns())
             writer.writeheader()
             writer.writerows(self._spelled(step) for step in self.rows)
-        partial.replace(self.folder / TABLE)
+        with suppress(PermissionError):  # on Windows, while a spreadsheet holds it; the next one has all rows
+            partial.replace(self.folder / TABLE)
 
 
 def read_table(path: Path) -> dict[int, Row]:
-    """Step -> its numbers, of a metrics.csv; a line that was cut off is left out."""
+    """Step -> its numbers, of a metrics.csv; a line that is damaged is left out."""
     rows = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         for row in reader:
-            if None in row or None in row.values():
-                continue
-            step = int(row.pop(STEP))
-            rows[step] = {name: float(value) for name, value in row.items() if value}
+            with suppress(ValueError, TypeError):
+                step = int(row.pop(STEP))
+                rows[step] = {name: float(value) for name, value in row.items() if value}
     return rows
 
 

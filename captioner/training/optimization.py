@@ -36,10 +36,10 @@ def warmup_cosine(step: int, *, warmup: int, total: int, final: float) -> float:
 
 
 def optimizer_and_schedule(
-    model: CaptionModel, config: OptimizationConfig, *, total_steps: int
+    model: CaptionModel, config: OptimizationConfig, *, total_steps: int, fused: bool = True
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW over the parameter groups, and the schedule over `total_steps` steps."""
-    optimizer = AdamW(parameter_groups(model, config), betas=config.betas, fused=True)
+    optimizer = AdamW(parameter_groups(model, config), betas=config.betas, fused=fused)
     warmup = min(config.warmup_steps, max(1, total_steps // 10))
 
     def factor(step: int) -> float:

@@ -34,7 +34,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model, write_whole
-from captioner.config import Config, ModelConfig, dump_yaml, to_dict
+from captioner.config import Config, ModelConfig, dump_yaml
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
@@ -45,7 +45,14 @@ from captioner.extraction import extract_features
 from captioner.inspection.faithfulness import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
-from captioner.training.durability import BEST, Durability, WholeCheckpoints, check_same_run, newest_checkpoint
+from captioner.training.durability import (
+    BEST,
+    Durability,
+    WholeCheckpoints,
+    check_same_run,
+    newest_checkpoint,
+    what_was_asked,
+)
 from captioner.training.history import History
 from captioner.training.task import CaptionTask
 
@@ -79,7 +86,7 @@ def train(
     data = config.data
     captions = load_captions(data.root, data.annotations, data.images, data.format)
     used = replace(captions, images=captions.split(data.train_split).images + captions.split(data.val_split).images)
-    asked = to_dict(config) | {"captions": _fingerprint(used)}
+    asked = what_was_asked(config, _fingerprint(used))
     if resume is not None:
         state = load_training_file(resume)
         check_same_run(asked, state, resume)
@@ -119,20 +126,24 @@ def train(
     )
     watchers: list[Callback] = [] if fast_dev_run else [best, durability]
     if config.training.patience:
-        watchers.append(EarlyStopping(monitor, mode=mode, patience=config.training.patience, check_finite=False))
+        watchers.append(
+            EarlyStopping(monitor, mode=mode, patience=config.training.patience, check_finite=False, strict=False)
+        )
     trainer = _trainer(config, folder, watchers, fast_dev_run)
-    keeps = trainer.is_global_zero and not fast_dev_run
-    if keeps:
+    writes = trainer.is_global_zero and not fast_dev_run
+    if writes:
         write_whole(folder / "config.yaml", lambda file: file.write(dump_yaml(config).encode()))
         _tell_environment(folder)
-    with warnings.catch_warnings(), _logged(folder / "train.log") if keeps else nullcontext():
+    with warnings.catch_warnings(), _logged(folder / "train.log") if writes else nullcontext():
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         try:
             trainer.fit(task, loaders, ckpt_path=resume, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
-    if keeps:
+        except MisconfigurationException as error:
+            raise ConfigError(f"training: Lightning does not take it ({str(error).splitlines()[0]})") from error
+    if writes:
         if best.best_model_path:
             state = load_training_file(Path(best.best_model_path))["state_dict"]
             model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
@@ -243,6 +254,8 @@ def _trainer(config: Config, folder: Path, watchers: list[Callback], fast_dev_ru
     if not fast_dev_run:
         callbacks.append(History(folder, (defaults | options)["log_every_n_steps"]))
     known = list(inspect.signature(pl.Trainer.__init__).parameters)
+    if "max_steps" in options:
+        raise ConfigError("training.trainer.max_steps: a run is as long as training.epochs says; set that")
     for option in options:
         if option not in known:
             close = "".join(f"; did you mean {name}?" for name in get_close_matches(option, known, n=1))

@@ -26,7 +26,7 @@ from captioner.training.optimization import optimizer_and_schedule
 log = logging.getLogger(__name__)
 
 SEED_STRIDE = 1_000_003
-"""Between the seeds of two steps; a prime, so that the steps of runs with other seeds do not meet."""
+"""Between the seeds of two batches; a prime, so that the batches of runs with other seeds do not meet."""
 SMALLEST_MASS = 1e-6
 """Below it a share of attention counts as this, whose logarithm is finite."""
 COLLAPSE_IMAGES = 8
@@ -72,8 +72,9 @@ class CaptionTask(pl.LightningModule):
         return F.cross_entropy(logits, chosen, label_smoothing=label_smoothing), len(chosen)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        # Dropout depends on the seed and the step alone, so that a resumed run draws what the whole one would have.
-        torch.manual_seed(self.config.training.seed + SEED_STRIDE * self.global_step)
+        # Dropout depends on the seed and the batch alone, so that a resumed run draws what the whole one would have.
+        batches = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(self.config.training.seed + SEED_STRIDE * batches)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """The loss, and what of it is logged."""
@@ -226,17 +227,20 @@ class CaptionTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         self._steps = self._total_steps()
-        optimizer, schedule = optimizer_and_schedule(self.model, self.config.optimization, total_steps=self._steps)
+        optimizer, schedule = optimizer_and_schedule(
+            self.model,
+            self.config.optimization,
+            total_steps=self._steps,
+            fused=self.trainer.precision != "16-mixed",  # whose gradients are scaled until they are clipped
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run; Lightning's own estimate would fetch data before a run is restored."""
         trainer: Any = self.trainer
         batches: int = trainer.datamodule.train_batches
-        epochs: int = max(1, trainer.max_epochs or 1)
-        most: int = trainer.max_steps
-        steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * epochs
-        return min(steps, most) if most > 0 else steps
+        steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * max(1, trainer.max_epochs or 1)
+        return steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -20,6 +19,15 @@ from captioner.training.history import read_table
 from captioner.training.run import train
 
 soak = import_module("scripts.soak")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shapes):
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(soak.CONFIG % shapes)
+    train(load_config(folder / "tiny.yaml", ["data.augment=false", "training.checkpoint_minutes=60"]), folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture
@@ -40,16 +48,21 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("variant", ["photos, loader workers", "stored features"])
-def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, variant):
+@pytest.mark.skipif(os.name == "nt", reason="process groups as Unix has them")
+@pytest.mark.parametrize(
+    ("variant", "kills"), [("photos, two batches a step", 1), ("stored features, loader workers", 2)]
+)
+def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, variant, kills):
     """The short form of `make soak`: SIGKILL, weights bit for bit, and the same metrics.csv."""
-    done, same = soak.soak(tmp_path, shapes, soak.VARIANTS[variant], kills=2, seed=1)
+    done, same = soak.soak(tmp_path, shapes, soak.VARIANTS[variant], kills, seed=1)
     assert same, done
 
 
 def running(command, run, rows):
     """A training process once its metrics.csv has so many rows."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while len(read_table(run / "metrics.csv") if (run / "metrics.csv").exists() else ()) < rows:
         assert process.poll() is None, process.stderr.read()
@@ -59,29 +72,27 @@ def running(command, run, rows):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (getattr(signal, "SIGUSR1", signal.SIGTERM), 138)],
-)
-def test_a_signal_saves_and_ends_with_its_code(config, shapes, tmp_path, number, code):
-    settings = ("data.augment=false", "training.checkpoint_minutes=60")
+@pytest.mark.parametrize(("number", "workers"), [(number, int(number == signal.SIGTERM)) for number in SIGNALS])
+def test_a_signal_saves_and_ends_with_its_code(config, whole, tmp_path, number, workers):
+    """To all processes of the run, as a terminal or SLURM sends it."""
+    settings = ("data.augment=false", "training.checkpoint_minutes=60", f"data.workers={workers}")
+    config()
     command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
     command += [word for each in settings for word in ("--set", each)]
-    whole = weights(train(config(*settings), tmp_path / "whole"))
     run = tmp_path / "run"
     process = running([*command, "-o", str(run)], run, rows=5)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    assert process.returncode == 128 + number, err
     assert not out
-    last = err.splitlines()[-1]
+    [last] = [line for line in err.splitlines() if line.startswith("captioner: error: ")]
     assert last.startswith(f"captioner: error: {signal.Signals(number).name} after step ")
     assert "--resume auto" in last
     found = newest_checkpoint(run / "checkpoints")
     assert found == run / "checkpoints" / LAST
     assert load_training_file(found)["global_step"] == int(last.split("step ")[1].split(";")[0])
-    assert equal(whole, weights(train(config(*settings), run, resume=found)))
-    assert (run / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    assert equal(weights(whole / "model"), weights(train(config(*settings), run, resume=found)))
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
@@ -98,6 +109,7 @@ def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
     assert f"after step {load_training_file(run / 'checkpoints' / LAST)['global_step']};" in err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 def test_a_signal_in_validation_ends_the_run(config, tmp_path, monkeypatch):
     """In this process: the handlers are those of before, whether a run ends by itself or by a signal."""
     from captioner.training.task import CaptionTask
@@ -202,10 +214,13 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_pa
     assert all(each.isfinite().all() for each in state["state_dict"].values())
 
 
-def test_weights_that_are_not_finite_are_not_kept(config, tmp_path):
+@pytest.mark.parametrize("batches", [1, 3, 40])
+def test_weights_that_are_not_finite_are_not_kept(config, tmp_path, batches):
+    """Neither as the last nor as the best ones, however short the epoch."""
+    settings = (f"training.trainer.limit_train_batches={batches}",)
     with pytest.raises(TrainingError, match="learning_rate"):
-        train(config("optimization.learning_rate=1e38", "optimization.gradient_clip=0"), tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints" / LAST).exists()
+        train(config("optimization.learning_rate=1e38", "optimization.gradient_clip=0", *settings), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
 def test_the_newest_whole_checkpoint_is_found(config, tmp_path, caplog):
@@ -240,4 +255,60 @@ def test_a_checkpoint_of_before_is_taken_as_it_is(config, tmp_path):
     state = load_training_file(last)
     state.pop("asked")
     torch.save(state, last)
-    train(replace(config("training.epochs=2")), run, resume=last)
+    train(config("training.epochs=2"), run, resume=last)
+
+
+def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path):
+    still = [f"optimization.{name}=1.0e-30" for name in ("learning_rate", "encoder_learning_rate")]
+    settings = ("training.epochs=9", "training.patience=1", "optimization.ema_decay=null", *still)
+    run = tmp_path / "run"
+    train(config(*settings), run)
+    last = run / "checkpoints" / LAST
+    steps, table = load_training_file(last)["global_step"], (run / "metrics.csv").read_text()
+    train(config(*settings), run, resume=last)
+    assert load_training_file(last)["global_step"] == steps
+    assert (run / "metrics.csv").read_text() == table
+    train(config(*settings, "training.patience=3"), run, resume=last)
+    assert load_training_file(last)["global_step"] > steps
+
+
+def test_a_run_that_was_moved_remembers_its_best(config, tmp_path):
+    train(config("training.epochs=1"), tmp_path / "run")
+    best = load_training_file(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    last = tmp_path / "moved" / "checkpoints" / LAST
+    still = [f"optimization.{name}=1.0e-30" for name in ("learning_rate", "encoder_learning_rate")]
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(config("training.epochs=2", *still), tmp_path / "moved", resume=last)
+    train(config("training.epochs=2"), tmp_path / "moved", resume=last)
+    states = load_training_file(last)["callbacks"]
+    [kept] = [each for each in states.values() if each.get("best_model_path")]
+    assert kept["dirpath"] == str(tmp_path / "moved" / "checkpoints")
+    assert kept["best_model_score"] is not None
+    assert best["global_step"] <= load_training_file(tmp_path / "moved" / "checkpoints" / "best.ckpt")["global_step"]
+
+
+def test_validation_within_an_epoch_is_not_passed_over(config, tmp_path, monkeypatch):
+    from captioner.training.task import CaptionTask
+
+    settings = ("training.trainer.val_check_interval=0.5", "training.epochs=1", "training.checkpoint_minutes=60")
+    train(config(*settings), tmp_path / "whole")
+    look, calls = CaptionTask.validation_step, []
+
+    def ended(self, *arguments):
+        calls.append(0)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        return look(self, *arguments)
+
+    monkeypatch.setattr(CaptionTask, "validation_step", ended)
+    with pytest.raises(Interrupted):
+        train(config(*settings), tmp_path / "cut")
+    train(config(*settings), tmp_path / "cut", resume=newest_checkpoint(tmp_path / "cut" / "checkpoints"))
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_lengths_in_steps_are_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.epochs says"):
+        train(config("training.trainer.max_steps=5"), tmp_path / "run")
