@@ -89,11 +89,20 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         box_pointing,
         mosaic_pointing,
         pixel_curves,
+        read_words,
         slow_maps,
         standard_maps,
     )
     from captioner.inspection.hallucination import detection, fit
-    from captioner.inspection.summary import heads_markdown, heads_summary, invented_markdown, markdown, summarize
+    from captioner.inspection.summary import (
+        heads_markdown,
+        heads_summary,
+        invented_markdown,
+        markdown,
+        null_markdown,
+        null_summary,
+        summarize,
+    )
     from captioner.model.caption_model import CaptionModel
 
     given = Path(arguments.annotations)
@@ -122,7 +131,7 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         pointing = mosaic_pointing(model, tokenizer, images, mosaics=count, maps=maps, shown=shown)
         report["pointing"] = summarize(pointing)
         print(markdown(f"Pointing in {count} mosaics", report["pointing"]))
-        report["heads"] = heads_summary(pointing, nulls=shown is None)
+        report["heads"] = heads_summary(pointing)
         print(heads_markdown(report["heads"]))
         heads = report["heads"]["best_heads"]
         if pointing.seen_objects.sum() < FEW_WORDS:
@@ -134,7 +143,14 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         print(markdown(f"Deletion and insertion in {len(chosen)} photos, in nats", report["pixels"]))
     weights: tuple[float, ...] = ()
     if arguments.captions and shown is None:
-        features, invented, photos = _object_words(captioner, images[: arguments.captions])
+        chosen = images[: arguments.captions]
+        features, invented, photos, own = _object_words(captioner, chosen)
+        human = [image.captions[number % len(image.captions)] for number, image in enumerate(chosen)]
+        tables = {"human captions": human, "its own captions": own}
+        nulls = {name: null_summary(read_words(model, tokenizer, chosen, each)) for name, each in tables.items()}
+        report["null patch"] = {name: each for name, each in nulls.items() if each}
+        if report["null patch"]:
+            print(null_markdown(report["null patch"]))
         enough = min(invented.sum(), len(invented) - invented.sum()) >= LEAST_INVENTED
         found = dict(detection(features, invented, photos)) if enough else {}
         weights = tuple(float(weight) for weight in fit(features, invented)) if enough else ()
@@ -157,17 +173,22 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
 
 def _object_words(
     captioner: "Captioner", images: "Sequence[CaptionedImage]"
-) -> "tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]":
-    """Of the model's own captions: features (K, F) of their object words, whether invented (K,), and of which image."""
+) -> "tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], list[str]]":
+    """Of the model's own captions: features (K, F) of their object words, whether invented (K,), and of which image;
+    and the captions.
+    """
     import numpy as np
 
     from captioner.inspection.hallucination import FEATURES, is_invented, object_words_of
 
     print(f"captioner: objects in {len(images)} captions", file=sys.stderr)
-    rows, invented, photos = [], [], []
+    rows, invented, photos, captions = [], [], [], []
     for photo, image in enumerate(images):
-        for each in object_words_of(captioner.inspect(image.path)):
+        trace = captioner.inspect(image.path)
+        captions.append(trace.text)
+        for each in object_words_of(trace):
             rows.append(each.features)
             invented.append(is_invented(each.concept, image.captions))
             photos.append(photo)
-    return np.array(rows).reshape(-1, len(FEATURES)), np.array(invented, dtype=bool), np.array(photos, dtype=np.int64)
+    features = np.array(rows).reshape(-1, len(FEATURES))
+    return features, np.array(invented, dtype=bool), np.array(photos, dtype=np.int64), captions

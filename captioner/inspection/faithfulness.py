@@ -77,6 +77,8 @@ class WordTable:
     named: NDArray[np.bool_]
     """(K,) whether the word names an object."""
     needs: NDArray[np.float32]
+    shares: NDArray[np.float32]
+    """(K,) how much of the next word's distribution is there without the image."""
     null_mass: NDArray[np.float32]
     columns: Mapping[str, NDArray[np.float32]]
     """Measure -> (K,)"""
@@ -209,6 +211,17 @@ def box_pointing(
             measured[f"{name} mass"] = np.where(total > TINY, share, measured["area"])
             measured[f"{name} hit"] = np.where(total > TINY, peak, measured["area"])
         rows.add(number, forced, measured, None, list(words))
+    return rows.table()
+
+
+def read_words(
+    model: CaptionModel, tokenizer: Tokenizer, images: Sequence[CaptionedImage], captions: Sequence[str]
+) -> WordTable:
+    """What the words of a caption of each image need, and what the null patch takes of them; no maps."""
+    rows = _Rows()
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        pixels = torch.from_numpy(view_pixels(read_photo(image), model.encoder.config, image))
+        rows.add(number, _read(model, tokenizer, pixels, caption), {}, None)
     return rows.table()
 
 
@@ -451,6 +464,7 @@ class _Rows:
             words=tuple(forced.words[word] for _, forced, _, words in parts for word in words),
             named=joined(_named(forced.words)[words] for _, forced, _, words in parts).astype(bool),
             needs=joined(forced.needs[words] for _, forced, _, words in parts if forced.needs is not None),
+            shares=joined(forced.shares[words] for _, forced, _, words in parts if forced.shares is not None),
             null_mass=joined(forced.null_mass[words] for _, forced, _, words in parts),
             columns={name: joined(measured[name] for _, _, measured, _ in parts) for name in names},
             heads=np.concatenate(self._heads) if self._heads else None,

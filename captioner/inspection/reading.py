@@ -29,6 +29,8 @@ class Reading:
     """(W,) of each word the sum over its tokens."""
     needs: NDArray[np.float32] | None
     """(W,) log p with the image minus without, its visual need; None where there was no blind memory."""
+    shares: NDArray[np.float32] | None
+    """(W,) the share of the next word's distribution that is there without the image, Σ min(p, q); the mean over tokens."""
     weights: NDArray[np.float32]
     """(W, L, H, N) of each word the mean over its tokens; sums to one."""
 
@@ -52,9 +54,12 @@ class Reading:
         with torch.inference_mode():
             logits, weights = decoder(forced[:, :-1], memory, return_weights=True)
             log_probs = by_word(_chosen(logits, forced))
-            needs = None
+            needs = shares = None
             if blind is not None:
-                needs = log_probs - by_word(_chosen(decoder(forced[:, :-1], blind).logits, forced))
+                without = decoder(forced[:, :-1], blind).logits
+                needs = log_probs - by_word(_chosen(without, forced))
+                common = torch.minimum(logits[0].softmax(dim=-1), without[0].softmax(dim=-1)).sum(dim=-1).float().cpu()
+                shares = np.array([float(common[start:stop].mean()) for start, stop in spans], np.float32)
         assert weights is not None
         by_token = weights[0].permute(2, 0, 1, 3).float().cpu().numpy()  # (T, L, H, N)
         means = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
@@ -65,6 +70,7 @@ class Reading:
             spans=spans,
             log_probs=log_probs,
             needs=needs,
+            shares=shares,
             weights=means.reshape(len(spans), *by_token.shape[1:]),
         )
 

@@ -49,27 +49,37 @@ def summarize(table: WordTable) -> dict[str, Any]:
     return found
 
 
-def heads_summary(table: WordTable, nulls: bool = True) -> dict[str, Any]:
-    """Pointing of each head for objects that need the image, the best set, and what the null patch is for."""
+def heads_summary(table: WordTable) -> dict[str, Any]:
+    """Pointing of each head for objects that need the image, and the best set."""
     assert table.heads is not None
     chosen = table.heads[table.seen_objects]
     masses = (chosen[..., 0] / np.maximum(chosen[..., 1], np.finfo(np.float32).tiny)).mean(axis=0)
-    best = best_heads(table)
-    function = np.array([word in FUNCTION_WORDS for word in plain_words(table.words)], dtype=bool)
-    found: dict[str, Any] = {
+    return {
         "mass_by_layer_and_head": [[round(float(mass), DIGITS) for mass in row] for row in masses],
-        "best_heads": [list(pair) for pair in best],
+        "best_heads": [list(pair) for pair in best_heads(table)],
     }
-    if nulls and table.null_mass.any():
-        found["null_mass"] = {
-            "objects": _number(table.null_mass[table.named].mean()),
-            "function_words": _number(table.null_mass[function].mean()),
-            "auc_function_words_above_objects": _number(
-                area_under_curve(table.null_mass[function], table.null_mass[table.named])
-            ),
-            "spearman_with_visual_need": _number(rank_correlation(-table.null_mass, table.needs)),
-        }
-    return found
+
+
+def null_summary(table: WordTable) -> dict[str, Any]:
+    """What the null patch takes of which words, and how that goes with their need; empty where there is none.
+
+    `share` is what a step can know: how much of the next word's distribution is there without the image. Its
+    correlation with need, which depends on the word that then comes, is about the most that a null patch can reach.
+    """
+    if not table.null_mass.any():
+        return {}
+    function = np.array([word in FUNCTION_WORDS for word in plain_words(table.words)], dtype=bool)
+    return {
+        "words": len(table.words),
+        "objects": _number(table.null_mass[table.named].mean()),
+        "function_words": _number(table.null_mass[function].mean()),
+        "auc_function_words_above_objects": _number(
+            area_under_curve(table.null_mass[function], table.null_mass[table.named])
+        ),
+        "spearman_with_visual_need": _number(rank_correlation(-table.null_mass, table.needs)),
+        "spearman_of_the_share_with_visual_need": _number(rank_correlation(-table.shares, table.needs)),
+        "spearman_with_the_share": _number(rank_correlation(table.null_mass, table.shares)),
+    }
 
 
 def markdown(title: str, summary: Mapping[str, Any]) -> str:
@@ -99,11 +109,17 @@ def heads_markdown(found: Mapping[str, Any]) -> str:
     lines += [f"| {layer} | {' | '.join(f'{mass:.3f}' for mass in row)} |" for layer, row in enumerate(masses)]
     best = ", ".join(f"layer {layer} head {head}" for layer, head in found["best_heads"]) or "none"
     lines += ["", f"Best together: {best}", ""]
-    if null := found.get("null_mass"):
-        lines += ["| null patch | |", "|---|---|"]
-        lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in null.items()]
-        lines.append("")
     return "\n".join(lines)
+
+
+def null_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A column for each kind of captions."""
+    lines = ["## The null patch", "", f"| | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
+    names = next(iter(found.values()))
+    lines += [
+        f"| {name.replace('_', ' ')} | {' | '.join(str(each[name]) for each in found.values())} |" for name in names
+    ]
+    return "\n".join([*lines, ""])
 
 
 def invented_markdown(found: Mapping[str, Any]) -> str:

@@ -51,6 +51,7 @@ def test_tables_and_numbers(model, data, shapes, tmp_path, capsys):
         "pixels",
         "grounding",
         "invented objects",
+        "null patch",
     }
     for title in (
         "## Pointing in 6 mosaics",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
+from captioner.data.dataset import read_photo, view_pixels
 from captioner.data.formats import load_captions
 from captioner.errors import AnnotationError, ConfigError
 from captioner.inspection.faithfulness import (
@@ -19,11 +20,12 @@ from captioner.inspection.faithfulness import (
     pixel_curves,
     rank_correlation,
     read_caption,
+    read_words,
     slow_maps,
     standard_maps,
 )
 from captioner.inspection.relevance import perturbation
-from captioner.inspection.summary import heads_summary, markdown, summarize
+from captioner.inspection.summary import heads_summary, markdown, null_markdown, null_summary, summarize
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 
@@ -215,6 +217,7 @@ def table_of(heads, named=None, needs=None):
         words=tuple("dog" for _ in range(count)),
         named=np.ones(count, bool) if named is None else np.array(named),
         needs=np.full(count, 2.0, np.float32) if needs is None else np.array(needs, np.float32),
+        shares=np.linspace(1, 0, count).astype(np.float32),
         null_mass=np.zeros(count, np.float32),
         columns={"raw mass": np.linspace(0, 1, count).astype(np.float32), "new mass": np.ones(count, np.float32)},
         heads=heads,
@@ -246,12 +249,15 @@ def test_summaries():
     assert page.startswith("## Title\n")
     assert "| new | 1.000 (1.000 to 1.000) | +0.733" in page
     assert heads_summary(table)["mass_by_layer_and_head"] == [[1, 1]]
-    assert "null_mass" not in heads_summary(table)
+    assert null_summary(table) == {}
     nulls = replace(
         table, null_mass=np.array([0.1, 0.1, 0.3, 0.1, 0.9, 0.8], np.float32), words=("dog",) * 4 + ("a", "of")
     )
-    null = heads_summary(nulls)["null_mass"]
+    null = null_summary(nulls)
     assert null["auc_function_words_above_objects"] == 1
+    assert null["objects"] == pytest.approx(0.15, abs=1e-4)
+    page = null_markdown({"human captions": null, "its own captions": null})
+    assert "| auc function words above objects | 1.0 | 1.0 |" in page
     assert json.dumps(found, allow_nan=False)
 
 
@@ -277,3 +283,24 @@ def test_standard_maps_have_a_row_a_word(trained):
     assert {each.shape for each in standard_maps(model, forced).values()} == {
         (3, model.encoder.grid[0] * model.encoder.grid[1])
     }
+
+
+def test_words_are_read_with_what_is_known_without_the_image(trained, images):
+    """The share of the distribution that both have, against a loop; the words of a caption, in order."""
+    model, tokenizer = trained
+    captions = [image.captions[0] for image in images[:2]]
+    table = read_words(model, tokenizer, images[:2], captions)
+    assert table.columns == {}
+    pixels = torch.from_numpy(view_pixels(read_photo(images[0]), model.encoder.config, images[0]))
+    with torch.inference_mode():
+        memory = model.encode(pixels[None])
+        tokens = torch.tensor([[tokenizer.bos, *tokenizer.encode(captions[0]), tokenizer.eos]])[:, :-1]
+        seen = model.decoder(tokens, memory).logits.softmax(-1)[0]
+        blind = model.decoder(tokens, model.blind(memory)).logits.softmax(-1)[0]
+    common = [
+        sum(min(float(p), float(q)) for p, q in zip(*rows, strict=True)) for rows in zip(seen, blind, strict=True)
+    ]
+    words = tokenizer.words([*tokenizer.encode(captions[0])])
+    expected = [np.mean(common[word.start : word.stop]) for word in words]
+    np.testing.assert_allclose(table.shares[: len(words)], expected, atol=1e-5)
+    assert list(table.photos) == [0] * len(words) + [1] * (len(table.photos) - len(words))
