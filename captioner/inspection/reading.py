@@ -30,7 +30,7 @@ class Reading:
     needs: NDArray[np.float32] | None
     """(W,) log p with the image minus without, its visual need; None where there was no blind memory."""
     shares: NDArray[np.float32] | None
-    """(W,) the share of the next word's distribution that is there without the image, Σ min(p, q); the mean over tokens."""
+    """(W,) the share of the next token's distribution that is there without the image, Σ min(p, q); its mean."""
     weights: NDArray[np.float32]
     """(W, L, H, N) of each word the mean over its tokens; sums to one."""
 
