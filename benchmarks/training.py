@@ -141,6 +141,7 @@ def lightning(
         callbacks=[clock],
         logger=pl.loggers.CSVLogger(folder),
         enable_checkpointing=False,
+        enable_progress_bar=False,  # which would stand among the numbers
         enable_model_summary=False,
         accelerator="cpu",
         use_distributed_sampler=False,

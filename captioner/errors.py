@@ -65,10 +65,7 @@ class TrainingError(CaptionerError):
 
 
 class Interrupted(CaptionerError):
-    """Work that a signal ended, after everything was saved; the exit code is 128 and the signal's number."""
+    """Work that a signal ended, after everything was saved; an instance's exit code is 128 and the signal's number."""
 
     code = "interrupted"
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
+    exit_code = 130

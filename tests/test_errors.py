@@ -14,6 +14,7 @@ CODES = {
     "CheckpointError": ("checkpoint", 4),
     "ResourceError": ("resource", 5),
     "TrainingError": ("training", 1),
+    "Interrupted": ("interrupted", 130),
 }
 
 

@@ -203,7 +203,9 @@ class Durability(Checkpoint):
     def _end(self, trainer: pl.Trainer) -> None:
         number = self._signal or signal.SIGTERM
         kept = "go on with --resume auto" if self.path.exists() else "nothing was saved yet"
-        raise Interrupted(f"{signal.Signals(number).name} after step {trainer.global_step}; {kept}", number)
+        ended = Interrupted(f"{signal.Signals(number).name} after step {trainer.global_step}; {kept}")
+        ended.exit_code = 128 + number
+        raise ended
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers_before.items():

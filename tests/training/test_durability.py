@@ -50,7 +50,7 @@ def equal(one, other):
 
 @pytest.mark.skipif(os.name == "nt", reason="process groups as Unix has them")
 @pytest.mark.parametrize(
-    ("variant", "kills"), [("photos, two batches a step", 1), ("stored features, loader workers", 2)]
+    ("variant", "kills"), [("photos, two batches a step", 1), ("stored features, loader workers", 1)]
 )
 def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, variant, kills):
     """The short form of `make soak`: SIGKILL, weights bit for bit, and the same metrics.csv."""
