@@ -14,6 +14,9 @@ from captioner.data.mosaics import Mosaics
 from captioner.errors import ConfigError
 from captioner.tokenizer import Tokenizer
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""After which a run saves itself and ends; SLURM sends the last before it takes a machine away."""
+
 
 def split_mosaics(config: DataConfig, captions: CaptionSet, seed: int) -> dict[str, Mosaics]:
     """The mosaics of the training and the validation split, where the configuration asks for any.
@@ -120,6 +123,5 @@ class CaptionDataModule(pl.LightningDataModule):
 
 def _leave_signals(worker: int) -> None:
     """Signals to all processes are the main one's to act on: it saves, and ends its workers."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)

@@ -23,14 +23,13 @@ from torch.optim import Optimizer
 
 from captioner.checkpoint import load_training_file, write_whole
 from captioner.config import Config, restore_config, to_dict
+from captioner.data.datamodule import SIGNALS
 from captioner.data.dataset import Batch
 from captioner.data.features import require_space
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 
 log = logging.getLogger(__name__)
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""After which a run saves itself and ends; SLURM sends the last before it takes a machine away."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 MAY_CHANGE = (
     "name",

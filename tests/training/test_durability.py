@@ -13,8 +13,9 @@ import torch
 
 from captioner.checkpoint import load_model, load_training_file
 from captioner.config import load_config
+from captioner.data.datamodule import SIGNALS
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
-from captioner.training.durability import LAST, SIGNALS, WholeCheckpoints, newest_checkpoint
+from captioner.training.durability import LAST, WholeCheckpoints, newest_checkpoint
 from captioner.training.history import read_table
 from captioner.training.run import train
 
