@@ -181,20 +181,17 @@ def generate(
     prefix_log_probs = log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2)
     search = strategy.start(_Begin(forced[:, 1:], prefix_log_probs, eos, pad, keys))
     blocked = torch.tensor(list(suppressed), dtype=torch.long, device=device)
-    end = torch.tensor([eos], device=device)
-    step_log_probs = log_probs[:, -1:].expand(-1, strategy.rows, -1).flatten(0, 1)  # (R, V)
+    step_log_probs = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
     cache.select(torch.arange(images, device=device).repeat_interleave(strategy.rows))
     going = torch.arange(images)  # the images whose search is not over
     found: dict[int, list[Hypothesis]] = {}
     for length in range(len(prefix), strategy.max_length):
-        choices = step_log_probs.index_fill(1, blocked, -math.inf)
+        step_log_probs.index_fill_(1, blocked, -math.inf)
         if 0 < strategy.no_repeat_ngram <= length:
-            _forbid_repeats(choices, search.tokens, strategy.no_repeat_ngram)
+            _forbid_repeats(step_log_probs, search.tokens, strategy.no_repeat_ngram)
         if length < strategy.min_length:
-            longer = choices.index_fill(1, end, -math.inf)
-            # A row in which every word is forbidden has to end nevertheless.
-            choices = torch.where(longer.isneginf().all(dim=1, keepdim=True), choices, longer)
-        rows = search.step(step_log_probs, choices)
+            _forbid_the_end(step_log_probs, eos)
+        rows = search.step(step_log_probs)
         settled = search.settled().cpu()
         if length + 1 == strategy.max_length or bool(settled.all()):
             break
@@ -217,6 +214,13 @@ def _rows_of(images: Tensor, rows: int) -> Tensor:
     return (images[:, None] * rows + torch.arange(rows)).flatten()
 
 
+def _forbid_the_end(choices: Tensor, eos: int) -> None:
+    """Set the end token to -inf in choices (R, V), but where every other is: such a row has to end nevertheless."""
+    ends = choices[:, eos].clone()
+    choices[:, eos] = -math.inf
+    choices[:, eos] = torch.where(choices.amax(dim=1).isneginf(), ends, -math.inf)
+
+
 def _forbid_repeats(choices: Tensor, tokens: Tensor, size: int) -> None:
     """Set to -inf, in choices (R, V), every token that would end an n-gram that tokens (R, T) hold already."""
     if size == 1:
@@ -234,8 +238,8 @@ class _Search(ABC):
     tokens: Tensor
 
     @abstractmethod
-    def step(self, log_probs: Tensor, choices: Tensor) -> Tensor | None:
-        """Choose a token a row from log_probs (R, V), allowed ones in choices (R, V); return the rows to go on with."""
+    def step(self, log_probs: Tensor) -> Tensor | None:
+        """Choose a token a row from log_probs (R, V), -inf where one is forbidden; return the rows to go on with."""
 
     @abstractmethod
     def settled(self) -> Tensor:
@@ -262,8 +266,8 @@ class _RowSearch(_Search):
         self.sampling = sampling
         self.noise = _noise(begin.keys, sampling, strategy.max_length) if sampling else None  # (R, max_length)
 
-    def step(self, log_probs: Tensor, choices: Tensor) -> Tensor | None:
-        chosen = self._choose(choices).masked_fill(self.ended, self.begin.pad)
+    def step(self, log_probs: Tensor) -> Tensor | None:
+        chosen = self._choose(log_probs).masked_fill(self.ended, self.begin.pad)
         gained = log_probs.gather(1, chosen[:, None]).masked_fill(self.ended[:, None], 0.0)
         self.tokens = torch.cat([self.tokens, chosen[:, None]], dim=1)
         self.token_log_probs = torch.cat([self.token_log_probs, gained], dim=1)
@@ -320,16 +324,16 @@ class _BeamSearch(_Search):
         self.finished_log_probs = torch.zeros(shape, device=device)
         self.first_row = torch.arange(images, device=device)[:, None] * width
 
-    def step(self, log_probs: Tensor, choices: Tensor) -> Tensor | None:
+    def step(self, log_probs: Tensor) -> Tensor | None:
         images, width = self.scores.shape
-        vocabulary = choices.shape[1]
-        candidates = self.scores[:, :, None] + choices.view(images, width, vocabulary)
         # Each of the K beams ends at most once, so the best 2K hold K that go on.
+        log_probs, words = log_probs.topk(min(2 * width, log_probs.shape[1]), dim=1)  # (R, at most 2K)
+        most = log_probs.shape[1]
+        candidates = self.scores[:, :, None] + log_probs.view(images, width, most)
         scores, flat = candidates.flatten(1).topk(2 * width, dim=1)  # (B, 2K)
-        rows = self.first_row + flat // vocabulary
-        chosen = flat % vocabulary
+        rows = self.first_row + flat // most
+        chosen, gained = (each[rows, flat % most] for each in (words, log_probs))
         tokens = torch.cat([self.tokens[rows], chosen[:, :, None]], dim=2)  # (B, 2K, T)
-        gained = log_probs.flatten().gather(0, (rows * vocabulary + chosen).flatten()).view_as(rows)
         token_log_probs = torch.cat([self.token_log_probs[rows], gained[:, :, None]], dim=2)
         ends = chosen == self.begin.eos
         generated = tokens.shape[2] - self.begin.prefix.shape[1]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.model.cache import LayerCache
+from captioner.model.linear import Linear
 
 
 def attention_weights(queries: Tensor, keys: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -39,8 +40,8 @@ class SelfAttention(nn.Module):
     def __init__(self, *, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -69,9 +70,9 @@ class CrossAttention(nn.Module):
     def __init__(self, *, width: int, heads: int, dropout: float, null_patch: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.output = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         # A word that needs no image may spend its attention here; its mass says how much it did.
         self.null = nn.Parameter(torch.zeros(2, heads, 1, width // heads)) if null_patch else None

@@ -5,12 +5,16 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one layer, (R, H, capacity, d), of which the first `length` are filled."""
+    """Keys and values of one layer for up to `capacity` tokens, of which the first `length` are filled.
+
+    Tokens come first in storage, so that what is filled is one piece, and two buffers take turns when rows are chosen.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._stored: Tensor | None = None  # (2, R, H, capacity, d)
+        self._stored: Tensor | None = None  # (capacity, 2, R, H, d)
+        self._spare: Tensor | None = None  # as large, or None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (R, H, T, d) after what is there; return all keys and values so far, (R, H, S + T, d).
@@ -22,22 +26,21 @@ class LayerCache:
             raise ValueError(f"the cache has room for {self.capacity} tokens, not {self.length + keys.shape[2]}")
         if self._stored is None:
             rows, heads, _, width = keys.shape
-            self._stored = keys.new_empty(2, rows, heads, self.capacity, width)
+            self._stored = keys.new_empty(self.capacity, 2, rows, heads, width)
         start, self.length = self.length, self.length + keys.shape[2]
-        self._stored[0, :, :, start : self.length] = keys
-        self._stored[1, :, :, start : self.length] = values
-        filled = self._stored[:, :, :, : self.length]
+        self._stored[start : self.length, 0] = keys.permute(2, 0, 1, 3)
+        self._stored[start : self.length, 1] = values.permute(2, 0, 1, 3)
+        filled = self._stored[: self.length].permute(1, 2, 3, 0, 4)  # (2, R, H, S, d)
         return filled[0], filled[1]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows (R',), in this order; a row may be named more than once."""
         if self._stored is None:
             return
-        filled = self._stored[:, :, :, : self.length].index_select(1, rows)
-        if len(rows) > self._stored.shape[1]:
-            self._stored = self._stored.new_empty(2, len(rows), *self._stored.shape[2:])
-        self._stored = self._stored[:, : len(rows)]
-        self._stored[:, :, :, : self.length] = filled
+        if self._spare is None or self._spare.shape[2] != len(rows):
+            self._spare = self._stored.new_empty(self.capacity, 2, len(rows), *self._stored.shape[3:])
+        torch.index_select(self._stored[: self.length], 2, rows, out=self._spare[: self.length])
+        self._stored, self._spare = self._spare, self._stored
 
 
 class CaptionCache:

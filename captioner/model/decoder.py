@@ -13,6 +13,7 @@ from captioner.config import DecoderConfig
 from captioner.errors import ConfigError
 from captioner.model.attention import CrossAttention, KeyValues, SelfAttention
 from captioner.model.cache import CaptionCache, LayerCache
+from captioner.model.linear import Linear, linear
 from captioner.model.memory import Memory, Source
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2)
@@ -37,9 +38,9 @@ class DecoderBlock(nn.Module):
         self.cross_attention = CrossAttention(width=width, heads=heads, dropout=dropout, null_patch=config.null_patch)
         self.feed_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, config.feed_forward * width),
+            Linear(width, config.feed_forward * width),
             nn.GELU(approximate="tanh"),
-            nn.Linear(config.feed_forward * width, width),
+            Linear(config.feed_forward * width, width),
             nn.Dropout(dropout),
         )
 
@@ -109,7 +110,7 @@ class TextDecoder(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """states (..., D) -> scores of the next token (..., V), by the token embeddings themselves."""
-        return nn.functional.linear(states, self.token_embedding.weight)
+        return linear(states, self.token_embedding.weight)
 
     def grow(self, vocabulary: int) -> None:
         """Make room for words appended to the vocabulary; each begins as the mean of the known words."""
