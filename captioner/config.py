@@ -81,6 +81,11 @@ class DecoderConfig:
     """A linear map from encoder width to `width` before the layers; without it both widths must be equal."""
     feature_norm_eps: Positive | None = 1e-5
     """Epsilon of the norm of encoder features; null takes them as they are."""
+    init: str | None = None
+    """A folder with GPT-2 or DistilGPT-2 (config.json, model.safetensors, tokenizer.json): its shape, weights and words
+    are the decoder's; cross-attention is new."""
+    language: Literal["train", "freeze"] = "train"
+    """freeze: what writes without an image stays as it is; only what reads the image is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ import timm
 import torch
 from torch import Tensor
 
+from captioner import gpt2
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig
 from captioner.errors import CheckpointError, ResourceError
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 
-GPT2_EPS = 1e-5
 INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """As Pillow numbers them."""
 ENCODERS = {
@@ -45,21 +45,6 @@ ENCODER_NAMES = {
     r"layers\.(\d+)\.mlp\.fc([12])\.(\w+)": r"blocks.\1.mlp.fc\2.\3",
     r"layers\.(\d+)\.lambda_([12])": r"blocks.\1.gamma_\2",
     r"layers\.(\d+)\..*relative_position_bias_table": r"blocks.\1.attn.relative_position_bias_table",
-}
-DECODER_NAMES = {
-    r"wte\.weight": "token_embedding.weight",
-    r"wpe\.weight": "position_embedding.weight",
-    r"ln_f\.(\w+)": r"final_norm.\1",
-    r"h\.(\d+)\.ln_1\.(\w+)": r"blocks.\1.self_norm.\2",
-    r"h\.(\d+)\.ln_cross_attn\.(\w+)": r"blocks.\1.cross_norm.\2",
-    r"h\.(\d+)\.ln_2\.(\w+)": r"blocks.\1.feed_norm.\2",
-    r"h\.(\d+)\.attn\.c_attn\.(\w+)": r"blocks.\1.self_attention.query_key_value.\2",
-    r"h\.(\d+)\.attn\.c_proj\.(\w+)": r"blocks.\1.self_attention.output.\2",
-    r"h\.(\d+)\.crossattention\.q_attn\.(\w+)": r"blocks.\1.cross_attention.query.\2",
-    r"h\.(\d+)\.crossattention\.c_attn\.(\w+)": r"blocks.\1.cross_attention.key_value.\2",
-    r"h\.(\d+)\.crossattention\.c_proj\.(\w+)": r"blocks.\1.cross_attention.output.\2",
-    r"h\.(\d+)\.mlp\.c_fc\.(\w+)": r"blocks.\1.feed_forward.0.\2",
-    r"h\.(\d+)\.mlp\.c_proj\.(\w+)": r"blocks.\1.feed_forward.2.\2",
 }
 
 
@@ -129,7 +114,7 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
 
 def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's weights of transformers' ViT, DeiT or BEiT."""
-    ours = _renamed(theirs, ENCODER_NAMES)
+    ours = gpt2.renamed(theirs, ENCODER_NAMES)
     if "dist_token" in ours:  # kept as one embedding of all tokens, as timm has it too
         ours["pos_embed"] = theirs["embeddings.position_embeddings"]
     for number in {match[1] for name in theirs if (match := re.match(r"layers\.(\d+)\.", name))}:
@@ -145,13 +130,7 @@ def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The decoder's weights, with the norm and projection of features, of a VisionEncoderDecoderModel's."""
-    language = _part(theirs, "decoder.transformer.")
-    # GPT-2's matrices are those of a convolution, input first.
-    turned = {
-        name: value.T.contiguous() if value.ndim == 2 and re.search(r"\.(c|q)_\w+\.weight", name) else value
-        for name, value in language.items()
-    }
-    ours = _renamed(turned, DECODER_NAMES)
+    ours = gpt2.decoder_weights(_part(theirs, "decoder.transformer."))
     for kind in ("weight", "bias"):
         if f"encoder.layernorm.{kind}" in theirs:
             ours[f"feature_norm.{kind}"] = theirs[f"encoder.layernorm.{kind}"]
@@ -166,12 +145,7 @@ def _check(folder: Path, encoder: Any, decoder: Any, processor: dict[str, Any]) 
         problems.append(f"encoder {encoder.model_type}, not one of {', '.join(ENCODERS)}")
     elif encoder.hidden_act != "gelu":
         problems.append(f"encoder activation {encoder.hidden_act}, not gelu")
-    if decoder.model_type != "gpt2":
-        problems.append(f"decoder {decoder.model_type}, not gpt2")
-    elif decoder.activation_function != "gelu_new" or decoder.scale_attn_by_inverse_layer_idx:
-        problems.append("a decoder that departs from GPT-2's activation or scaling")
-    elif decoder.layer_norm_epsilon != GPT2_EPS or (decoder.n_inner or 0) % decoder.n_embd:
-        problems.append(f"norms of eps {decoder.layer_norm_epsilon} or a feed-forward of {decoder.n_inner}")
+    problems += gpt2.departures(decoder.to_dict())
     size = processor.get("size") or {}
     if (size.get("height"), size.get("width")) != _size(encoder.image_size) or processor.get("do_center_crop"):
         problems.append("images that are cropped, or resized to another size than the encoder's")
@@ -195,15 +169,6 @@ def _timm_name(folder: Path, encoder: Any) -> str:
         f"{folder}: timm has no {encoder.model_type} of width {wanted[0]}, {wanted[1]} layers, {wanted[2]} heads and "
         f"patches of {encoder.patch_size} pixels among {', '.join(ENCODERS[encoder.model_type])}"
     )
-
-
-def _renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    found = {}
-    for name, value in theirs.items():
-        for pattern, ours in names.items():
-            if match := re.fullmatch(pattern, name):
-                found[match.expand(ours)] = value
-    return found
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ D width · H heads · L layers · V vocabulary
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from captioner.model.linear import Linear, linear
 from captioner.model.memory import Memory, Source
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2)
+READS_THE_IMAGE = ("feature_", "cross_norm", "cross_attention")
+"""Parts of the names of weights that a language model does not have."""
 
 
 class DecoderOutput(NamedTuple):
@@ -75,6 +77,7 @@ class TextDecoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
         self._initialize()
+        self.set_language(config.language)
 
     def project(self, features: Tensor, source: str = "image") -> Memory:
         """features (B, N, E) -> the keys and values of every layer; once an image, immutable, differentiable."""
@@ -126,6 +129,12 @@ class TextDecoder(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = rate
         self.config = replace(self.config, dropout=rate)
+
+    def set_language(self, language: Literal["train", "freeze"]) -> None:
+        """Train everything, or only what a language model does not have."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(language == "train" or any(part in name for part in READS_THE_IMAGE))
+        self.config = replace(self.config, language=language)
 
     def _initialize(self) -> None:
         for module in self.modules():

@@ -42,6 +42,7 @@ from captioner.data.formats import load_captions
 from captioner.data.mosaics import Mosaics
 from captioner.errors import CheckpointError, ConfigError
 from captioner.extraction import extract_features
+from captioner.gpt2 import language_decoder
 from captioner.inspection.faithfulness import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
@@ -201,6 +202,15 @@ def _tell_environment(folder: Path) -> None:
 
 
 def _start(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
+    if init is not None and config.decoder.init is not None:
+        raise ConfigError("decoder.init and --init: choose one; both say where the decoder's weights come from")
+    if init is None and config.decoder.init is None and config.decoder.language == "freeze":
+        raise ConfigError("decoder.language: freeze needs a language that is there; set decoder.init or give --init")
+    if config.decoder.init is not None:
+        shape, weights, tokenizer = language_decoder(config.decoder, Path(config.decoder.init))
+        model = CaptionModel(ModelConfig(encoder=config.encoder, decoder=shape), vocabulary=len(tokenizer))
+        model.decoder.load_state_dict(model.decoder.state_dict() | weights)
+        return model, tokenizer
     if init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
         network = ModelConfig(encoder=config.encoder, decoder=config.decoder)
@@ -211,6 +221,7 @@ def _start(config: Config, texts: list[str], init: Path | None) -> tuple[Caption
     model.encoder.freeze(config.encoder.train)
     log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
     model.decoder.set_dropout(config.decoder.dropout)
+    model.decoder.set_language(config.decoder.language)
     model.config = replace(model.config, encoder=model.encoder.config, decoder=model.decoder.config)
     return model, extended
 

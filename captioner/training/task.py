@@ -63,10 +63,17 @@ class CaptionTask(pl.LightningModule):
         """The mean loss of the batch's real tokens, and how many they are."""
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         states, _ = self.model.decoder.states(inputs, memory)
-        return self._cross_entropy(states, targets, label_smoothing)
+        return self._cross_entropy(states, targets, self._real(inputs), label_smoothing)
 
-    def _cross_entropy(self, states: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, int]:
-        real = targets != self.tokenizer.pad
+    def _real(self, inputs: Tensor) -> Tensor:
+        """Where inputs (R, T) still have a next token: GPT-2 pads with its end token, so the targets do not tell."""
+        after = (inputs == self.tokenizer.eos) | (inputs == self.tokenizer.pad)
+        after[:, 0] = False  # GPT-2's start token is its end token too
+        return ~after
+
+    def _cross_entropy(
+        self, states: Tensor, targets: Tensor, real: Tensor, label_smoothing: float
+    ) -> tuple[Tensor, int]:
         chosen = targets[real]
         logits = self.model.decoder.logits(states[real])  # only where there is a word to predict
         return F.cross_entropy(logits, chosen, label_smoothing=label_smoothing), len(chosen)
@@ -81,6 +88,7 @@ class CaptionTask(pl.LightningModule):
         options, decoder, encoder = self.config.optimization, self.model.decoder, self.model.encoder
         memory = self.see(batch)
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        real = self._real(inputs)
         points = options.pointing > 0 and bool((batch.corners >= 0).any())
         blind = self._blind_images(batch)
         measures = options.null_mass > 0 and len(blind) > 0
@@ -100,12 +108,13 @@ class CaptionTask(pl.LightningModule):
             if measures:
                 assert weights is not None
                 mass = weights[rows][..., encoder.patches.stop :].sum(dim=-1).mean(dim=(1, 2))  # (R', T)
-                real = targets[rows] != self.tokenizer.pad
-                lost = self._null_loss(mass[real], states[rows][real], without[real])
+                there = real[rows]
+                lost = self._null_loss(mass[there], states[rows][there], without[there])
                 logged["train_null_mass_loss"] = lost.detach()
                 extra = extra + self._grown(options.null_mass) * lost
-            states, targets = torch.cat([states, without]), torch.cat([targets, targets[rows]])
-        loss, tokens = self._cross_entropy(states, targets, options.label_smoothing)
+            states = torch.cat([states, without])
+            targets, real = (torch.cat([each, each[rows]]) for each in (targets, real))
+        loss, tokens = self._cross_entropy(states, targets, real, options.label_smoothing)
         loss = loss + extra
         logged["train_loss"] = loss.detach()
         for name, value in logged.items():

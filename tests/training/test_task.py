@@ -59,6 +59,22 @@ def test_padding_counts_for_nothing(task):
     torch.testing.assert_close(loss(task, plain)[0], loss(task, padded)[0])
 
 
+def test_where_padding_is_the_end_token_the_end_is_learned(task):
+    """GPT-2 has one special token for everything."""
+    special = Tokenizer.from_str(task.tokenizer.to_str())
+    special.pad = special.bos = special.eos
+    task.tokenizer = special
+    tokens = torch.tensor([[2, 4, 5, 2, 2], [2, 4, 4, 5, 2], [2, 4, 4, 5, 4]])  # the last one was cut off
+    lengths = [3, 4, 4]
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    found, count = loss(task, batch(task, ["a"] * 3, images)._replace(tokens=tokens))
+    assert count == sum(lengths)
+    with torch.no_grad():
+        each = task.model(images, tokens[:, :-1]).log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]
+    expected = -sum(row[:length].sum() for row, length in zip(each, lengths, strict=True)) / sum(lengths)
+    torch.testing.assert_close(found, expected)
+
+
 def test_stored_features_give_the_photos_loss(task):
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     photos = batch(task, ["a red circle", "star"], images)

@@ -1,0 +1,99 @@
+"""GPT-2's weights as those of a decoder, which is GPT-2's to the letter, with cross-attention."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from captioner.config import DecoderConfig
+from captioner.errors import CheckpointError
+from captioner.tokenizer import Tokenizer
+
+EPS = 1e-5
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+NAMES = {
+    r"wte\.weight": "token_embedding.weight",
+    r"wpe\.weight": "position_embedding.weight",
+    r"ln_f\.(\w+)": r"final_norm.\1",
+    r"h\.(\d+)\.ln_1\.(\w+)": r"blocks.\1.self_norm.\2",
+    r"h\.(\d+)\.ln_cross_attn\.(\w+)": r"blocks.\1.cross_norm.\2",
+    r"h\.(\d+)\.ln_2\.(\w+)": r"blocks.\1.feed_norm.\2",
+    r"h\.(\d+)\.attn\.c_attn\.(\w+)": r"blocks.\1.self_attention.query_key_value.\2",
+    r"h\.(\d+)\.attn\.c_proj\.(\w+)": r"blocks.\1.self_attention.output.\2",
+    r"h\.(\d+)\.crossattention\.q_attn\.(\w+)": r"blocks.\1.cross_attention.query.\2",
+    r"h\.(\d+)\.crossattention\.c_attn\.(\w+)": r"blocks.\1.cross_attention.key_value.\2",
+    r"h\.(\d+)\.crossattention\.c_proj\.(\w+)": r"blocks.\1.cross_attention.output.\2",
+    r"h\.(\d+)\.mlp\.c_fc\.(\w+)": r"blocks.\1.feed_forward.0.\2",
+    r"h\.(\d+)\.mlp\.c_proj\.(\w+)": r"blocks.\1.feed_forward.2.\2",
+}
+"""A weight's name in GPT-2 -> in our decoder."""
+
+
+def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig, dict[str, Tensor], Tokenizer]:
+    """A decoder of the shape of the GPT-2 in a folder, its weights but those of cross-attention, and its tokenizer.
+
+    The folder is one that transformers' `save_pretrained` writes, or a download of GPT-2 or DistilGPT-2. Positions
+    beyond `config.max_length` are left out. Raises CheckpointError where the folder holds something else.
+    """
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        state = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: not a whole GPT-2 ({error}); a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER} is needed"
+        ) from error
+    if problems := departures(about):
+        raise CheckpointError(f"{folder}: cannot begin from it: {'; '.join(problems)}")
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    weights = decoder_weights({name.removeprefix("transformer."): value for name, value in state.items()})
+    if "token_embedding.weight" not in weights or len(weights["token_embedding.weight"]) != len(tokenizer):
+        raise CheckpointError(f"{folder}: {WEIGHTS} and {TOKENIZER} do not have the same words")
+    length = min(config.max_length, about["n_positions"])
+    weights["position_embedding.weight"] = weights["position_embedding.weight"][:length].clone()
+    shape = replace(
+        config,
+        width=about["n_embd"],
+        layers=about["n_layer"],
+        heads=about["n_head"],
+        feed_forward=(about.get("n_inner") or 4 * about["n_embd"]) // about["n_embd"],
+        max_length=length,
+    )
+    return shape, weights, tokenizer
+
+
+def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our decoder's weights of GPT-2's, without prefix in their names."""
+    # GPT-2's matrices are those of a convolution, input first.
+    turned = {
+        name: value.T.contiguous() if value.ndim == 2 and re.search(r"\.(c|q)_\w+\.weight", name) else value
+        for name, value in theirs.items()
+    }
+    return renamed(turned, NAMES)
+
+
+def departures(about: Mapping[str, Any]) -> list[str]:
+    """In what a language model, by its config, is no GPT-2 as the decoder is one."""
+    if about.get("model_type") != "gpt2":
+        return [f"decoder {about.get('model_type')}, not gpt2"]
+    problems = []
+    if about["activation_function"] != "gelu_new" or about.get("scale_attn_by_inverse_layer_idx"):
+        problems.append("a decoder that departs from GPT-2's activation or scaling")
+    if about["layer_norm_epsilon"] != EPS or (about.get("n_inner") or 0) % about["n_embd"]:
+        problems.append(f"norms of eps {about['layer_norm_epsilon']} or a feed-forward of {about.get('n_inner')}")
+    return problems
+
+
+def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights whose names one of the patterns matches, by their new names."""
+    found = {}
+    for name, value in theirs.items():
+        for pattern, ours in names.items():
+            if match := re.fullmatch(pattern, name):
+                found[match.expand(ours)] = value
+    return found
