@@ -56,6 +56,8 @@ class EncoderConfig:
     """How pixels are resampled; null takes the backbone's own."""
     norm_eps: Positive | None = None
     """Epsilon of the backbone's layer norms; null leaves timm's."""
+    pool: Count = 1
+    """Patches are averaged k by k: k·k times fewer for words to look at. k divides both sides of the grid."""
     train: Literal["none", "all"] | Count = "none"
     """What is trained: none, all, or the last k of the backbone's layer groups."""
 

@@ -74,8 +74,9 @@ def extract_features(
             counts[mosaic_name(split, number)] = 1
         layouts += f", mosaics of {split} {hashlib.sha256(repr(each.layout).encode()).hexdigest()[:12]}"
     names = sorted(image.path.relative_to(captions.root).as_posix() for image in captions.images)
+    pooled = {"pool": encoder.config.pool} if encoder.config.pool > 1 else {}  # older stores know of none
     key = StoreKey(
-        encoder={name: asdict(encoder.config)[name] for name in SEEN_BY},
+        encoder={name: asdict(encoder.config)[name] for name in SEEN_BY} | pooled,
         weights=hash_weights(encoder.state_dict()),
         transform=f"{TRANSFORM}, {len(work)} views{layouts}",
         files=hash_files(captions.root, names),

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ class VisionEncoder(nn.Module):
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
-        self.grid, self.width, self._used = self._dry_run(defaults["input_size"][1:])
+        grid, self.width, self._used = self._dry_run(defaults["input_size"][1:])
+        self.grid = self._pooled(grid)
         self.freeze(config.train)
 
     @property
@@ -68,6 +70,8 @@ class VisionEncoder(nn.Module):
         """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
         pixels = (images - self.mean) / self.std
         patches, prefix = self._intermediates(pixels)
+        if self.config.pool > 1:
+            patches = F.avg_pool2d(patches, self.config.pool)
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
         return features if prefix is None else torch.cat([prefix, features], dim=1)
 
@@ -108,6 +112,17 @@ class VisionEncoder(nn.Module):
             return patches, prefix
         [patches] = self.backbone.forward_intermediates(pixels, **options)
         return patches, None
+
+    def _pooled(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid after pooling. Raises ConfigError where it does not go up."""
+        pool = self.config.pool
+        if grid[0] % pool or grid[1] % pool:
+            fitting = ", ".join(str(k) for k in range(1, min(grid) + 1) if grid[0] % k == 0 and grid[1] % k == 0)
+            raise ConfigError(
+                f"encoder.pool: {pool} does not divide the {grid[0]}x{grid[1]} patches of {self.config.name}; "
+                f"choose from {fitting}, or another encoder.image_size"
+            )
+        return grid[0] // pool, grid[1] // pool
 
     def _dry_run(self, default_size: tuple[int, int]) -> tuple[tuple[int, int], int, set[str]]:
         """The grid (h, w), E, and the names of the parameters that features depend on, as they come out.

@@ -298,3 +298,23 @@ def test_pretrained_weights_that_cannot_be_had_are_an_error(monkeypatch, tmp_pat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"encoder\.pretrained: timm could not get the weights of test_vit "):
         encoder(pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_pooled_patches_are_the_mean_of_theirs(name):
+    prefix, stride, width = FAMILIES[name]
+    size = (4 * stride, 6 * stride)
+    torch.manual_seed(0)
+    plain, pooled = encoder(name, image_size=size).eval(), encoder(name, image_size=size, pool=2).eval()
+    pooled.load_state_dict(plain.state_dict())
+    images = pixels(plain)
+    assert (pooled.grid, pooled.patches) == ((2, 3), slice(prefix, prefix + 6))
+    with torch.inference_mode():
+        features, found = plain(images), pooled(images)
+    expected = features[:, prefix:].view(2, 2, 2, 3, 2, width).mean(dim=(2, 4)).view(2, 6, width)
+    assert_close(found, torch.cat([features[:, :prefix], expected], dim=1))
+
+
+def test_a_pool_that_does_not_go_up_is_refused():
+    with pytest.raises(ConfigError, match="pool: 4 does not divide the 4x6 patches of test_vit; choose from 1, 2, or"):
+        encoder("test_vit", image_size=(64, 96), pool=4)
