@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("extraction", "generation", "inspection", "memory", "metrics", "training")
+NAMES = ("extraction", "generation", "inspection", "memory", "metrics", "scaling", "training")
 
 
 def main() -> int:

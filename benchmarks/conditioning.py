@@ -4,6 +4,7 @@ Cross-attention; the patches as a prefix that the words attend to by self-attent
 same frozen features, words, order of batches and width; the layers of the prefix decoders are 4 where cross-attention
 has 3, which makes 48 D² weights in the layers of each. Prints CIDEr-D on the validation split (greedy), seconds of a
 training step and of captioning, bytes that a beam keeps, and how the words point in mosaics by gradient times feature.
+Beside them, cross-attention to fewer positions: averages of patches, and learned queries.
 
 B images · R rows · T tokens · N patches · E encoder width · D width
 """
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.reducers import LearnedQueries, Pooled
 from captioner.config import DecoderConfig, EncoderConfig, TokenizerConfig
 from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import CaptionDataset, GroupSampler, mosaic_name
@@ -37,6 +39,8 @@ from captioner.tokenizer import Tokenizer
 
 WIDTH, HEADS, LENGTH, DROPOUT = 384, 6, 32, 0.3
 CROSS_LAYERS, PREFIX_LAYERS = 3, 4
+POOL = 3
+"""Averages of 3 x 3 patches, and as many learned queries as that leaves."""
 FLOAT = 4
 """Bytes of a number."""
 
@@ -105,18 +109,19 @@ class PrefixCaptioner(nn.Module):
 class CrossCaptioner(nn.Module):
     """The package's own decoder."""
 
-    def __init__(self, vocabulary: int, encoder_width: int) -> None:
+    def __init__(self, vocabulary: int, encoder_width: int, reducer: nn.Module | None = None) -> None:
         super().__init__()
+        self.reducer = reducer or nn.Identity()
         config = DecoderConfig(
             width=WIDTH, layers=CROSS_LAYERS, heads=HEADS, max_length=LENGTH, dropout=DROPOUT, null_patch=False
         )
         self.decoder = TextDecoder(config, vocabulary=vocabulary, encoder_width=encoder_width)
 
     def logits(self, features: Tensor, tokens: Tensor) -> Tensor:
-        return self.decoder(tokens, self.decoder.project(features)).logits  # type: ignore[no-any-return]
+        return self.decoder(tokens, self.decoder.project(self.reducer(features))).logits  # type: ignore[no-any-return]
 
     def start(self, features: Tensor) -> Callable[[Tensor], Tensor]:
-        memory, cache = self.decoder.project(features), self.decoder.new_cache()
+        memory, cache = self.decoder.project(self.reducer(features)), self.decoder.new_cache()
         return lambda last: self.decoder(last, memory, cache).logits[:, -1]
 
     def bytes_a_beam(self, patches: int) -> int:
@@ -150,6 +155,12 @@ def main(argv: list[str] | None = None) -> int:
     patches = encoder.grid[0] * encoder.grid[1]
     made: dict[str, Callable[[], Captioning]] = {
         "cross-attention": lambda: CrossCaptioner(len(tokenizer), encoder.width),
+        f"cross-attention, {POOL}x{POOL} averages": lambda: CrossCaptioner(
+            len(tokenizer), encoder.width, Pooled(encoder.grid, POOL)
+        ),
+        "cross-attention, learned queries": lambda: CrossCaptioner(
+            len(tokenizer), encoder.width, LearnedQueries(encoder.width, patches // POOL**2)
+        ),
         "patches as a prefix": lambda: PrefixCaptioner(len(tokenizer), encoder.width, patches, pooled=False),
         "one pooled vector": lambda: PrefixCaptioner(len(tokenizer), encoder.width, patches, pooled=True),
     }
