@@ -1,6 +1,7 @@
 """Images in, captions out. The one place where photos, network, search and words meet."""
 
 import hashlib
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,12 +27,17 @@ from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory, concat
 from captioner.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 BUNDLED = "bundled"
-DEFAULT_BATCH = 16
+DEFAULT_BATCH, ACCELERATOR_BATCH = 16, 64
+"""Images at once: on a CPU more are no faster, an accelerator has more to do at a time."""
 READ_AHEAD = 2
 """Batches of photos that are read while one is captioned; memory is bounded by it."""
 
 MOST_TILES = 64
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""Signs, in messages of PyTorch and its libraries, that memory was short."""
 
 T = TypeVar("T")
 Region = tuple[float, float, float, float]
@@ -132,14 +138,15 @@ class Captioner:
         prefix: str = "",
         region: Region | None = None,
         hide: Region | None = None,
-        batch_size: int = DEFAULT_BATCH,
+        batch_size: int | None = None,
         workers: int = 2,
         allow_truncated: bool = False,
     ) -> Iterator[Captioned | ImageError]:
         """Captions in the order of the sources, while they are read; an unusable image gives its error.
 
         `prefix` are the caption's first words; `region` (x, y, width, height), fractions of the upright photo, hides
-        everything else, `hide` that part; `workers` threads read photos. Memory does not grow with the sources.
+        everything else, `hide` that part; `workers` threads read photos. Memory does not grow with the sources; where
+        it does not suffice, batches are halved. Raises ResourceError where it does not suffice for one image.
         """
         forced = self._prefix(prefix)
 
@@ -149,9 +156,17 @@ class Captioner:
             except ImageError as error:
                 return error
 
-        for batch in _read_ahead(sources, read, batch_size, max(1, workers)):
+        most = batch_size or (DEFAULT_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH)
+        for batch in _read_ahead(sources, read, most, max(1, workers)):
             good = [each for each in batch if not isinstance(each, ImageError)]
-            captions = iter(self._caption(good, search, forced, region, hide) if good else [])
+            found: list[Caption] = []
+            while len(found) < len(good):
+                part = good[len(found) : len(found) + most]
+                try:
+                    found += self._caption(part, search, forced, region, hide)
+                except (MemoryError, RuntimeError) as error:
+                    most = _fewer(len(part), error)
+            captions = iter(found)
             for each in batch:
                 if isinstance(each, ImageError):
                     yield each
@@ -357,6 +372,19 @@ def _device(name: str) -> str:
         reason = str(error).strip().splitlines()[0]
         raise ResourceError(f"device {name!r}: not available here ({reason}); use auto or cpu") from error
     return name
+
+
+def _fewer(images: int, error: Exception) -> int:
+    """How many images to try at once after so many had no room. Raises what is no lack of memory."""
+    told = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not told and not any(sign in str(error).lower() for sign in NO_MEMORY):
+        raise error
+    if images == 1:
+        raise ResourceError("out of memory for a single image; close other programs, or take a smaller model")
+    log.warning("out of memory for %d images at once; going on with %d", images, images // 2)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return images // 2
 
 
 def _read_ahead(

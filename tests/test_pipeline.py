@@ -3,6 +3,8 @@
 import io
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,3 +368,43 @@ def test_the_bundled_model_is_part_of_the_package(tmp_path, monkeypatch):
     assert model_folder("bundled") == Path(package.__file__).parent / "bundled"
     (tmp_path / "bundled").mkdir()
     assert model_folder("bundled") == Path("bundled")
+
+
+LITTLE_MEMORY = """
+import logging, resource, sys
+import numpy as np
+import torch
+from captioner.errors import ResourceError
+from captioner.generation import Greedy
+from captioner.pipeline import Captioner
+
+logging.basicConfig(level=logging.WARNING)
+torch.set_num_threads(1)
+captioner = Captioner.from_pretrained()
+images = list(np.random.default_rng(0).integers(0, 256, (16, 40, 50, 3), np.uint8))
+expected = [each.caption.text for each in captioner.stream(images, search=Greedy(), batch_size=1)]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
+found = [each.caption.text for each in captioner.stream(images, search=Greedy(), batch_size=16)]
+assert found == expected
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
+def test_where_memory_is_short_batches_are_halved():
+    """In a process of its own, whose memory may grow by 60 MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, "60"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory for 16 images at once; going on with 8" in done.stderr
+
+
+def test_a_fault_that_is_no_lack_of_memory_is_told(monkeypatch):
+    captioner = Captioner.from_pretrained()
+    image = np.zeros((40, 50, 3), np.uint8)
+    for error in (RuntimeError("something else"), torch.OutOfMemoryError("for one image")):
+        monkeypatch.setattr(captioner, "_caption", lambda *arguments, error=error: (_ for _ in ()).throw(error))
+        expected = RuntimeError if "else" in str(error) else ResourceError
+        with pytest.raises(expected, match=r"else|for a single image"):
+            next(captioner.stream([image]))

@@ -167,7 +167,7 @@ def _caption(work: Iterable["Input"], arguments: argparse.Namespace, output: "Ou
 
 
 def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[Captioned | ImageError]":
-    from captioner.pipeline import DEFAULT_BATCH, Captioner
+    from captioner.pipeline import Captioner
 
     search = search_of(arguments)
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
@@ -177,7 +177,7 @@ def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[
         prefix=arguments.prefix,
         region=arguments.region,
         hide=arguments.hide,
-        batch_size=DEFAULT_BATCH if arguments.batch_size is None else arguments.batch_size,
+        batch_size=arguments.batch_size,
         workers=arguments.workers,
         allow_truncated=arguments.allow_truncated,
     )

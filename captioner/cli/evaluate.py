@@ -167,13 +167,13 @@ def _caption(
     """Image id -> caption; an image that cannot be read is told on standard error."""
     from tqdm import tqdm
 
-    from captioner.pipeline import DEFAULT_BATCH, Captioner
+    from captioner.pipeline import Captioner
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
     stream = captioner.stream(
         [image.path for image in images],
         search=search_of(arguments),
-        batch_size=DEFAULT_BATCH if arguments.batch_size is None else arguments.batch_size,
+        batch_size=arguments.batch_size,
         workers=arguments.workers,
     )
     failed, start = 0, time.perf_counter()
