@@ -1,12 +1,9 @@
 """A model folder: config.json, model.safetensors, tokenizer.json, README.md. Plain data that describes itself."""
 
 import json
-import os
-from collections.abc import Callable
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from captioner.config import ModelConfig, config_from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError
+from captioner.files import write_whole
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 
@@ -47,8 +45,9 @@ def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card:
         CARD: card.encode(),
         CONFIG: (json.dumps(about, indent=2) + "\n").encode(),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, each in content.items():
-        write_whole(folder / name, lambda file, each=each: file.write(each))  # type: ignore[misc]
+        write_whole(folder / name, each, sync=True)
 
 
 def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
@@ -125,27 +124,6 @@ def _build(
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error
     return model.eval(), tokenizer
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A file that is on the disk as a whole or not at all; what was there before stays where `write` fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # that it has its name; Windows opens no folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from captioner import files
 from captioner.errors import ConfigError
 
 
@@ -19,9 +20,11 @@ def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()
         raise ConfigError(f"{flag} {path}: no folder {folder}; make it, or name another file")
     if path.exists() and not path.is_file():
         return
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.partial")
     try:
-        _partial(path).touch()
-        _partial(path).unlink()
+        partial.touch()
+        partial.unlink()
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a place where it can") from error
 
@@ -31,11 +34,4 @@ def write_whole(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", newline="\n")
         return
-    partial = _partial(path)
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(os.path.realpath(path))
-
-
-def _partial(path: Path) -> Path:
-    target = Path(os.path.realpath(path))
-    return target.with_name(f".{target.name}.partial")
+    files.write_whole(Path(os.path.realpath(path)), text.encode())

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioner import files
 from captioner.cli.inputs import printable
 from captioner.errors import ConfigError, ImageError, ResourceError
 
@@ -141,14 +142,9 @@ def write_all(file: io.FileIO, data: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with disk(path):
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A file appears whole or not at all; a full disk is told as `disk` does."""
+    with disk(path):
+        files.write_whole(path, content)
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch.optim import Optimizer
 
-from captioner.checkpoint import load_training_file, write_whole
+from captioner.checkpoint import load_training_file
 from captioner.config import Config, restore_config, to_dict
 from captioner.data.datamodule import SIGNALS
 from captioner.data.dataset import Batch
 from captioner.data.features import require_space
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
+from captioner.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class WholeCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises ResourceError where the file cannot be written; what was there before stays."""
         try:
-            write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(path), lambda file: torch.save(checkpoint, file), sync=True)
         except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
             free = shutil.disk_usage(Path(path).parent).free
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

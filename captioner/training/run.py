@@ -33,7 +33,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model, write_whole
+from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model
 from captioner.config import Config, ModelConfig, dump_yaml
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
@@ -42,6 +42,7 @@ from captioner.data.formats import load_captions
 from captioner.data.mosaics import Mosaics
 from captioner.errors import CheckpointError, ConfigError
 from captioner.extraction import extract_features
+from captioner.files import write_whole
 from captioner.gpt2 import language_decoder
 from captioner.inspection.faithfulness import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
@@ -133,7 +134,8 @@ def train(
     trainer = _trainer(config, folder, watchers, fast_dev_run)
     writes = trainer.is_global_zero and not fast_dev_run
     if writes:
-        write_whole(folder / "config.yaml", lambda file: file.write(dump_yaml(config).encode()))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.yaml", dump_yaml(config).encode(), sync=True)
         _tell_environment(folder)
     with warnings.catch_warnings(), _logged(folder / "train.log") if writes else nullcontext():
         # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
