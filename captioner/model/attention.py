@@ -87,7 +87,7 @@ class CrossAttention(nn.Module):
                 torch.cat([those, null.expand(images, -1, -1, -1)], dim=2)
                 for those, null in zip((keys, values), self.null, strict=True)
             )
-        return KeyValues(keys.contiguous(), values.contiguous())
+        return KeyValues(keys, values)
 
     def forward(self, x: Tensor, memory: KeyValues, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (R, T, D) -> attended (R, T, D), and the weights (R, H, T, N) where they are asked for.

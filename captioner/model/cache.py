@@ -7,14 +7,13 @@ from torch import Tensor
 class LayerCache:
     """Keys and values of one layer for up to `capacity` tokens, of which the first `length` are filled.
 
-    Tokens come first in storage, so that what is filled is one piece, and two buffers take turns when rows are chosen.
+    Tokens come first in storage, so that what is filled is one piece.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
         self._stored: Tensor | None = None  # (capacity, 2, R, H, d)
-        self._spare: Tensor | None = None  # as large, or None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (R, H, T, d) after what is there; return all keys and values so far, (R, H, S + T, d).
@@ -33,14 +32,19 @@ class LayerCache:
         filled = self._stored[: self.length].permute(1, 2, 3, 0, 4)  # (2, R, H, S, d)
         return filled[0], filled[1]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows (R',), in this order; a row may be named more than once."""
-        if self._stored is None:
-            return
-        if self._spare is None or self._spare.shape[2] != len(rows):
-            self._spare = self._stored.new_empty(self.capacity, 2, len(rows), *self._stored.shape[3:])
-        torch.index_select(self._stored[: self.length], 2, rows, out=self._spare[: self.length])
-        self._stored, self._spare = self._spare, self._stored
+    def select(self, rows: Tensor, spare: Tensor | None = None) -> Tensor | None:
+        """Keep these rows (R',), in this order; a row may be named more than once.
+
+        They are copied into `spare` where it fits; what is returned was the storage until then, and nobody needs it.
+        """
+        stored = self._stored
+        if stored is None:
+            return spare
+        if spare is None or spare.shape[2] != len(rows):
+            spare = stored.new_empty(self.capacity, 2, len(rows), *stored.shape[3:])
+        torch.index_select(stored[: self.length], 2, rows, out=spare[: self.length])
+        self._stored = spare
+        return stored
 
 
 class CaptionCache:
@@ -48,6 +52,7 @@ class CaptionCache:
 
     def __init__(self, *, layers: int, capacity: int) -> None:
         self.layers = tuple(LayerCache(capacity) for _ in range(layers))
+        self._spare: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -61,5 +66,5 @@ class CaptionCache:
     def select(self, rows: Tensor) -> None:
         """Keep these rows (R',) of every layer, in this order; a row may be named more than once."""
         rows = rows.to(torch.long)
-        for layer in self.layers:
-            layer.select(rows)
+        for layer in self.layers:  # one buffer more than layers: each copies into what the one before it left
+            self._spare = layer.select(rows, self._spare)
