@@ -70,7 +70,7 @@ class TextDecoder(nn.Module):
         self.vocabulary = vocabulary
         eps = config.feature_norm_eps
         self.feature_norm = nn.Identity() if eps is None else nn.LayerNorm(encoder_width, eps=eps)
-        self.feature_projection = nn.Linear(encoder_width, config.width) if config.feature_projection else nn.Identity()
+        self.feature_projection = Linear(encoder_width, config.width) if config.feature_projection else nn.Identity()
         self.token_embedding = nn.Embedding(vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
         self.dropout = nn.Dropout(config.dropout)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.model.efficientnet_lite import lite_to_timm
+from captioner.model.linear import LinearMode
 
 PACKAGE = "package:"
 
@@ -69,7 +70,8 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
         pixels = (images - self.mean) / self.std
-        patches, prefix = self._intermediates(pixels)
+        with LinearMode():
+            patches, prefix = self._intermediates(pixels)
         if self.config.pool > 1:
             patches = F.avg_pool2d(patches, self.config.pool)
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)

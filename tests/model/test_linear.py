@@ -1,34 +1,75 @@
-"""Matrix products by two ways: the same numbers, whatever the number of rows."""
+"""Products by oneDNN: PyTorch's own numbers, gradients too."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
-from captioner.model.linear import FEW_ROWS, Linear, linear
+from captioner.model.linear import Linear, LinearMode, linear
+
+SHAPES = [(), (1,), (1, 1), (2, 3), (40,), (0,), (3, 0, 2)]
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2, 3), (FEW_ROWS,), (FEW_ROWS + 1,), (0,), (3, 0, 2)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("biased", [True, False])
-def test_both_ways_give_the_same_product(shape, biased):
+def test_it_is_the_product(shape, biased):
     layer = Linear(24, 40, bias=biased)
     x = torch.randn(*shape, 24)
     expected = F.linear(x, layer.weight, layer.bias)
     with torch.inference_mode():
-        found = layer(x)
-    assert found.shape == expected.shape
-    assert found.is_contiguous()
+        assert_close(layer(x), expected)
+    assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "permuted"], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_its_gradients_are_the_products(shape, biased):
+    found, expected = Linear(24, 40, bias=biased), nn.Linear(24, 40, bias=biased)
+    expected.load_state_dict(found.state_dict())
+    x = torch.randn(24, 3, 2).permute(1, 2, 0) if shape == "permuted" else torch.randn(*shape, 24)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    towards = torch.randn(*x.shape[:-1], 40)
+    for layer, each in zip((found, expected), inputs, strict=True):
+        layer(each).backward(towards)
+    assert_close(inputs[0].grad, inputs[1].grad)
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert_close(one.grad, other.grad)
+
+
+def test_what_needs_no_gradient_gets_none():
+    weight = torch.randn(5, 4)
+    x = torch.randn(2, 4, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert_close(x.grad, weight.sum(dim=0).expand(2, -1))
+    weight.requires_grad_()
+    linear(x.detach(), weight).sum().backward()
+    assert_close(weight.grad, x.detach().sum(dim=0).expand(5, -1))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_other_numbers_go_pytorchs_way(kind):
+    x, weight = torch.randn(3, 8, dtype=kind), torch.randn(5, 8, dtype=kind)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_mixed_precision_goes_pytorchs_way():
+    layer = Linear(8, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
+
+
+def test_other_modules_within_the_mode():
+    module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).train()
+    x = torch.randn(2, 5, 16)
+    expected = module(x)
+    with LinearMode():
+        found = module(x)
     assert_close(found, expected)
+    found.sum().backward()
+    assert all(each.grad is not None for each in module.parameters())
 
 
-def test_rows_that_are_not_in_one_piece():
-    weight, x = torch.randn(5, 6), torch.randn(6, 3, 2).permute(1, 2, 0)
-    with torch.inference_mode():
-        assert_close(linear(x, weight), F.linear(x, weight))
-
-
-def test_gradients_flow():
-    layer, x = Linear(4, 5), torch.randn(2, 4, requires_grad=True)
-    layer(x).sum().backward()
-    assert_close(x.grad, layer.weight.sum(dim=0).expand(2, -1))
-    assert layer.bias.grad.tolist() == [2.0] * 5
+def test_an_exported_graph_has_standard_operators():
+    exported = torch.export.export(Linear(8, 5), (torch.randn(2, 8),))
+    assert "mkldnn" not in str(exported.graph)
