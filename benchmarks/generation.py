@@ -1,9 +1,9 @@
 """Captioning against peers and the machine's limits: `python -m benchmarks.generation` (extra `benchmark`).
 
 transformers' `generate` with the same weights (converted), CTranslate2 with a decoder of the same sizes and random
-weights, in float32 and int8. All take turns in one process, whole batches, 20 tokens, no early end; medians. In its turn
-each runs once unmeasured, since the threads of the one before may still be waiting in a loop. Decoding begins at encoder
-features: ours projects keys and values in that time, and so do the peers.
+weights, in float32 and int8. All take turns in one process, whole batches, 20 tokens, no early end; medians. In its
+turn each runs once unmeasured, since the threads of the one before may still be waiting in a loop. Decoding begins at
+encoder features: ours projects keys and values in that time, and so do the peers.
 """
 
 import argparse

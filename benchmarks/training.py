@@ -1,8 +1,8 @@
 """Cross-entropy training from stored features: `python -m benchmarks.training`.
 
-Drawn features of the bundled model's shape, drawn captions of Flickr8k's lengths. In turns: bare steps in which the
-captions of an image share its keys and values, bare steps with one caption a row (as many captions), and the machine's
-matrix product; then Lightning's loop with the package's task and loader, against a bare loop that does the same. Useful
+Drawn features of the bundled model's shape or another, drawn captions of Flickr8k's lengths. In turns: bare steps in
+which the captions of an image share its keys and values, bare steps with one caption a row (as many captions), and the
+machine's matrix product; then Lightning's loop with the package's task and loader, against a bare loop that does the same. Useful
 operations only: padding does not count.
 """
 
@@ -55,29 +55,32 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="of each kind")
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--captions", type=int, default=CAPTIONS, help="of an image in a batch, of its five")
+    parser.add_argument("--encoder", default="tf_efficientnet_lite2", help="of whose features' shape they are drawn")
     parser.add_argument("--output", type=Path, help="write the numbers here too")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), arguments.steps, arguments.images)
+        found = measure(Path(folder), arguments)
     print(json.dumps(found, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     return 0
 
 
-def measure(folder: Path, steps: int, images: int) -> dict[str, float]:
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    steps, images = arguments.steps, arguments.images
     torch.manual_seed(0)
     captions, tokenizer = draw_captions(folder, images * (steps + 2))
     config = Config(
-        data=DataConfig(batch_images=images, captions_per_image=CAPTIONS),
-        encoder=EncoderConfig(name="tf_efficientnet_lite2"),
+        data=DataConfig(batch_images=images, captions_per_image=arguments.captions),
+        encoder=EncoderConfig(name=arguments.encoder),
         decoder=DECODER,
     )
     model = CaptionModel(ModelConfig(encoder=config.encoder, decoder=DECODER), vocabulary=len(tokenizer))
     store = draw_features(folder, captions, model)
     grouped = loader(config, captions, tokenizer, model, store)
     single = loader(
-        replace(config, data=replace(config.data, batch_images=images * CAPTIONS, captions_per_image=1)),
+        replace(config, data=replace(config.data, batch_images=images * arguments.captions, captions_per_image=1)),
         captions,
         tokenizer,
         model,
