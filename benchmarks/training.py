@@ -2,8 +2,8 @@
 
 Drawn features of the bundled model's shape or another, drawn captions of Flickr8k's lengths. In turns: bare steps in
 which the captions of an image share its keys and values, bare steps with one caption a row (as many captions), and the
-machine's matrix product; then Lightning's loop with the package's task and loader, against a bare loop that does the same. Useful
-operations only: padding does not count.
+machine's matrix product; then Lightning's loop with the package's task and loader, against a bare loop that does the
+same. Useful operations only: padding does not count.
 """
 
 import argparse
