@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("extraction", "generation", "inspection", "memory", "metrics", "scaling", "startup", "training")
+NAMES = ("extraction", "generation", "inspection", "memory", "metrics", "products", "scaling", "startup", "training")
 
 
 def main() -> int:
