@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.model.cache import LayerCache
+from captioner.model.dropout import Dropout
 from captioner.model.linear import Linear
 
 
@@ -42,7 +43,7 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.query_key_value = Linear(width, 3 * width)
         self.output = Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (R, T, D) -> (R, T, D); with a cache, x are the tokens that follow those in it."""
@@ -73,7 +74,7 @@ class CrossAttention(nn.Module):
         self.query = Linear(width, width)
         self.key_value = Linear(width, 2 * width)
         self.output = Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # A word that needs no image may spend its attention here; its mass says how much it did.
         self.null = nn.Parameter(torch.zeros(2, heads, 1, width // heads)) if null_patch else None
 

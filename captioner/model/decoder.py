@@ -13,6 +13,7 @@ from captioner.config import DecoderConfig
 from captioner.errors import ConfigError
 from captioner.model.attention import CrossAttention, KeyValues, SelfAttention
 from captioner.model.cache import CaptionCache, LayerCache
+from captioner.model.dropout import Dropout
 from captioner.model.linear import Linear, linear
 from captioner.model.memory import Memory, Source
 
@@ -43,7 +44,7 @@ class DecoderBlock(nn.Module):
             Linear(width, config.feed_forward * width),
             nn.GELU(approximate="tanh"),
             Linear(config.feed_forward * width, width),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(
@@ -73,7 +74,7 @@ class TextDecoder(nn.Module):
         self.feature_projection = Linear(encoder_width, config.width) if config.feature_projection else nn.Identity()
         self.token_embedding = nn.Embedding(vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
         self._initialize()
