@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured beside everything else: by MKL or by oneDNN, whichever is faster."""
+"""What this machine can do at most, measured beside everything else: by PyTorch's product or the package's."""
 
 import time
 

@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the numbers here too")
     arguments = parser.parse_args(argv)
     photos = sorted(map(str, arguments.photos.glob("*.jpg")))
+    if not photos:
+        parser.error(f"{arguments.photos}: no photos (*.jpg) in this folder")
     commands = {
         "python": [sys.executable, "-c", "pass"],
         "import torch": [sys.executable, "-c", "import torch"],
@@ -57,9 +59,10 @@ def slowest_imports() -> dict[str, int]:
         [sys.executable, "-X", "importtime", "-c", IMPORTS], check=True, capture_output=True, text=True
     )
     own = {}
-    for line in told.stderr.splitlines()[1:]:
-        micros, _, name = line.removeprefix("import time:").split("|")
-        own[name.strip()] = round(int(micros) / 1000) if micros.strip().isdecimal() else 0
+    for line in told.stderr.splitlines():
+        micros, _, name = line.removeprefix("import time:").partition("|")
+        if line.startswith("import time:") and micros.strip().isdecimal():
+            own[name.rpartition("|")[2].strip()] = round(int(micros) / 1000)
     return dict(sorted(own.items(), key=lambda each: -each[1])[:SLOWEST])
 
 

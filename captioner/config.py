@@ -76,7 +76,7 @@ class DecoderConfig:
     max_length: Annotated[int, Field(ge=2)] = 64
     """Most positions: start token, words and end token."""
     dropout: Rate = 0.2
-    """Rate on embeddings and on what each sub-layer adds."""
+    """Rate on embeddings and on what each sub-layer adds; a CPU rounds it to 1/256."""
     null_patch: bool = True
     """One learned key and value a layer that a word may attend to instead of the image."""
     feature_projection: bool = True

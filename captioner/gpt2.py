@@ -13,9 +13,23 @@ from torch import Tensor
 
 from captioner.config import DecoderConfig
 from captioner.errors import CheckpointError
+from captioner.model.decoder import READS_THE_IMAGE, TextDecoder
 from captioner.tokenizer import Tokenizer
 
 EPS = 1e-5
+GPT2 = {
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "n_positions": 1024,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": EPS,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+"""What a configuration that leaves a key out means."""
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 NAMES = {
     r"wte\.weight": "token_embedding.weight",
@@ -48,23 +62,33 @@ def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig
         raise CheckpointError(
             f"{folder}: not a whole GPT-2 ({error}); a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER} is needed"
         ) from error
-    if problems := departures(about):
+    problems = departures(about) if isinstance(about, dict) else [f"{CONFIG} that is no mapping"]
+    if problems:
         raise CheckpointError(f"{folder}: cannot begin from it: {'; '.join(problems)}")
+    about = GPT2 | about
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    weights = decoder_weights({name.removeprefix("transformer."): value for name, value in state.items()})
-    if "token_embedding.weight" not in weights or len(weights["token_embedding.weight"]) != len(tokenizer):
-        raise CheckpointError(f"{folder}: {WEIGHTS} and {TOKENIZER} do not have the same words")
-    length = min(config.max_length, about["n_positions"])
-    weights["position_embedding.weight"] = weights["position_embedding.weight"][:length].clone()
     shape = replace(
         config,
         width=about["n_embd"],
         layers=about["n_layer"],
         heads=about["n_head"],
-        feed_forward=(about.get("n_inner") or 4 * about["n_embd"]) // about["n_embd"],
-        max_length=length,
+        feed_forward=(about["n_inner"] or 4 * about["n_embd"]) // about["n_embd"],
+        max_length=min(config.max_length, about["n_positions"]),
+        init=None,
     )
-    return shape, weights, tokenizer
+    weights = decoder_weights({name.removeprefix("transformer."): value for name, value in state.items()})
+    if "position_embedding.weight" in weights:
+        weights["position_embedding.weight"] = weights["position_embedding.weight"][: shape.max_length].clone()
+    expected = TextDecoder(shape, vocabulary=len(tokenizer), encoder_width=shape.width).state_dict()
+    for name, value in expected.items():
+        if any(part in name for part in READS_THE_IMAGE):
+            weights.pop(name, None)
+        elif name not in weights or weights[name].shape != value.shape:
+            there = f"of shape {tuple(weights[name].shape)}" if name in weights else "missing"
+            raise CheckpointError(
+                f"{folder}: {WEIGHTS} does not fit the other files: {name} is {there}, not {tuple(value.shape)}"
+            )
+    return shape, {name: value for name, value in weights.items() if name in expected}, tokenizer
 
 
 def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,11 +105,14 @@ def departures(about: Mapping[str, Any]) -> list[str]:
     """In what a language model, by its config, is no GPT-2 as the decoder is one."""
     if about.get("model_type") != "gpt2":
         return [f"decoder {about.get('model_type')}, not gpt2"]
+    about = GPT2 | dict(about)
     problems = []
-    if about["activation_function"] != "gelu_new" or about.get("scale_attn_by_inverse_layer_idx"):
+    if about["activation_function"] != "gelu_new" or about["scale_attn_by_inverse_layer_idx"]:
         problems.append("a decoder that departs from GPT-2's activation or scaling")
-    if about["layer_norm_epsilon"] != EPS or (about.get("n_inner") or 0) % about["n_embd"]:
-        problems.append(f"norms of eps {about['layer_norm_epsilon']} or a feed-forward of {about.get('n_inner')}")
+    if not about["scale_attn_weights"] or not about["tie_word_embeddings"]:
+        problems.append("attention that is not scaled, or another matrix for its logits than for its words")
+    if about["layer_norm_epsilon"] != EPS or (about["n_inner"] or 0) % about["n_embd"]:
+        problems.append(f"norms of eps {about['layer_norm_epsilon']} or a feed-forward of {about['n_inner']}")
     return problems
 
 

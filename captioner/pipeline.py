@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Self, TypeVar, overload
+from typing import NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ READ_AHEAD = 2
 """Batches of photos that are read while one is captioned; memory is bounded by it."""
 
 MOST_TILES = 64
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed")
 """Signs, in messages of PyTorch and its libraries, that memory was short."""
 
 T = TypeVar("T")
@@ -80,6 +80,18 @@ class Captioned:
     height: int
     sha256: str | None
     notes: tuple[str, ...]
+
+
+class _Read(NamedTuple):
+    """What is kept of a photo until it is captioned; `key` names it to Sampling's noise."""
+
+    size: tuple[int, int]
+    """(width, height)"""
+    key: str
+    sha256: str | None
+    notes: tuple[str, ...]
+    geometry: Geometry
+    pixels: Tensor
 
 
 class Captioner:
@@ -150,11 +162,13 @@ class Captioner:
         """
         forced = self._prefix(prefix)
 
-        def read(source: ImageSource) -> tuple[OpenedImage, Geometry, Tensor] | ImageError:
+        def read(source: ImageSource) -> _Read | ImageError:
             try:
-                return self._read(source, allow_truncated)
+                opened, geometry, pixels = self._read(source, allow_truncated)
             except ImageError as error:
                 return error
+            # The photo itself, much larger than its pixels, is not kept.
+            return _Read(opened.image.size, _key(opened), opened.sha256, opened.notes, geometry, pixels)
 
         most = batch_size or (DEFAULT_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH)
         for batch in _read_ahead(sources, read, most, max(1, workers)):
@@ -171,9 +185,7 @@ class Captioner:
                 if isinstance(each, ImageError):
                     yield each
                 else:
-                    opened = each[0]
-                    width, height = opened.image.size
-                    yield Captioned(next(captions), width, height, opened.sha256, opened.notes)
+                    yield Captioned(next(captions), *each.size, each.sha256, each.notes)
 
     def inspect(
         self,
@@ -238,17 +250,17 @@ class Captioner:
 
     def _caption(
         self,
-        read: Sequence[tuple[OpenedImage, Geometry, Tensor]],
+        read: Sequence["_Read"],
         search: Strategy,
         prefix: tuple[int, ...],
         region: Region | None,
         hide: Region | None,
     ) -> list[Caption]:
-        opened, geometries, pixels = zip(*read, strict=True)
+        pixels = torch.stack([each.pixels for each in read])
         with torch.inference_mode():
-            memory = self._memory(geometries, torch.stack(pixels), region, hide)
+            memory = self._memory([each.geometry for each in read], pixels, region, hide)
         found = caption_memory(
-            self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[_key(each) for each in opened]
+            self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
         )
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
@@ -382,8 +394,6 @@ def _fewer(images: int, error: Exception) -> int:
     if images == 1:
         raise ResourceError("out of memory for a single image; close other programs, or take a smaller model")
     log.warning("out of memory for %d images at once; going on with %d", images, images // 2)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return images // 2
 
 

@@ -14,6 +14,7 @@ from captioner.config import DecoderConfig, load_config  # noqa: E402
 from captioner.errors import CheckpointError, ConfigError  # noqa: E402
 from captioner.gpt2 import language_decoder  # noqa: E402
 from captioner.model.decoder import READS_THE_IMAGE, TextDecoder  # noqa: E402
+from captioner.pipeline import model_folder  # noqa: E402
 from captioner.training.run import train  # noqa: E402
 
 WIDTH, LAYERS, HEADS = 32, 2, 4
@@ -67,8 +68,14 @@ def test_training_from_it(language, shapes, tmp_path, way):
     after = model.decoder.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == (set() if way == "freeze" else set(before))
-    assert all(parameter.requires_grad == (way == "train") for parameter in [model.decoder.token_embedding.weight])
+    for name, parameter in model.decoder.named_parameters():
+        reads = any(part in name for part in READS_THE_IMAGE)
+        assert parameter.requires_grad == (reads or way == "train"), name
+    assert float(model.decoder.blocks[0].cross_attention.query.bias.detach().abs().max()) > 0  # begins at zero
     assert tokenizer.pad == tokenizer.eos
+    assert model.config.decoder.init is None
+    assert f"init: {folder}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert f"Started from `{folder}`" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -77,6 +84,9 @@ def test_training_from_it(language, shapes, tmp_path, way):
         ({"model_type": "llama"}, "decoder llama, not gpt2"),
         ({"activation_function": "relu"}, "departs from GPT-2's activation"),
         ({"layer_norm_epsilon": 1e-6}, "norms of eps 1e-06"),
+        ({"tie_word_embeddings": False}, "another matrix for its logits"),
+        ({"n_layer": 3}, r"blocks\.2\.self_norm\.weight is missing"),
+        ({"n_embd": 64}, r"token_embedding\.weight is of shape \(257, 32\), not \(257, 64\)"),
     ],
 )
 def test_other_language_models_are_refused(language, change, message):
@@ -85,6 +95,14 @@ def test_other_language_models_are_refused(language, change, message):
     (folder / "config.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match=message):
         language_decoder(DecoderConfig(), folder)
+
+
+def test_new_words_are_not_added_to_a_language_that_is_left_alone(shapes, tmp_path):
+    settings = ["training.epochs=1", "encoder.train=none", "decoder.language=freeze"]
+    config = load_config("configs/shapes.yaml", [f"data.root={shapes}", *settings])
+    _, known = load_model(model_folder("bundled"))
+    _, tokenizer = load_model(train(config, tmp_path / "run", init=model_folder("bundled")))
+    assert len(tokenizer) == len(known)
 
 
 def test_a_folder_that_is_not_whole(language, tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captioner.inspection.reading import Span
 from captioner.model.decoder import TextDecoder
+from captioner.model.linear import plain_products
 from captioner.model.memory import Memory
 
 SURE = 1e-6
@@ -32,7 +33,8 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
         layers = tuple(
             each._replace(keys=each.keys.clone(), values=each.values.clone().requires_grad_()) for each in memory.layers
         )
-        log_probs = _log_probs(decoder, replace(memory, layers=layers), tokens.clone())[0].clamp(max=-SURE)
+        with plain_products():
+            log_probs = _log_probs(decoder, replace(memory, layers=layers), tokens.clone())[0].clamp(max=-SURE)
         log_odds = log_probs - (-log_probs.expm1()).log()
         values = [each.values for each in layers]
         seen = torch.zeros(memory.positions, device=tokens.device)

@@ -27,6 +27,15 @@ def attention_weights(queries: Tensor, keys: Tensor, allowed: Tensor | None = No
     return scores.softmax(dim=-1)
 
 
+def fused_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None, *, is_causal: bool = False
+) -> Tensor:
+    """`attention_weights(queries, keys, allowed) @ values` (..., T, d) in one kernel."""
+    if queries.device.type == "mps":  # PyTorch's kernel there has misread permuted tensors (its issue 181133)
+        queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=is_causal)
+
+
 class KeyValues(NamedTuple):
     """What one layer may attend to: keys and values (B, H, N, d); `keep` (B or R, N) bool hides positions."""
 
@@ -58,9 +67,7 @@ class SelfAttention(nn.Module):
         mask = (
             torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens) if later_chunk else None
         )
-        attended = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=tokens == total and tokens > 1
-        )
+        attended = fused_attention(queries, keys, values, mask, is_causal=tokens == total and tokens > 1)
         merged: Tensor = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
         return self.dropout(merged)  # type: ignore[no-any-return]
 
@@ -106,7 +113,7 @@ class CrossAttention(nn.Module):
             weights = weights.unflatten(2, (-1, tokens)).transpose(1, 2).flatten(0, 1)  # (R, H, T, N)
         else:
             weights = None
-            attended = F.scaled_dot_product_attention(queries, memory.keys, memory.values, attn_mask=allowed)
+            attended = fused_attention(queries, memory.keys, memory.values, allowed)
         merged = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
         return self.dropout(merged), weights
 

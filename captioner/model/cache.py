@@ -36,6 +36,7 @@ class LayerCache:
         """Keep these rows (R',), in this order; a row may be named more than once.
 
         They are copied into `spare` where it fits; what is returned was the storage until then, and nobody needs it.
+        No gradient goes through it.
         """
         stored = self._stored
         if stored is None:

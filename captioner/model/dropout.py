@@ -8,12 +8,12 @@ BYTES = 8
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`; on a CPU its rate is rounded to 1/256, and what stays is scaled by what that leaves."""
+    """`nn.Dropout`; on a CPU a rate of at least 1/512 is rounded to 1/256, and what stays is scaled accordingly."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape."""
         dropped = round(256 * self.p)
-        if not self.training or dropped in (0, 256) or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.training or dropped in (0, 256) or x.device.type != "cpu":
             return super().forward(x)
         draws = torch.empty(-(-x.numel() // BYTES), dtype=torch.int64).random_(-(2**63), None)
         stays = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped

@@ -5,6 +5,9 @@ O outputs · I inputs
 """
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,22 +19,28 @@ from torch.overrides import TorchFunctionMode
 AVAILABLE = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., I), weight (O, I), bias (O,) -> (..., O), differentiable once."""
-    plain = (
-        not AVAILABLE
-        or x.numel() == 0
-        or not (x.device.type == weight.device.type == "cpu")
-        or not (x.dtype == weight.dtype == torch.float32)
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()  # exported graphs keep to standard operators
-    )
-    if plain:
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        result: Tensor = _Linear.apply(x, weight, bias)
+_plain = ContextVar("_plain", default=False)
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Within it, products are PyTorch's own: their gradients come for many at once, and only those asked for."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input (..., I), weight (O, I), bias (O,) -> (..., O), differentiable once."""
+    if torch.compiler.is_compiling() or not _is_ours(input, weight):
+        return F.linear(input, weight, bias)
+    trained = (input, weight) if bias is None else (input, weight, bias)
+    if torch.is_grad_enabled() and any(each.requires_grad for each in trained):
+        result: Tensor = _Linear.apply(input, weight, bias)
         return result
-    return _product(x, weight, bias)
+    return _product(input, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -52,7 +61,8 @@ class LinearMode(TorchFunctionMode):
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        context.save_for_backward(x, weight)
+        to_x, to_weight, _ = context.needs_input_grad
+        context.save_for_backward(x if to_weight else None, weight if to_x else None)
         return _product(x, weight, bias)
 
     @staticmethod
@@ -66,6 +76,18 @@ class _Linear(torch.autograd.Function):
             _product(rows.t(), x.reshape(-1, x.shape[-1]).t()) if to_weight else None,
             rows.sum(dim=0) if to_bias else None,
         )
+
+
+def _is_ours(x: Tensor, weight: Tensor) -> bool:
+    """Whether it is a product of float32 on a CPU, not empty, and nobody asked for another way."""
+    return (
+        AVAILABLE
+        and not _plain.get()
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() > 0
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -102,7 +102,9 @@ def train(
     if config.optimization.pointing and not data.mosaics:
         raise ConfigError("optimization.pointing: is learned from mosaics; set data.mosaics, to 0.3 for instance")
     model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are
-    config = replace(config, encoder=model.config.encoder, decoder=model.config.decoder)
+    config = replace(
+        config, encoder=model.config.encoder, decoder=replace(model.config.decoder, init=config.decoder.init)
+    )
     mosaics = split_mosaics(data, captions, config.training.seed)
     store = _features(config, model, used, mosaics)
     loaders = CaptionDataModule(
@@ -211,14 +213,23 @@ def _start(config: Config, texts: list[str], init: Path | None) -> tuple[Caption
     if config.decoder.init is not None:
         shape, weights, tokenizer = language_decoder(config.decoder, Path(config.decoder.init))
         model = CaptionModel(ModelConfig(encoder=config.encoder, decoder=shape), vocabulary=len(tokenizer))
-        model.decoder.load_state_dict(model.decoder.state_dict() | weights)
+        model.decoder.load_state_dict(weights, strict=False)  # what reads the image is new
+        log.info(
+            "starting from %s: its %d words and %d layers of width %d, whatever tokenizer and decoder say",
+            config.decoder.init,
+            len(tokenizer),
+            shape.layers,
+            shape.width,
+        )
         return model, tokenizer
     if init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
         network = ModelConfig(encoder=config.encoder, decoder=config.decoder)
         return CaptionModel(network, vocabulary=len(tokenizer)), tokenizer
     model, tokenizer = load_model(init)
-    extended = tokenizer.extend(texts, config.tokenizer.min_count)
+    # A language that is left alone learns no words.
+    frozen = config.decoder.language == "freeze"
+    extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
     model.decoder.grow(len(extended))
     model.encoder.freeze(config.encoder.train)
     log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
@@ -312,7 +323,8 @@ def _card(config: Config, trainer: pl.Trainer, best: ModelCheckpoint, init: Path
         score = f"cross-entropy {float(best.best_model_score):.3f} nats a token, of the best epoch"
     else:
         score = f"CIDEr-D {float(best.best_model_score):.4f} (greedy search), of the best epoch, which was chosen by it"
-    start = f"* Started from `{init}`: the terms in its card apply too.\n" if init else ""
+    origin = init or config.decoder.init
+    start = f"* Started from `{origin}`: the terms in its card apply too.\n" if origin else ""
     return (
         f"# {config.name or 'captioner model'}\n\n"
         f"An image captioner trained with captioner. Encoder: timm `{config.encoder.name}`"

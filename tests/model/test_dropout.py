@@ -39,6 +39,14 @@ def test_the_same_seed_draws_the_same():
     assert torch.equal(first, drop(x))
 
 
+def test_the_draws_are_its_own():
+    x = torch.ones(100)
+    torch.manual_seed(0)
+    found = Dropout(0.5)(x)
+    torch.manual_seed(0)
+    assert not torch.equal(found, torch.nn.Dropout(0.5)(x))
+
+
 def test_nothing_is_dropped_where_nothing_is_to_be():
     x = torch.randn(4, 4)
     assert torch.equal(Dropout(0.5).eval()(x), x)

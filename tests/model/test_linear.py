@@ -6,7 +6,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from captioner.model.linear import Linear, LinearMode, linear
+from captioner.model import linear as module
+from captioner.model.linear import AVAILABLE, Linear, LinearMode, linear, plain_products
+
+needs_onednn = pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The products that were oneDNN's."""
+    done = []
+    original = module._product
+    monkeypatch.setattr(module, "_product", lambda *given: done.append(given) or original(*given))
+    return done
+
 
 SHAPES = [(), (1,), (1, 1), (2, 3), (40,), (0,), (3, 0, 2)]
 
@@ -59,12 +72,35 @@ def test_mixed_precision_goes_pytorchs_way():
         assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
 
 
-def test_other_modules_within_the_mode():
+@needs_onednn
+def test_it_is_onednn_that_multiplies(products):
+    layer, x = Linear(8, 5), torch.randn(3, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert len(products) == 3  # forward, and backward to the input and the weight
+    with torch.inference_mode():
+        layer(x)
+    assert len(products) == 4
+    with plain_products():
+        layer(x).sum().backward()
+    assert len(products) == 4
+
+
+def test_a_bias_alone_can_be_trained():
+    layer = Linear(8, 5)
+    layer.weight.requires_grad_(False)
+    layer(torch.randn(3, 8)).sum().backward()
+    assert layer.bias.grad.tolist() == [3.0] * 5
+    assert layer.weight.grad is None
+
+
+def test_other_modules_within_the_mode(products):
     module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).train()
     x = torch.randn(2, 5, 16)
     expected = module(x)
+    assert not products
     with LinearMode():
         found = module(x)
+    assert len(products) == (2 if AVAILABLE else 0)  # the feed-forward; attention is one function to PyTorch
     assert_close(found, expected)
     found.sum().backward()
     assert all(each.grad is not None for each in module.parameters())
