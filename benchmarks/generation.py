@@ -96,7 +96,8 @@ def measure(
         "whole": whole,
         "decode": decode,
         "transformers_whole": lambda: theirs_whole(pixel_values=normalized),
-        "transformers_decode": lambda: theirs_whole(encoder_outputs=encoded),
+        # A new object each time: `generate` repeats what is in it for the beams.
+        "transformers_decode": lambda: theirs_whole(encoder_outputs=type(encoded)(encoded.last_hidden_state)),
         "ctranslate2_decode": lambda: translate("float32"),
         "ctranslate2_int8_decode": lambda: translate("int8"),
     }
