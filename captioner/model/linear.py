@@ -1,5 +1,5 @@
 """x Wᵀ + b by oneDNN. PyTorch gives products of float32 on a CPU to MKL, which leaves the AVX-512 of AMD's processors
-unused: there oneDNN is more than twice as fast, whatever the number of rows (docs/performance.md).
+unused: there oneDNN is 1.4 to 2.3 times as fast, the more the more rows there are (docs/performance.md).
 
 O outputs · I inputs
 """
@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 AVAILABLE = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-
 
 _plain = ContextVar("_plain", default=False)
 
