@@ -36,7 +36,14 @@ READ_AHEAD = 2
 """Batches of photos that are read while one is captioned; memory is bounded by it."""
 
 MOST_TILES = 64
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed")
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+    "could not create a primitive",  # oneDNN, which names no cause
+)
 """Signs, in messages of PyTorch and its libraries, that memory was short."""
 
 T = TypeVar("T")
@@ -392,7 +399,10 @@ def _fewer(images: int, error: Exception) -> int:
     if not told and not any(sign in str(error).lower() for sign in NO_MEMORY):
         raise error
     if images == 1:
-        raise ResourceError("out of memory for a single image; close other programs, or take a smaller model")
+        reason = str(error).strip().splitlines() or ["MemoryError"]
+        raise ResourceError(
+            f"out of memory for a single image ({reason[0]}); close other programs, or take a smaller model"
+        ) from error
     log.warning("out of memory for %d images at once; going on with %d", images, images // 2)
     return images // 2
 

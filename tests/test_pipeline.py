@@ -403,7 +403,8 @@ def test_where_memory_is_short_batches_are_halved():
 def test_a_fault_that_is_no_lack_of_memory_is_told(monkeypatch):
     captioner = Captioner.from_pretrained()
     image = np.zeros((40, 50, 3), np.uint8)
-    for error in (RuntimeError("something else"), torch.OutOfMemoryError("for one image")):
+    short = (torch.OutOfMemoryError("for one image"), MemoryError(), RuntimeError("could not create a primitive"))
+    for error in (RuntimeError("something else"), *short):
         monkeypatch.setattr(captioner, "_caption", lambda *arguments, error=error: (_ for _ in ()).throw(error))
         expected = RuntimeError if "else" in str(error) else ResourceError
         with pytest.raises(expected, match=r"else|for a single image"):
