@@ -18,6 +18,7 @@ from captioner.inspection.faithfulness import mosaic_pointing, standard_maps
 from captioner.inspection.reading import Reading
 from captioner.inspection.summary import markdown, summarize
 from captioner.model.caption_model import CaptionModel
+from captioner.model.linear import plain_products
 from captioner.model.memory import Memory
 
 STEPS = 4
@@ -53,7 +54,7 @@ def value_norm(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
 
 def gradients(model: CaptionModel, forced: Reading, *, keys: bool = False, scale: float = 1.0) -> Tensor:
     """(W, L, H, P) gradient times value less the mean patch's, at values moved to `scale` of the way from that mean."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), plain_products():
         watched, leaves, moved = _watched(model, forced, keys, scale)
         odds = _odds(model, forced, watched)
         chosen = torch.zeros(len(forced.spans), len(odds))

@@ -1,6 +1,6 @@
 """How long the first caption takes: `python -m benchmarks.startup`.
 
-Whole processes in turns, medians: Python alone, `import torch`, the imports of `captioner caption`, that command on one
+Whole processes in turns, medians: Python alone, `import torch`, `import timm` (which takes torch), the imports of `captioner caption`, that command on one
 photo, and on nine. Then the modules that took longest to import.
 """
 
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = {
         "python": [sys.executable, "-c", "pass"],
         "import torch": [sys.executable, "-c", "import torch"],
+        "import timm": [sys.executable, "-c", "import timm"],
         "imports": [sys.executable, "-c", IMPORTS],
         "one photo": [*CAPTION, photos[0]],
         f"{len(photos)} photos": [*CAPTION, *photos],
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     found = {
         "seconds": medians,
         "one_photo_over_import_torch": round(medians["one photo"] / medians["import torch"], 2),
+        "one_photo_over_import_timm": round(medians["one photo"] / medians["import timm"], 2),
         "slowest_imports_ms": slowest_imports(),
     }
     print(json.dumps(found, indent=2))
