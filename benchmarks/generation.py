@@ -1,33 +1,47 @@
 """Captioning against peers and the machine's limits: `python -m benchmarks.generation` (extra `benchmark`).
 
 transformers' `generate` with the same weights (converted), CTranslate2 with a decoder of the same sizes and random
-weights, in float32 and int8. All take turns in one process, whole batches, 20 tokens, no early end; medians. In its
-turn each runs once unmeasured, since the threads of the one before may still be waiting in a loop. Decoding begins at
-encoder features: ours projects keys and values in that time, and so do the peers.
+weights, in float32 and int8. Each is a process of its own, as it is used, and they take turns: whole batches, 20
+tokens, no early end; medians. In its turn each runs once unmeasured. Decoding begins at encoder features: ours projects
+keys and values in that time, and so do the peers.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.limits import matrix_product, matrix_vector
-from benchmarks.peers import LAYERS, VOCABULARY, WIDTH, ctranslate2_translator, transformers_captioner
+from benchmarks.peers import LAYERS, VOCABULARY, WIDTH, ctranslate2_translator, save_transformers, transformers
 from captioner.convert import from_transformers
 from captioner.generation import BeamSearch, Greedy, Strategy, generate
 from captioner.model.caption_model import CaptionModel
-from captioner.tokenizer import Tokenizer
 
 TOKENS, PATCHES = 20, 197
 CASES = ((1, 1), (1, 5), (8, 5), (32, 1), (32, 5))
 """(images, beams)"""
+WORK = {
+    "ours": ("whole", "decode"),
+    "transformers": ("transformers_whole", "transformers_decode"),
+    "ctranslate2 float32": ("ctranslate2_decode",),
+    "ctranslate2 int8": ("ctranslate2_int8_decode",),
+}
+"""Process -> what is measured in it."""
+PAUSE = 0.3
+"""Seconds between turns: threads of the one before wait in a loop for a while."""
+
+Work = Callable[[], object]
+Prepare = Callable[[int, int], dict[str, Work]]
+"""(images, beams) -> what can be measured."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,18 +52,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the numbers here too")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        theirs = transformers_captioner(Path(folder) / "transformers")
-        ours, tokenizer = from_transformers(Path(folder) / "transformers")
-        engines = {
-            kind: ctranslate2_translator(Path(folder) / f"ctranslate2 {kind}", kind, arguments.threads)
-            for kind in ("float32", "int8")
-        }
+        model = Path(folder) / "transformers"
+        save_transformers(model)
+        weights = weight_bytes(from_transformers(model)[0])
+        context = multiprocessing.get_context("spawn")
+        turns: dict[str, Connection] = {}
+        for name in WORK:
+            turns[name], theirs = context.Pipe()
+            given = (theirs, name, model, arguments.threads)
+            context.Process(target=serve, args=given, daemon=True).start()
         found = {}
         for case in arguments.cases:
             images, beams = map(int, case.split("x"))
-            found[case] = measure(ours, tokenizer, theirs, engines, images, beams, arguments.rounds)
+            found[case] = measure(turns, weights, images, beams, arguments.rounds)
             print(f"{images} images, beam {beams}: {json.dumps(found[case])}", file=sys.stderr, flush=True)
     print(json.dumps(found, indent=2))
     if arguments.output:
@@ -57,67 +73,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def measure(
-    ours: CaptionModel,
-    tokenizer: Tokenizer,
-    theirs: Any,
-    engines: dict[str, Any],
-    images: int,
-    beams: int,
-    rounds: int,
-) -> dict[str, float]:
+def measure(turns: dict[str, Connection], weights: int, images: int, beams: int, rounds: int) -> dict[str, float]:
     """Seconds of each, what they are of transformers', and of the machine's limits."""
-    pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
-    normalized = (pixels / 255 - 0.5) / 0.5
-    lengths: dict[str, int] = {"max_length": TOKENS, "min_length": TOKENS - 1}
-    strategy: Strategy = Greedy(**lengths) if beams == 1 else BeamSearch(width=beams, **lengths)
-    source = [[f"s{place % 7}" for place in range(PATCHES)]] * images
-    with torch.inference_mode():
-        features = ours.encoder(pixels)
-        encoded = theirs.encoder(normalized)
-
-    def whole() -> None:
-        generate(ours.decoder, ours.encode(pixels), strategy, bos=tokenizer.bos, eos=tokenizer.eos)
-
-    def decode() -> None:
-        generate(ours.decoder, ours.decoder.project(features), strategy, bos=tokenizer.bos, eos=tokenizer.eos)
-
-    def theirs_whole(**given: Any) -> None:
-        theirs.generate(
-            **given, num_beams=beams, do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS, use_cache=True
-        )
-
-    def translate(kind: str) -> None:
-        engines[kind].translate_batch(
-            source, beam_size=beams, max_decoding_length=TOKENS, min_decoding_length=TOKENS, max_batch_size=images
-        )
-
-    work: dict[str, Callable[[], object]] = {
-        "whole": whole,
-        "decode": decode,
-        "transformers_whole": lambda: theirs_whole(pixel_values=normalized),
-        # A new object each time: `generate` repeats what is in it for the beams.
-        "transformers_decode": lambda: theirs_whole(encoder_outputs=type(encoded)(encoded.last_hidden_state)),
-        "ctranslate2_decode": lambda: translate("float32"),
-        "ctranslate2_int8_decode": lambda: translate("int8"),
-    }
     limits = {"product": matrix_product, "vector": matrix_vector}
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[str, list[float]] = {each: [] for works in WORK.values() for each in works}
     most: dict[str, list[float]] = {name: [] for name in limits}
-    with torch.inference_mode():
-        for _ in range(rounds):
-            for name, limit in limits.items():
-                limit()
-                most[name].append(limit())
-            for name, call in work.items():
-                call()
-                start = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - start)
+    for _ in range(rounds):
+        for name, limit in limits.items():
+            limit()
+            most[name].append(limit())
+        for name, works in WORK.items():
+            for each in works:
+                time.sleep(PAUSE)
+                turns[name].send((each, images, beams))
+                seconds[each].append(turns[name].recv())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     floor = max(
         operations(images, beams) / statistics.median(most["product"]),
-        TOKENS * weight_bytes(ours) / statistics.median(most["vector"]),
+        TOKENS * weights / statistics.median(most["vector"]),
     )
     return {name: round(value, 4) for name, value in medians.items()} | {
         "times_transformers": round(medians["transformers_decode"] / medians["decode"], 2),
@@ -128,6 +101,84 @@ def measure(
         "product_gflops": round(statistics.median(most["product"]) / 1e9, 1),
         "vector_gbytes": round(statistics.median(most["vector"]) / 1e9, 1),
     }
+
+
+def serve(turns: Connection, name: str, model: Path, threads: int) -> None:
+    """A process: does (work, images, beams) twice when asked, and sends the seconds of the second time."""
+    torch.set_num_threads(threads)
+    if name == "ours":
+        prepare = ours(model)
+    elif name == "transformers":
+        prepare = theirs(model)
+    else:
+        prepare = translated(name, model.parent, threads)
+    with torch.inference_mode():
+        while True:
+            try:
+                work, images, beams = turns.recv()
+            except EOFError:
+                return
+            call = prepare(images, beams)[work]
+            call()
+            start = time.perf_counter()
+            call()
+            turns.send(time.perf_counter() - start)
+
+
+@cache
+def pictures(images: int) -> torch.Tensor:
+    """(images, 3, 224, 224) uint8, the same in each process."""
+    return torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def ours(folder: Path) -> Prepare:
+    model, tokenizer = from_transformers(folder)
+    encode = cache(lambda images: model.encoder(pictures(images)))
+
+    def prepare(images: int, beams: int) -> dict[str, Work]:
+        lengths: dict[str, int] = {"max_length": TOKENS, "min_length": TOKENS - 1}
+        strategy: Strategy = Greedy(**lengths) if beams == 1 else BeamSearch(width=beams, **lengths)
+        features = encode(images)
+
+        def decode(features: torch.Tensor) -> None:
+            generate(model.decoder, model.decoder.project(features), strategy, bos=tokenizer.bos, eos=tokenizer.eos)
+
+        return {"whole": lambda: decode(model.encoder(pictures(images))), "decode": lambda: decode(features)}
+
+    return prepare
+
+
+def theirs(folder: Path) -> Prepare:
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    normalize = cache(lambda images: (pictures(images) / 255 - 0.5) / 0.5)
+    encode = cache(lambda images: model.encoder(normalize(images)))
+
+    def prepare(images: int, beams: int) -> dict[str, Work]:
+        lengths = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+        given = {"num_beams": beams, "do_sample": False, "use_cache": True} | lengths
+        encoded = encode(images)
+        return {
+            "transformers_whole": lambda: model.generate(pixel_values=normalize(images), **given),
+            # A new object each time: `generate` repeats what is in it for the beams.
+            "transformers_decode": lambda: model.generate(
+                encoder_outputs=type(encoded)(encoded.last_hidden_state), **given
+            ),
+        }
+
+    return prepare
+
+
+def translated(name: str, folder: Path, threads: int) -> Prepare:
+    kind = name.split()[1]
+    engine = ctranslate2_translator(folder / name, kind, threads)
+    works = WORK[name]
+
+    def prepare(images: int, beams: int) -> dict[str, Work]:
+        source = [[f"s{place % 7}" for place in range(PATCHES)]] * images
+        lengths = {"max_decoding_length": TOKENS, "min_decoding_length": TOKENS}
+        return {works[0]: lambda: engine.translate_batch(source, beam_size=beams, max_batch_size=images, **lengths)}
+
+    return prepare
 
 
 def operations(images: int, beams: int) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -20,8 +21,8 @@ ENCODER = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6
 END = "<|endoftext|>"
 
 
-def transformers_captioner(folder: Path) -> Any:
-    """A random VisionEncoderDecoderModel, also saved into the folder with a tokenizer and an image processor."""
+def save_transformers(folder: Path) -> None:
+    """A random VisionEncoderDecoderModel into the folder, with a tokenizer and an image processor."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = (f"{one}{other}" for one in pieces for other in pieces)
     vocabulary = [*list(itertools.islice(itertools.chain(pieces, pairs), VOCABULARY - 1)), END]
@@ -29,6 +30,7 @@ def transformers_captioner(folder: Path) -> Any:
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END)
     end = VOCABULARY - 1
+    torch.manual_seed(0)
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         transformers.ViTConfig(**ENCODER),
         transformers.GPT2Config(
@@ -48,7 +50,6 @@ def transformers_captioner(folder: Path) -> Any:
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     transformers.ViTImageProcessor(size={"height": 224, "width": 224}, resample=2).save_pretrained(folder)
-    return model
 
 
 def ctranslate2_translator(folder: Path, compute_type: str, threads: int) -> Any:

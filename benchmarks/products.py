@@ -1,9 +1,10 @@
-"""The two products of which decoding consists, each by several ways: `python -m benchmarks.products`.
+"""The two products of which decoding consists, and encoders, each by several ways: `python -m benchmarks.products`.
 
 x Wᵀ + b, R rows, for weights of a decoder of width 512 that together are larger than any cache: PyTorch's own (MKL on
-x86), as (W xᵀ)ᵀ, with the weights' columns adjacent, and by oneDNN as the model has it. Cross-attention of C words an
+x86), as (W xᵀ)ᵀ, with the weights' columns adjacent, by oneDNN, and by oneDNN with copies in its own order, as captions
+are searched for. Cross-attention of C words an
 image to 197 patches: fused and as two products, with keys and values in one piece or where their projection left them.
-Microseconds of one.
+Encoders with the colors of a pixel side by side or apart. Microseconds of one.
 """
 
 import argparse
@@ -16,13 +17,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from captioner.config import EncoderConfig
 from captioner.model.attention import attention_weights
-from captioner.model.linear import AVAILABLE, linear
+from captioner.model.encoder import VisionEncoder
+from captioner.model.linear import AVAILABLE, LinearMode, linear, ordered_weights
 
 SHAPES = ((1536, 512), (2048, 512), (512, 2048), (10_000, 512))
 """(outputs, inputs)"""
+ENCODERS = ("tf_efficientnet_lite2", "vit_small_patch16_224")
+BATCHES = (1, 4, 16)
 ROWS = (1, 5, 40, 160)
 IMAGES = ((1, 1), (1, 5), (8, 5), (32, 5))
 """(images, words of each)"""
@@ -36,8 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, help="write the numbers here too")
     arguments = parser.parse_args(argv)
-    with torch.inference_mode():
-        found = {"linear": linear_ways(arguments.rounds), "attention": attention_ways(arguments.rounds)}
+    with torch.no_grad():
+        found = {
+            "linear": linear_ways(arguments.rounds),
+            "attention": attention_ways(arguments.rounds),
+            "encoder": encoder_ways(arguments.rounds),
+        }
     print(json.dumps(found, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(found, indent=2) + "\n")
@@ -50,6 +59,7 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
         count = max(2, BYTES // (4 * outputs * inputs))
         weights = [torch.randn(outputs, inputs) for _ in range(count)]
         columns = [weight.t().contiguous().t() for weight in weights]
+        copied = nn.ParameterList(nn.Parameter(weight.clone(), requires_grad=False) for weight in weights)
         bias = torch.randn(outputs)
         for rows in ROWS:
             x = torch.randn(rows, inputs)
@@ -61,7 +71,9 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
             }
             if AVAILABLE:
                 ways["oneDNN"] = (linear, plain)
-            found[f"{rows} rows, {inputs} to {outputs}"] = measured(ways, rounds)
+                ways["oneDNN, its own order"] = (linear, [(x, weight, bias) for weight in copied])
+            with ordered_weights(copied):
+                found[f"{rows} rows, {inputs} to {outputs}"] = measured(ways, rounds)
     return found
 
 
@@ -87,6 +99,24 @@ def attention_ways(rounds: int) -> dict[str, dict[str, float]]:
 
 def explicit(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return attention_weights(queries, keys) @ values
+
+
+def encoder_ways(rounds: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for name in ENCODERS:
+        encoder = VisionEncoder(EncoderConfig(name=name), load_weights=False).eval()
+        for images in BATCHES:
+            apart = torch.randn(images, 3, *encoder.image_size)
+            adjacent = apart.contiguous(memory_format=torch.channels_last)
+            with LinearMode():
+                found[f"{name}, {images} images"] = measured(
+                    {
+                        "colors apart": (encoder.backbone.forward_features, [(apart,)]),
+                        "colors adjacent": (encoder.backbone.forward_features, [(adjacent,)]),
+                    },
+                    rounds,
+                )
+    return found
 
 
 def measured(ways: Ways, rounds: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """How long the first caption takes: `python -m benchmarks.startup`.
 
-Whole processes in turns, medians: Python alone, `import torch`, `import timm` (which takes torch), the imports of `captioner caption`, that command on one
-photo, and on nine. Then the modules that took longest to import.
+Whole processes in turns, medians: Python alone, `import torch`, `import timm` (which takes torch), the imports of
+`captioner caption`, that command on one photo, and on nine. Then the modules that took longest to import.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captioner.errors import ConfigError
 from captioner.model.decoder import TextDecoder
+from captioner.model.linear import ordered_weights
 from captioner.model.memory import Memory
 
 WORTH_LEAVING_OUT = 0.25
@@ -170,12 +171,32 @@ def generate(
             f"max_length {strategy.max_length} with a prefix of {len(prefix)} tokens: this model takes captions of at "
             f"most {limit - 1} tokens, and the prefix must be shorter than the caption"
         )
-    was_training = decoder.training
-    decoder.eval()
     images, device = memory.images, memory.layers[0].keys.device
     keys = keys if keys is not None else [str(number) for number in range(images)]
-    cache = decoder.new_cache(strategy.max_length)
     forced = torch.tensor([bos, *prefix], device=device).expand(images, -1)
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        with ordered_weights(decoder):
+            return _search(decoder, memory, strategy, forced, keys, eos, pad, suppressed)
+    finally:
+        decoder.train(was_training)
+
+
+def _search(
+    decoder: TextDecoder,
+    memory: Memory,
+    strategy: Strategy,
+    forced: Tensor,
+    keys: Sequence[str],
+    eos: int,
+    pad: int,
+    suppressed: Sequence[int],
+) -> list[list[Hypothesis]]:
+    """Captions that begin with the tokens `forced` (B, 1 + P), the start token the first of them."""
+    images, device = forced.shape[0], forced.device
+    length_before = forced.shape[1] - 1
+    cache = decoder.new_cache(strategy.max_length)
     # The forced tokens are the same for every row of an image, so they pass once an image.
     log_probs = decoder(forced, memory, cache).logits.float().log_softmax(dim=-1)  # (B, 1 + P, V)
     prefix_log_probs = log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2)
@@ -185,7 +206,7 @@ def generate(
     cache.select(torch.arange(images, device=device).repeat_interleave(strategy.rows))
     going = torch.arange(images)  # the images whose search is not over
     found: dict[int, list[Hypothesis]] = {}
-    for length in range(len(prefix), strategy.max_length):
+    for length in range(length_before, strategy.max_length):
         step_log_probs.index_fill_(1, blocked, -math.inf)
         if 0 < strategy.no_repeat_ngram <= length:
             _forbid_repeats(step_log_probs, search.tokens, strategy.no_repeat_ngram)
@@ -204,7 +225,6 @@ def generate(
         if rows is not None:
             cache.select(rows)
         step_log_probs = decoder(search.tokens[:, -1:], memory, cache).logits[:, -1].float().log_softmax(dim=-1)
-    decoder.train(was_training)
     found |= zip(going.tolist(), search.hypotheses(), strict=True)
     return [found[image] for image in range(images)]
 

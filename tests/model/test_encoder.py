@@ -98,7 +98,7 @@ def test_patches_go_row_by_row():
     )[-1]
     for row in range(2):
         for column in range(3):
-            assert torch.equal(features[0, row * 3 + column], patches[0, :, row, column])
+            assert_close(features[0, row * 3 + column], patches[0, :, row, column], atol=1e-5, rtol=1e-4)
 
 
 def test_features_are_those_of_the_whole_timm_model():
@@ -318,3 +318,25 @@ def test_pooled_patches_are_the_mean_of_theirs(name):
 def test_a_pool_that_does_not_go_up_is_refused():
     with pytest.raises(ConfigError, match="pool: 4 does not divide the 4x6 patches of test_vit; choose from 1, 2, or"):
         encoder("test_vit", image_size=(64, 96), pool=4)
+
+
+@pytest.mark.parametrize(("train", "learns"), [("none", False), ("all", True)])
+def test_a_batch_that_teaches_is_encoded_whole_others_by_a_few(monkeypatch, train, learns):
+    """Running statistics are those of the whole batch; features are the same either way."""
+    encoder = VisionEncoder(
+        EncoderConfig(name="test_efficientnet", image_size=(64, 64), train=train), load_weights=False
+    )
+    encoder.freeze(train)
+    images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8)
+    sizes = []
+    original = encoder._features
+    monkeypatch.setattr(encoder, "_features", lambda some: sizes.append(len(some)) or original(some))
+    encoder.train()
+    features = encoder(images)
+    assert sizes == ([9] if learns else [4, 4, 1])
+    encoder.eval()
+    with torch.no_grad():
+        expected = original(images)
+        assert_close(encoder(images), expected)
+    assert sizes[-3:] == [4, 4, 1]
+    assert features.shape == expected.shape

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from captioner.model import linear as module
-from captioner.model.linear import AVAILABLE, Linear, LinearMode, linear, plain_products
+from captioner.model.linear import AVAILABLE, Linear, LinearMode, linear, ordered_weights, plain_products
 
 needs_onednn = pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
 
@@ -83,6 +83,49 @@ def test_it_is_onednn_that_multiplies(products):
     with plain_products():
         layer(x).sum().backward()
     assert len(products) == 4
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+def test_weights_in_onednns_order_multiply_the_same(rows, products):
+    layer, x = Linear(24, 40), torch.randn(rows, 24)
+    expected = F.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode(), ordered_weights(layer):
+        assert_close(layer(x), expected)
+        assert_close(linear(x, layer.weight.clone()), expected - layer.bias)  # another weight, as it is
+    assert [given[1].layout == torch._mkldnn for given in products] == [True, False]
+
+
+@needs_onednn
+def test_the_order_follows_the_weights(products):
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    used = []
+    changes = (
+        lambda: None,
+        lambda: layer.weight.detach().mul_(2),
+        lambda: setattr(layer.weight, "data", torch.randn(5, 8)),
+        lambda: setattr(layer, "weight", nn.Parameter(torch.randn(5, 8))),
+    )
+    for change in changes:
+        change()
+        with torch.inference_mode(), ordered_weights(layer):
+            assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        used.append(products[-1][1])
+    with torch.inference_mode(), ordered_weights(layer):
+        layer(x)
+    assert products[-1][1] is used[-1]  # kept
+    assert len({id(each) for each in used}) == len(changes)
+
+
+@needs_onednn
+def test_gradients_and_what_comes_after_take_the_weights_themselves(products):
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    with ordered_weights(layer):
+        layer(x).sum().backward()
+    with torch.inference_mode():
+        layer(x)
+    assert layer.weight.grad is not None
+    assert all(given[1].layout == torch.strided for given in products)
 
 
 def test_a_bias_alone_can_be_trained():
