@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from captioner.inspection.reading import Span
+from captioner.model.attention import KeyValues
 from captioner.model.decoder import TextDecoder
-from captioner.model.linear import plain_products
+from captioner.model.linear import fixed_weights
 from captioner.model.memory import Memory
 
 SURE = 1e-6
@@ -28,34 +29,36 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
     (Transformer-MM-Explainability), summed with its sign over all steps up to the word: their gradients hold the way
     through self-attention, which needs no rollout.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        # Copies: what was made in inference mode can have no gradient.
+    keep = memory.layers[0].keep
+    seen = torch.zeros(memory.positions, device=tokens.device)
+    seen[patches] = 1.0
+    if keep is not None:
+        seen = seen * keep[0]
+    share = (seen / seen.sum().clamp(min=1.0))[:, None]
+    with torch.inference_mode(False), torch.enable_grad(), fixed_weights():
+        # A row a word, with values of its own: one backward pass tells them apart. Copies, because what was made in
+        # inference mode can have no gradient.
+        own = [each.values.clone().repeat(len(words), 1, 1, 1).requires_grad_() for each in memory.layers]
         layers = tuple(
-            each._replace(keys=each.keys.clone(), values=each.values.clone().requires_grad_()) for each in memory.layers
+            KeyValues(
+                each.keys.clone().expand_as(values), values, keep if keep is None else keep.expand(len(words), -1)
+            )
+            for each, values in zip(memory.layers, own, strict=True)
         )
-        with plain_products():
-            log_probs = _log_probs(decoder, replace(memory, layers=layers), tokens.clone())[0].clamp(max=-SURE)
-        log_odds = log_probs - (-log_probs.expm1()).log()
-        values = [each.values for each in layers]
-        seen = torch.zeros(memory.positions, device=tokens.device)
-        seen[patches] = 1.0
-        if memory.layers[0].keep is not None:
-            seen = seen * memory.layers[0].keep[0]
-        share = (seen / seen.sum().clamp(min=1.0))[:, None]
-        if not words:
-            return values[0].new_zeros(0, len(values), *values[0].shape[1:3])
-        chosen = torch.zeros(len(words), len(log_odds)).to(log_odds)
-        for word, (start, stop) in enumerate(words):
-            chosen[word, start:stop] = 1.0
-        # One backward pass for all words: (W, 1, H, N, d) a layer.
-        gradients = torch.autograd.grad(log_odds, values, chosen, is_grads_batched=True)
-        return torch.stack(
-            [
-                ((value - (value * share).sum(dim=2, keepdim=True)) * gradient).sum(dim=4)[:, 0]
-                for value, gradient in zip(values, gradients, strict=True)
-            ],
-            dim=1,
-        ).detach()
+        steps = [(row, step) for row, (start, stop) in enumerate(words) for step in range(start, stop)]
+        if not steps:
+            return own[0].new_zeros(len(words), len(own), *own[0].shape[1:3])
+        row, step = torch.tensor(steps, device=tokens.device).unbind(dim=1)
+        states, _ = decoder.states(tokens[:, :-1].clone().expand(len(words), -1), replace(memory, layers=layers))
+        log_probs = decoder.logits(states[row, step]).float().log_softmax(dim=-1)
+        chosen = log_probs.gather(1, tokens[0, 1 + step, None]).clamp(max=-SURE)
+        log_odds = chosen - (-chosen.expm1()).log()
+        gradients = torch.autograd.grad(log_odds.sum(), own)
+    brought = [
+        ((each.values - (each.values * share).sum(dim=2, keepdim=True)) * gradient).sum(dim=3)
+        for each, gradient in zip(memory.layers, gradients, strict=True)
+    ]
+    return torch.stack(brought, dim=1).detach()
 
 
 @torch.inference_mode()

@@ -32,18 +32,29 @@ class _Copy(NamedTuple):
 
 
 _plain = ContextVar("_plain", default=False)
+_fixed = ContextVar("_fixed", default=False)
 _ordered: ContextVar[dict[int, _Copy] | None] = ContextVar("_ordered", default=None)
 _COPIES: WeakKeyDictionary[nn.Module, dict[int, _Copy]] = WeakKeyDictionary()
 
 
 @contextmanager
 def plain_products() -> Iterator[None]:
-    """Within it, products are PyTorch's own: their gradients come for many at once, and only those asked for."""
+    """Within it, products are PyTorch's own: their gradients come for many at once."""
     token = _plain.set(True)
     try:
         yield
     finally:
         _plain.reset(token)
+
+
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Within it, products give weights no gradient: PyTorch would have it computed even where nobody asks for it."""
+    token = _fixed.set(True)
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
 
 
 @contextmanager
@@ -69,6 +80,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input (..., I), weight (O, I), bias (O,) -> (..., O), differentiable once."""
     if torch.compiler.is_compiling() or not _is_ours(input, weight):
         return F.linear(input, weight, bias)
+    if _fixed.get():
+        weight, bias = weight.detach(), bias if bias is None else bias.detach()
     trained = (input, weight) if bias is None else (input, weight, bias)
     if torch.is_grad_enabled() and any(each.requires_grad for each in trained):
         result: Tensor = _Linear.apply(input, weight, bias)
