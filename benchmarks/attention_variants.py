@@ -28,11 +28,11 @@ from captioner.data.formats import load_captions
 from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixels
 from captioner.metrics import score_captions
 from captioner.model.attention import CrossAttention, KeyValues
-from captioner.model.encoder import VisionEncoder
+from captioner.model.encoder import CPU_IMAGES, VisionEncoder
 from captioner.tokenizer import Tokenizer
 
 STAGES = ("stride 16", "stride 32")
-BATCH = 32
+BATCH = CPU_IMAGES
 
 
 class Stages(FeatureStore):
@@ -84,8 +84,9 @@ def extract(encoder: VisionEncoder, captions: CaptionSet, mosaics: Mosaics, fold
 
     def maps(pictures: np.ndarray) -> list[Tensor]:
         with torch.inference_mode():
+            pixels = (torch.from_numpy(pictures) - encoder.mean) / encoder.std
             found: list[Tensor] = encoder.backbone.forward_intermediates(
-                (torch.from_numpy(pictures) - encoder.mean) / encoder.std,
+                pixels.contiguous(memory_format=torch.channels_last),
                 indices=2,
                 norm=False,
                 output_fmt="NCHW",

@@ -34,7 +34,9 @@ from captioner.metrics import score_captions
 from captioner.model.attention import SelfAttention
 from captioner.model.cache import CaptionCache
 from captioner.model.decoder import TextDecoder
+from captioner.model.dropout import Dropout
 from captioner.model.encoder import VisionEncoder
+from captioner.model.linear import Linear, linear
 from captioner.tokenizer import Tokenizer
 
 WIDTH, HEADS, LENGTH, DROPOUT = 384, 6, 32, 0.3
@@ -53,7 +55,7 @@ class PrefixBlock(nn.Module):
         self.self_norm, self.feed_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.self_attention = SelfAttention(width=WIDTH, heads=HEADS, dropout=DROPOUT)
         self.feed_forward = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH), nn.Dropout(DROPOUT)
+            Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), Linear(4 * WIDTH, WIDTH), Dropout(DROPOUT)
         )
 
     def forward(self, x: Tensor, cache: CaptionCache | None, layer: int) -> Tensor:
@@ -67,9 +69,9 @@ class PrefixCaptioner(nn.Module):
     def __init__(self, vocabulary: int, encoder_width: int, positions: int, pooled: bool) -> None:
         super().__init__()
         self.pooled, self.positions = pooled, 1 if pooled else positions
-        self.norm, self.projection = nn.LayerNorm(encoder_width), nn.Linear(encoder_width, WIDTH)
+        self.norm, self.projection = nn.LayerNorm(encoder_width), Linear(encoder_width, WIDTH)
         self.words, self.places = nn.Embedding(vocabulary, WIDTH), nn.Embedding(self.positions + LENGTH, WIDTH)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
         self.blocks = nn.ModuleList(PrefixBlock() for _ in range(PREFIX_LAYERS))
         self.final_norm = nn.LayerNorm(WIDTH)
         for module in self.modules():
@@ -90,7 +92,7 @@ class PrefixCaptioner(nn.Module):
         x = self.dropout(x + self.places.weight[start : start + x.shape[1]])
         for layer, block in enumerate(self.blocks):
             x = block(x, cache, layer)
-        return self.final_norm(x[:, -tokens.shape[1] :]) @ self.words.weight.T  # type: ignore[no-any-return]
+        return linear(self.final_norm(x[:, -tokens.shape[1] :]), self.words.weight)
 
     def logits(self, features: Tensor, tokens: Tensor) -> Tensor:
         return self(tokens, self.see(features, len(tokens)))  # type: ignore[no-any-return]
