@@ -30,7 +30,7 @@ def maps(model: CaptionModel, forced: Reading) -> dict[str, NDArray[np.float32]]
     found = {name: each for name, each in standard_maps(model, forced).items() if "layer" not in name}
     return found | {
         "attention times norm of the projected value": value_norm(model, forced),
-        "relevance, own step alone": own_step(model, forced),
+        "relevance, all steps": all_steps(model, forced),
         "relevance, keys and values": _positive(gradients(model, forced, keys=True)),
         "relevance, heads clipped apart": _clipped(gradients(model, forced)),
         f"integrated gradients, {STEPS} steps": _positive(
@@ -67,22 +67,9 @@ def gradients(model: CaptionModel, forced: Reading, *, keys: bool = False, scale
         return each[..., model.encoder.patches].detach()
 
 
-def own_step(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
-    """Gradients that pass only through the step that predicts the word: what it read before is held still."""
-    found = []
-    for start, _ in forced.spans:
-        with torch.inference_mode(False), torch.enable_grad():
-            watched, leaves, moved = _watched(model, forced, False, 1.0)
-            cache = model.decoder.new_cache()
-            tokens = forced.tokens.clone()
-            with torch.no_grad():
-                if start:
-                    model.decoder(tokens[:, :start], watched, cache)
-            logits = model.decoder(tokens[:, start : start + 1], watched, cache).logits[0, 0].log_softmax(-1)
-            gradient = torch.autograd.grad(logits[tokens[0, start + 1]], leaves)
-            evidence = torch.stack([(move * each[0]).sum(2) for move, each in zip(moved, gradient, strict=True)])
-            found.append(evidence[..., model.encoder.patches].detach())
-    return _positive(torch.stack(found))
+def all_steps(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
+    """Gradients that pass through what a word knows by self-attention of words before it, and their reading too."""
+    return _positive(gradients(model, forced))
 
 
 def _watched(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.inspection.reading import Span
-from captioner.model.attention import KeyValues
+from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import fixed_weights
 from captioner.model.memory import Memory
@@ -19,46 +19,57 @@ SURE = 1e-6
 """Least distance of a log-probability from 0, where odds have no bound."""
 
 
+class _Still(LayerCache):
+    """Keys and values of the words as they are: no gradient goes through what one word reads of another."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys.detach(), values.detach()
+
+
 def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span], patches: slice) -> Tensor:
     """How much each position's values brought to each word's log-odds: (W, L, H, N), in nats, signed.
 
-    tokens (1, 1 + T) with the start token; `patches` are the positions of the image. Gradient times value: for layer l,
-    head h and position j it is (v_lhj - the mean patch's v_lh) · ∂ log(p / (1 - p)) / ∂v_lhj, to first order what the
-    log-odds would lose if the patch offered no more than the mean patch; log p itself hardly moves for words that are
-    nearly certain. As ∂/∂v_j = Σ_t α_tj ∂/∂z_t, it is the gradient-weighted attention of Chefer et al. 2021
-    (Transformer-MM-Explainability), summed with its sign over all steps up to the word: their gradients hold the way
-    through self-attention, which needs no rollout.
+    tokens (1, 1 + T) with the start token; `patches` are the positions of the image. Gradient times attention: for
+    layer l, head h and position j it is, at the step t that predicts the word,
+    α_tj (v_lhj - the mean patch's v_lh) · ∂ log(p / (1 - p)) / ∂z_lht: to first order what the log-odds would lose if
+    the step read no more than the mean patch there; log p itself hardly moves for words that are nearly certain. As
+    ∂/∂α_tj = v_j · ∂/∂z_t, it is the gradient-weighted attention of Chefer et al. 2021 (Transformer-MM-Explainability),
+    with its sign. What the step knows by self-attention, of words that looked before it, is held still. A word of
+    several tokens has their sum.
     """
-    keep = memory.layers[0].keep
+    read: list[Tensor] = []  # z of each layer, (1, T, D)
+    hooks = [
+        block.cross_attention.output.register_forward_pre_hook(lambda _, given: read.append(given[0]))  # type: ignore[union-attr]
+        for block in decoder.blocks
+    ]
+    cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_Still)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), fixed_weights():
+            # Copies: what was made in inference mode can have no gradient.
+            layers = tuple(
+                each._replace(keys=each.keys.clone(), values=each.values.clone().requires_grad_())
+                for each in memory.layers
+            )
+            output = decoder(tokens[:, :-1].clone(), replace(memory, layers=layers), cache, return_weights=True)
+            log_probs = output.logits[0].float().log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=-SURE)
+            log_odds = log_probs - (-log_probs.expm1()).log()
+            gradients = torch.autograd.grad(log_odds.sum(), read)
+    finally:
+        for hook in hooks:
+            hook.remove()
     seen = torch.zeros(memory.positions, device=tokens.device)
     seen[patches] = 1.0
-    if keep is not None:
-        seen = seen * keep[0]
+    if memory.layers[0].keep is not None:
+        seen = seen * memory.layers[0].keep[0]
     share = (seen / seen.sum().clamp(min=1.0))[:, None]
-    with torch.inference_mode(False), torch.enable_grad(), fixed_weights():
-        # A row a word, with values of its own: one backward pass tells them apart. Copies, because what was made in
-        # inference mode can have no gradient.
-        own = [each.values.clone().repeat(len(words), 1, 1, 1).requires_grad_() for each in memory.layers]
-        layers = tuple(
-            KeyValues(
-                each.keys.clone().expand_as(values), values, keep if keep is None else keep.expand(len(words), -1)
-            )
-            for each, values in zip(memory.layers, own, strict=True)
-        )
-        steps = [(row, step) for row, (start, stop) in enumerate(words) for step in range(start, stop)]
-        if not steps:
-            return own[0].new_zeros(len(words), len(own), *own[0].shape[1:3])
-        row, step = torch.tensor(steps, device=tokens.device).unbind(dim=1)
-        states, _ = decoder.states(tokens[:, :-1].clone().expand(len(words), -1), replace(memory, layers=layers))
-        log_probs = decoder.logits(states[row, step]).float().log_softmax(dim=-1)
-        chosen = log_probs.gather(1, tokens[0, 1 + step, None]).clamp(max=-SURE)
-        log_odds = chosen - (-chosen.expm1()).log()
-        gradients = torch.autograd.grad(log_odds.sum(), own)
-    brought = [
-        ((each.values - (each.values * share).sum(dim=2, keepdim=True)) * gradient).sum(dim=3)
-        for each, gradient in zip(memory.layers, gradients, strict=True)
-    ]
-    return torch.stack(brought, dim=1).detach()
+    found = []
+    for layer, gradient in enumerate(gradients):
+        values = memory.layers[layer].values[0]  # (H, N, d)
+        moved = values - (values * share).sum(dim=1, keepdim=True)
+        towards = gradient[0].unflatten(1, (len(values), -1)).transpose(0, 1)  # (H, T, d)
+        found.append(output.weights[0, layer] * (towards @ moved.transpose(1, 2)))
+    by_step = torch.stack(found).permute(2, 0, 1, 3).detach()  # (T, L, H, N)
+    return torch.stack([by_step[start:stop].sum(dim=0) for start, stop in words]) if words else by_step[:0]
 
 
 @torch.inference_mode()

@@ -51,8 +51,8 @@ class LayerCache:
 class CaptionCache:
     """The self-attention keys and values of every layer; the caller holds it, passes it in, and drops it."""
 
-    def __init__(self, *, layers: int, capacity: int) -> None:
-        self.layers = tuple(LayerCache(capacity) for _ in range(layers))
+    def __init__(self, *, layers: int, capacity: int, layer: type[LayerCache] = LayerCache) -> None:
+        self.layers = tuple(layer(capacity) for _ in range(layers))
         self._spare: Tensor | None = None
 
     @property
