@@ -23,7 +23,7 @@ from captioner.tokenizer import Tokenizer
 
 Method: TypeAlias = Literal["raw", "relevance", "perturbation"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""raw: the attention's weights; relevance: gradient times value; perturbation: what hiding patches costs (slow)."""
+"""raw: the attention's weights; relevance: gradient times attention; perturbation: what hiding patches costs (slow)."""
 
 FORMAT = 1
 TINY = float(np.finfo(np.float32).tiny)
