@@ -4,14 +4,14 @@ W words · T tokens · L layers · H heads · N memory positions · h·w patches
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from captioner.inspection.reading import Span
+from captioner.model.attention import CrossAttention
 from captioner.model.cache import CaptionCache, LayerCache
-from captioner.model.decoder import TextDecoder
+from captioner.model.decoder import DecoderBlock, TextDecoder
 from captioner.model.linear import fixed_weights
 from captioner.model.memory import Memory
 
@@ -37,37 +37,40 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
     with its sign. What the step knows by self-attention, of words that looked before it, is held still. A word of
     several tokens has their sum.
     """
-    read: list[Tensor] = []  # z of each layer, (1, T, D)
-    hooks = [
-        block.cross_attention.output.register_forward_pre_hook(lambda _, given: read.append(given[0]))  # type: ignore[union-attr]
-        for block in decoder.blocks
-    ]
     cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_Still)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), fixed_weights():
-            # Copies: what was made in inference mode can have no gradient.
-            layers = tuple(
-                each._replace(keys=each.keys.clone(), values=each.values.clone().requires_grad_())
-                for each in memory.layers
-            )
-            output = decoder(tokens[:, :-1].clone(), replace(memory, layers=layers), cache, return_weights=True)
-            log_probs = output.logits[0].float().log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=-SURE)
-            log_odds = log_probs - (-log_probs.expm1()).log()
-            gradients = torch.autograd.grad(log_odds.sum(), read)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    crosses: list[CrossAttention] = []
+    added: list[Tensor] = []  # by each layer to a word, from memory (1, T, D)
+    weights: list[Tensor] = []  # (1, H, T, N) each
+    with torch.inference_mode(False), torch.enable_grad(), fixed_weights():
+        # Copies: what was made in inference mode can have no gradient.
+        x = decoder.embed(tokens[:, :-1].clone()).requires_grad_()
+        # The block's own lines, as gradients are asked for of what stands between them.
+        for block, layer, words_before in zip(decoder.blocks, memory.layers, cache.layers, strict=True):
+            assert isinstance(block, DecoderBlock)
+            x = x + block.self_attention(block.self_norm(x), words_before)
+            copied = layer._replace(keys=layer.keys.clone(), values=layer.values.clone())
+            attended, looked = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
+            assert looked is not None
+            x = x + attended
+            x = x + block.feed_forward(block.feed_norm(x))
+            crosses.append(block.cross_attention)
+            added.append(attended)
+            weights.append(looked)
+        logits = decoder.logits(decoder.final_norm(x))[0].float()
+        log_probs = logits.log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=-SURE)
+        log_odds = log_probs - (-log_probs.expm1()).log()
+        gradients = torch.autograd.grad(log_odds.sum(), added)
     seen = torch.zeros(memory.positions, device=tokens.device)
     seen[patches] = 1.0
     if memory.layers[0].keep is not None:
         seen = seen * memory.layers[0].keep[0]
     share = (seen / seen.sum().clamp(min=1.0))[:, None]
     found = []
-    for layer, gradient in enumerate(gradients):
-        values = memory.layers[layer].values[0]  # (H, N, d)
+    for cross, layer, looked, gradient in zip(crosses, memory.layers, weights, gradients, strict=True):
+        values = layer.values[0]  # (H, N, d)
         moved = values - (values * share).sum(dim=1, keepdim=True)
-        towards = gradient[0].unflatten(1, (len(values), -1)).transpose(0, 1)  # (H, T, d)
-        found.append(output.weights[0, layer] * (towards @ moved.transpose(1, 2)))
+        of_read = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (len(values), -1))  # (T, H, d)
+        found.append(looked[0] * (of_read.transpose(0, 1) @ moved.transpose(1, 2)))
     by_step = torch.stack(found).permute(2, 0, 1, 3).detach()  # (T, L, H, N)
     return torch.stack([by_step[start:stop].sum(dim=0) for start, stop in words]) if words else by_step[:0]
 

@@ -103,14 +103,19 @@ class TextDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """As `forward`, up to the last norm: (R, T, D), for callers that need the logits of some tokens only."""
         start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        x = self.embed(tokens, start)
         collected = []
         for index, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache.layers[index]
             x, weights = block(x, memory.layers[index], layer_cache, return_weights)
             collected.append(weights)
         return self.final_norm(x), torch.stack(collected, dim=1) if return_weights else None
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """tokens (R, T) at the positions from `start` on -> what enters the first block (R, T, D)."""
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        embedded: Tensor = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        return embedded
 
     def logits(self, states: Tensor) -> Tensor:
         """states (..., D) -> scores of the next token (..., V), by the token embeddings themselves."""
