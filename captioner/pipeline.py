@@ -24,6 +24,7 @@ from captioner.images import ImageSource, OpenedImage, open_image
 from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
+from captioner.model.linear import OrderedWeights
 from captioner.model.memory import Memory, concat
 from captioner.tokenizer import Tokenizer
 
@@ -109,6 +110,7 @@ class Captioner:
         self.tokenizer = tokenizer
         self.name = name
         self.device = torch.device(device)
+        self._ordered = OrderedWeights(self.model.decoder)
 
     @classmethod
     def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto") -> Self:
@@ -223,23 +225,24 @@ class Captioner:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
             memory, view = self._tiled(opened.image, tiles)
-        if caption is None:
-            [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[_key(opened)])
-            tokens = list(found.tokens)
-        else:
-            tokens = self._given(caption)
         with torch.inference_mode():
             blind = self.model.blind(memory)
-        return AttentionTrace.of(
-            self.model.decoder,
-            memory,
-            tokens,
-            self.tokenizer,
-            view=view,
-            photo=opened.image,
-            method=method,
-            blind=blind,
-        )
+        with self._ordered.used():
+            if caption is None:
+                [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[_key(opened)])
+                tokens = list(found.tokens)
+            else:
+                tokens = self._given(caption)
+            return AttentionTrace.of(
+                self.model.decoder,
+                memory,
+                tokens,
+                self.tokenizer,
+                view=view,
+                photo=opened.image,
+                method=method,
+                blind=blind,
+            )
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know: in a trace they are `<unk>`."""
@@ -266,9 +269,10 @@ class Captioner:
         pixels = torch.stack([each.pixels for each in read])
         with torch.inference_mode():
             memory = self._memory([each.geometry for each in read], pixels, region, hide)
-        found = caption_memory(
-            self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
-        )
+        with self._ordered.used():
+            found = caption_memory(
+                self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
+            )
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
     def _memory(

@@ -521,3 +521,13 @@ def test_captions_are_searched_without_gradients():
     assert isinstance(hypothesis.tokens[0], int)
     assert isinstance(hypothesis.log_prob, float)
     assert_close(features.grad, None)
+
+
+def test_weights_that_change_behind_autograds_back_are_used():
+    """As averages of weights are swapped in for a validation."""
+    decoder, other = network(0), network(1)
+    strategy = BeamSearch(max_length=10)
+    generate(decoder, see(decoder), strategy, **SPECIAL)
+    for weight, new in zip(decoder.parameters(), other.parameters(), strict=True):
+        weight.data.copy_(new.data)
+    assert generate(decoder, see(decoder), strategy, **SPECIAL) == generate(other, see(other), strategy, **SPECIAL)

@@ -7,7 +7,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from captioner.model import linear as module
-from captioner.model.linear import AVAILABLE, Linear, LinearMode, linear, ordered_weights, plain_products
+from captioner.model.linear import (
+    AVAILABLE,
+    Linear,
+    LinearMode,
+    OrderedWeights,
+    linear,
+    ordered_weights,
+    plain_products,
+)
 
 needs_onednn = pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
 
@@ -97,8 +105,9 @@ def test_weights_in_onednns_order_multiply_the_same(rows, products):
 
 
 @needs_onednn
-def test_the_order_follows_the_weights(products):
+def test_kept_copies_follow_the_weights(products):
     layer, x = Linear(8, 5), torch.randn(3, 8)
+    ordered = OrderedWeights(layer)
     used = []
     changes = (
         lambda: None,
@@ -108,13 +117,26 @@ def test_the_order_follows_the_weights(products):
     )
     for change in changes:
         change()
-        with torch.inference_mode(), ordered_weights(layer):
+        with torch.inference_mode(), ordered.used():
             assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         used.append(products[-1][1])
-    with torch.inference_mode(), ordered_weights(layer):
+    with torch.inference_mode(), ordered.used(), ordered_weights(layer):
         layer(x)
-    assert products[-1][1] is used[-1]  # kept
+    assert products[-1][1] is used[-1]  # kept, and taken where copies are asked for within
     assert len({id(each) for each in used}) == len(changes)
+
+
+@needs_onednn
+def test_copies_that_nobody_keeps_are_new_each_time():
+    """Averages of weights are swapped in behind autograd's back (pytorch_lightning's WeightAveraging)."""
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    for _ in range(2):
+        with torch.inference_mode(), ordered_weights(layer):
+            assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        layer.weight.data.copy_(torch.randn(5, 8))
+    other = Linear(8, 5)
+    with torch.inference_mode(), ordered_weights(layer), ordered_weights(other):
+        assert_close(other(x), F.linear(x, other.weight, other.bias))
 
 
 @needs_onednn
