@@ -1,5 +1,6 @@
 """x Wᵀ + b by oneDNN. PyTorch gives products of float32 on a CPU to MKL, which leaves the AVX-512 of AMD's processors
-unused: there oneDNN is 1.4 to 2.3 times as fast, the more the more rows there are (docs/performance.md).
+unused: there oneDNN is 1.4 to 2.3 times as fast, the more the more rows there are. On Intel's both are as fast, but for
+few rows (docs/performance.md).
 
 O outputs · I inputs
 """
@@ -17,6 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 AVAILABLE = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+_ABOUT_THE_CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
+ONE_ROW_BY_MKL = "Intel" in str(_ABOUT_THE_CPU.get("cpu_name"))
+"""On Intel's processors MKL is the quicker with a single row, as oneDNN takes longer to begin."""
 
 ROWS = 16
 """What weights are put in order for; the order differs only from that for one row."""
@@ -106,6 +111,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and any(each.requires_grad for each in trained):
         result: Tensor = _Linear.apply(input, weight, bias)
         return result
+    if ONE_ROW_BY_MKL and input.numel() == input.shape[-1]:
+        return F.linear(input, weight, bias)
     ordered = _ordered.get()
     return _product(input, weight if ordered is None else ordered.of(weight), bias)
 

@@ -95,13 +95,23 @@ def test_it_is_onednn_that_multiplies(products):
 
 @needs_onednn
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
-def test_weights_in_onednns_order_multiply_the_same(rows, products):
+def test_weights_in_onednns_order_multiply_the_same(rows, products, monkeypatch):
+    monkeypatch.setattr(module, "ONE_ROW_BY_MKL", False)
     layer, x = Linear(24, 40), torch.randn(rows, 24)
     expected = F.linear(x, layer.weight, layer.bias)
     with torch.inference_mode(), ordered_weights(layer):
         assert_close(layer(x), expected)
         assert_close(linear(x, layer.weight.clone()), expected - layer.bias)  # another weight, as it is
     assert [given[1].layout == torch._mkldnn for given in products] == [True, False]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_single_row_may_go_pytorchs_way(rows, products, monkeypatch):
+    monkeypatch.setattr(module, "ONE_ROW_BY_MKL", True)
+    layer, x = Linear(24, 40), torch.randn(1, rows, 24)
+    with torch.inference_mode(), ordered_weights(layer):
+        assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert len(products) == (rows > 1 and AVAILABLE)
 
 
 @needs_onednn
