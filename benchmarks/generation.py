@@ -25,13 +25,13 @@ from benchmarks.peers import LAYERS, VOCABULARY, WIDTH, ctranslate2_translator, 
 from captioner.convert import from_transformers
 from captioner.generation import BeamSearch, Greedy, Strategy, generate
 from captioner.model.caption_model import CaptionModel
-from captioner.model.linear import OrderedWeights
+from captioner.model.linear import Int8Weights, OrderedWeights
 
 TOKENS, PATCHES = 20, 197
 CASES = ((1, 1), (1, 5), (8, 5), (32, 1), (32, 5))
 """(images, beams)"""
 WORK = {
-    "ours": ("whole", "decode"),
+    "ours": ("whole", "decode", "int8_decode"),
     "transformers": ("transformers_whole", "transformers_decode"),
     "ctranslate2 float32": ("ctranslate2_decode",),
     "ctranslate2 int8": ("ctranslate2_int8_decode",),
@@ -98,6 +98,8 @@ def measure(turns: dict[str, Connection], weights: int, images: int, beams: int,
         "times_transformers_whole": round(medians["transformers_whole"] / medians["whole"], 2),
         "times_ctranslate2": round(medians["ctranslate2_decode"] / medians["decode"], 2),
         "times_ctranslate2_int8": round(medians["ctranslate2_int8_decode"] / medians["decode"], 2),
+        "int8_times_transformers": round(medians["transformers_decode"] / medians["int8_decode"], 2),
+        "int8_times_ctranslate2_int8": round(medians["ctranslate2_int8_decode"] / medians["int8_decode"], 2),
         "share_of_the_floor": round(floor / medians["decode"], 2),
         "product_gflops": round(statistics.median(most["product"]) / 1e9, 1),
         "vector_gbytes": round(statistics.median(most["vector"]) / 1e9, 1),
@@ -135,19 +137,23 @@ def pictures(images: int) -> torch.Tensor:
 def ours(folder: Path) -> Prepare:
     model, tokenizer = from_transformers(folder)
     encode = cache(lambda images: model.encoder(pictures(images)))
-    ordered = OrderedWeights(model.decoder)  # kept, as a Captioner keeps it
+    kept = {"float32": OrderedWeights(model.decoder), "int8": Int8Weights(model.decoder)}  # as a Captioner keeps them
 
     def prepare(images: int, beams: int) -> dict[str, Work]:
         lengths: dict[str, int] = {"max_length": TOKENS, "min_length": TOKENS - 1}
         strategy: Strategy = Greedy(**lengths) if beams == 1 else BeamSearch(width=beams, **lengths)
         features = encode(images)
 
-        def decode(features: torch.Tensor) -> None:
+        def decode(features: torch.Tensor, numbers: str = "float32") -> None:
             memory = model.decoder.project(features)
-            with ordered.used():
+            with kept[numbers].used():
                 generate(model.decoder, memory, strategy, bos=tokenizer.bos, eos=tokenizer.eos)
 
-        return {"whole": lambda: decode(model.encoder(pictures(images))), "decode": lambda: decode(features)}
+        return {
+            "whole": lambda: decode(model.encoder(pictures(images))),
+            "decode": lambda: decode(features),
+            "int8_decode": lambda: decode(features, "int8"),
+        }
 
     return prepare
 

@@ -24,7 +24,7 @@ from captioner.images import ImageSource, OpenedImage, open_image
 from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
-from captioner.model.linear import OrderedWeights
+from captioner.model.linear import AVAILABLE, Int8Weights, OrderedWeights
 from captioner.model.memory import Memory, concat
 from captioner.tokenizer import Tokenizer
 
@@ -105,22 +105,28 @@ class _Read(NamedTuple):
 class Captioner:
     """A captioning model with everything it needs; `captioner("dog.jpg").text`."""
 
-    def __init__(self, model: CaptionModel, tokenizer: Tokenizer, *, name: str, device: str = "cpu") -> None:
+    def __init__(
+        self, model: CaptionModel, tokenizer: Tokenizer, *, name: str, device: str = "cpu", int8: bool = False
+    ) -> None:
         self.model = model.eval().to(device)
         self.tokenizer = tokenizer
         self.name = name
         self.device = torch.device(device)
-        self._ordered = OrderedWeights(self.model.decoder)
+        if int8 and (self.device.type != "cpu" or not AVAILABLE):
+            raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
+        self._weights = (Int8Weights if int8 else OrderedWeights)(self.model.decoder)
 
     @classmethod
-    def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto") -> Self:
+    def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:
         """A captioner from a model folder, a training checkpoint (.ckpt), or the bundled model.
 
-        `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`. Raises CheckpointError where it cannot be loaded.
+        `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`; `int8` writes captions with weights rounded to 8 bits,
+        which is faster and changes a few. Raises CheckpointError where the model cannot be loaded, ResourceError where
+        the machine has no such device or no use for int8.
         """
         source = model_folder(model)
         network, tokenizer = load_model(source)
-        return cls(network, tokenizer, name=str(model), device=_device(device))
+        return cls(network, tokenizer, name=str(model), device=_device(device), int8=int8)
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write the model as a model folder."""
@@ -227,7 +233,7 @@ class Captioner:
             memory, view = self._tiled(opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
-        with self._ordered.used():
+        with self._weights.used():
             if caption is None:
                 [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[_key(opened)])
                 tokens = list(found.tokens)
@@ -269,7 +275,7 @@ class Captioner:
         pixels = torch.stack([each.pixels for each in read])
         with torch.inference_mode():
             memory = self._memory([each.geometry for each in read], pixels, region, hide)
-        with self._ordered.used():
+        with self._weights.used():
             found = caption_memory(
                 self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
             )

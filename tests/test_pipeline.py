@@ -19,6 +19,7 @@ from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceE
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
 from captioner.geometry import Geometry, to_pixels
 from captioner.model.caption_model import CaptionModel
+from captioner.model.linear import AVAILABLE
 from captioner.pipeline import READ_AHEAD, Caption, Captioner, model_folder
 from captioner.tokenizer import Tokenizer
 
@@ -95,6 +96,24 @@ def test_a_caption_holds_what_the_search_found(captioner, photos):
     assert caption.log_prob == pytest.approx(found[0].log_prob, abs=LOG_PROB)
     assert caption.text == words.decode(found[0].tokens)
     assert caption.confidence == pytest.approx(math.exp(found[0].log_prob / len(found[0].tokens)), abs=1e-5)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
+def test_with_8_bits_captions_are_nearly_as_probable_and_do_not_depend_on_their_batch(captioner, photos):
+    rounded = Captioner(captioner.model, captioner.tokenizer, name="tiny", int8=True)
+    alone = [rounded(photo) for photo in photos]
+    for size in (1, 3, len(photos)):
+        together = [each.caption for each in rounded.stream(list(map(str, photos)), batch_size=size)]
+        assert all(map(same, alone, together))
+    whole = captioner(photos)
+    assert [each.log_prob for each in alone] != [each.log_prob for each in whole]
+    assert np.mean([each.log_prob for each in alone]) == pytest.approx(np.mean([e.log_prob for e in whole]), abs=0.1)
+
+
+def test_8_bits_are_refused_where_they_are_of_no_use(captioner, monkeypatch):
+    monkeypatch.setattr("captioner.pipeline.AVAILABLE", False)
+    with pytest.raises(ResourceError, match="int8: is for x86 processors, and the device is cpu"):
+        Captioner(captioner.model, captioner.tokenizer, name="tiny", int8=True)
 
 
 def test_words_tell_the_caption_and_the_end_token_has_the_rest(captioner, photos):

@@ -170,7 +170,7 @@ def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[
     from captioner.pipeline import Captioner
 
     search = search_of(arguments)
-    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
+    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
     return captioner.stream(
         sources,
         search=search,

@@ -169,7 +169,7 @@ def _caption(
 
     from captioner.pipeline import Captioner
 
-    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
+    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
     stream = captioner.stream(
         [image.path for image in images],
         search=search_of(arguments),

@@ -26,18 +26,21 @@ ONE_ROW_BY_MKL = "Intel" in str(_ABOUT_THE_CPU.get("cpu_name"))
 ROWS = 16
 """What weights are put in order for; the order differs only from that for one row."""
 
+LARGEST, SMALLEST = 127, 1e-30
+"""Of integers of 8 bits, and of numbers that are not taken for zero."""
+
 
 class _Copy(NamedTuple):
-    """A weight in oneDNN's order, and what the weight was when it was copied."""
+    """What is kept of a weight, and what the weight was when it was made."""
 
     weight: Tensor
     version: tuple[int, int]
-    ordered: Tensor
+    made: Any
 
 
 _plain = ContextVar("_plain", default=False)
 _fixed = ContextVar("_fixed", default=False)
-_ordered: ContextVar["OrderedWeights | None"] = ContextVar("_ordered", default=None)
+_using: ContextVar["OrderedWeights | None"] = ContextVar("_using", default=None)
 
 
 @contextmanager
@@ -79,24 +82,52 @@ class OrderedWeights:
             if weight.ndim == 2 and not weight.is_inference() and _is_ours(weight, weight):
                 found, version = self._copies.get(id(weight)), (weight._version, weight.data_ptr())
                 if found is None or found.weight is not weight or found.version != version:
-                    ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-                    self._copies[id(weight)] = _Copy(weight, version, ordered)
-        token = _ordered.set(self)
+                    self._copies[id(weight)] = _Copy(weight, version, self.made_of(weight.detach()))
+        token = _using.set(self)
         try:
             yield
         finally:
-            _ordered.reset(token)
+            _using.reset(token)
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The copy of a weight; the weight itself where there is none."""
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x Wᵀ + b by the copy of a weight; by the weight itself where there is none."""
         copy = self._copies.get(id(weight))
-        return copy.ordered if copy is not None and copy.weight is weight else weight
+        if copy is None or copy.weight is not weight:
+            return _product(x, weight, bias)
+        return self.by_copy(x, copy, bias)
+
+    def made_of(self, weight: Tensor) -> Any:
+        """What is kept of a weight (O, I)."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+    def by_copy(self, x: Tensor, copy: _Copy, bias: Tensor | None) -> Tensor:
+        """The product by what was kept."""
+        return _product(x, copy.weight, bias) if _is_one_row(x) else _onednn(x, copy.made, bias)
+
+
+class Int8Weights(OrderedWeights):
+    """Copies of a module's matrices as integers of 8 bits, with a scale an output; a quarter of what the weights take.
+
+    What is multiplied is rounded to 8 bits likewise, with a scale a row, so that no row's numbers depend on the others.
+    """
+
+    def made_of(self, weight: Tensor) -> Any:
+        whole, scales = _rounded(weight)
+        return whole.t(), scales.squeeze(-1)
+
+    def by_copy(self, x: Tensor, copy: _Copy, bias: Tensor | None) -> Tensor:
+        columns, scales = copy.made
+        whole, of_rows = _rounded(x.flatten(0, -2))
+        product: Tensor = torch._int_mm(whole, columns).float().mul_(of_rows).mul_(scales)
+        if bias is not None:
+            product += bias
+        return product.view(*x.shape[:-1], -1)
 
 
 @contextmanager
 def ordered_weights(module: nn.Module) -> Iterator[None]:
     """Within it, products take copies of the module's matrices: those in use, or else new ones, dropped at the end."""
-    using = _ordered.get()
+    using = _using.get()
     with nullcontext() if using is not None and using.module is module else OrderedWeights(module).used():
         yield
 
@@ -111,10 +142,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and any(each.requires_grad for each in trained):
         result: Tensor = _Linear.apply(input, weight, bias)
         return result
-    if ONE_ROW_BY_MKL and input.numel() == input.shape[-1]:
-        return F.linear(input, weight, bias)
-    ordered = _ordered.get()
-    return _product(input, weight if ordered is None else ordered.of(weight), bias)
+    using = _using.get()
+    return _product(input, weight, bias) if using is None else using.product(input, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -164,6 +193,21 @@ def _is_ours(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _is_one_row(x: Tensor) -> bool:
+    """Whether x is better multiplied by MKL."""
+    return ONE_ROW_BY_MKL and x.numel() == x.shape[-1]
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias) if _is_one_row(x) else _onednn(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (..., I) as integers of -127 to 127, and the scale (..., 1) of each row, by which they are to be multiplied."""
+    scales = x.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST).div_(LARGEST)
+    return (x / scales).round_().to(torch.int8), scales

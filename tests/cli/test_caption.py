@@ -21,6 +21,7 @@ from PIL import Image
 from captioner.cli import main
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.model.caption_model import CaptionModel
+from captioner.model.linear import AVAILABLE
 from captioner.pipeline import Captioner
 from captioner.tokenizer import Tokenizer
 from scripts import caption as script
@@ -96,6 +97,16 @@ def test_several_photos_give_a_line_each(caption: Caption, model: str, capsys: p
     shown = capsys.readouterr()
     assert shown.out == "".join(f"{path}\t{each.text}\n" for path, each in zip(paths, found, strict=True))
     assert shown.err == "captioner: 5 captioned, 0 failed\n"
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
+def test_weights_of_8_bits_write_other_numbers(caption: Caption, out: Path) -> None:
+    for words in ((), ("--int8",)):
+        assert caption("-r", "photos", "--format", "jsonl", "-o", out, "--existing", "append", *words) == 0
+    whole, rounded = (read(out)[start : start + len(NAMES)] for start in (0, len(NAMES)))
+    for one, other in zip(whole, rounded, strict=True):
+        assert one["log_prob"] != other["log_prob"]
+        assert one["log_prob"] == pytest.approx(other["log_prob"], abs=0.5)
 
 
 def test_all_formats_say_the_same(caption: Caption, photos: Path, out: Path) -> None:

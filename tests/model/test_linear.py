@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from captioner.model import linear as module
 from captioner.model.linear import (
     AVAILABLE,
+    Int8Weights,
     Linear,
     LinearMode,
     OrderedWeights,
@@ -24,8 +25,8 @@ needs_onednn = pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN,
 def products(monkeypatch):
     """The products that were oneDNN's."""
     done = []
-    original = module._product
-    monkeypatch.setattr(module, "_product", lambda *given: done.append(given) or original(*given))
+    original = module._onednn
+    monkeypatch.setattr(module, "_onednn", lambda *given: done.append(given) or original(*given))
     return done
 
 
@@ -134,6 +135,31 @@ def test_kept_copies_follow_the_weights(products):
         layer(x)
     assert products[-1][1] is used[-1]  # kept, and taken where copies are asked for within
     assert len({id(each) for each in used}) == len(changes)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1,), (40,), (2, 3)], ids=str)
+def test_weights_of_8_bits(shape):
+    layer, x = Linear(24, 40), torch.randn(*shape, 24)
+    layer.weight.data[3] = 0  # a row without a scale
+    x[..., 0, :] *= 1000
+    with torch.inference_mode(), Int8Weights(layer).used():
+        found = layer(x)
+    steps = [each.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 127 for each in (x, layer.weight)]
+    rounded = [(each / step).round() * step for each, step in zip((x, layer.weight), steps, strict=True)]
+    assert_close(found, F.linear(*rounded, layer.bias), rtol=1e-5, atol=1e-4)
+    error = (found - layer(x)).norm(dim=-1) / layer(x).norm(dim=-1)
+    assert 0 < error.max() < 0.02
+
+
+@needs_onednn
+def test_with_8_bits_no_row_depends_on_the_others():
+    layer, x = Linear(512, 40), torch.randn(7, 3, 512)
+    with torch.inference_mode(), Int8Weights(layer).used():
+        together = layer(x)
+        x[3:] *= 50
+        assert torch.equal(layer(x)[:3], together[:3])
+        assert torch.equal(layer(x[1:2]), together[1:2])
 
 
 @needs_onednn
