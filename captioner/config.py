@@ -35,6 +35,8 @@ Fit = Literal["squash", "crop", "letterbox"]
 VERSION = 2
 RENAMED = {("optimization", "image_dropout"): ("optimization", "blind")}
 """Keys of older versions -> what they are called now."""
+UNFOLDED = 4096
+"""Columns of a line that is written: paths stay in one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +274,7 @@ def dump_yaml(config: "DataclassInstance") -> str:
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
+    yaml.width = UNFOLDED
     stream = io.StringIO()
     yaml.dump(to_dict(config), stream)
     return stream.getvalue()

@@ -21,7 +21,7 @@ STEPS = {
     "types": ["mypy"],
     "layers": ["lint-imports", "--no-logo"],
     "demo": ["python", "scripts/demo.py", "--output", SCRATCH],
-    "tests": ["python", "-m", "pytest", "--cov", "--durations=10"],
+    "tests": ["python", "-m", "pytest", "--cov", "--durations=10", "--numprocesses=auto", "--maxprocesses=4"],
 }
 
 
