@@ -1,10 +1,10 @@
 """The two products of which decoding consists, and encoders, each by several ways: `python -m benchmarks.products`.
 
 x Wᵀ + b, R rows, for weights of a decoder of width 512 that together are larger than any cache: PyTorch's own (MKL on
-x86), as (W xᵀ)ᵀ, with the weights' columns adjacent, by oneDNN, and by oneDNN with copies in its own order, as captions
-are searched for. Cross-attention of C words an
-image to 197 patches: fused and as two products, with keys and values in one piece or where their projection left them.
-Encoders with the colors of a pixel side by side or apart. Microseconds of one.
+x86), as (W xᵀ)ᵀ, with the weights' columns adjacent, by MKL with weights packed for just so many rows, by oneDNN, by
+oneDNN with copies in its own order, and by integers of 8 bits. Cross-attention of C words an image to 197 patches:
+fused and as two products, with keys and values in one piece or where their projection left them. Encoders with the
+colors of a pixel side by side or apart. Microseconds of one.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from captioner.config import EncoderConfig
 from captioner.model.attention import attention_weights
 from captioner.model.encoder import VisionEncoder
-from captioner.model.linear import AVAILABLE, LinearMode, linear, ordered_weights
+from captioner.model.linear import AVAILABLE, Int8Weights, LinearMode
+from captioner.model.linear import ROWS as ORDERED_FOR
 
 SHAPES = ((1536, 512), (2048, 512), (512, 2048), (10_000, 512))
 """(outputs, inputs)"""
@@ -59,8 +60,11 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
         count = max(2, BYTES // (4 * outputs * inputs))
         weights = [torch.randn(outputs, inputs) for _ in range(count)]
         columns = [weight.t().contiguous().t() for weight in weights]
-        copied = nn.ParameterList(nn.Parameter(weight.clone(), requires_grad=False) for weight in weights)
         bias = torch.randn(outputs)
+        whole = Int8Weights(nn.ParameterList(nn.Parameter(weight.clone(), requires_grad=False) for weight in weights))
+        with whole.used():  # which makes the copies
+            pass
+        ordered = [torch.ops.mkldnn._reorder_linear_weight(weight, ORDERED_FOR) for weight in weights if AVAILABLE]
         for rows in ROWS:
             x = torch.randn(rows, inputs)
             plain, turned_weights = ([(x, weight, bias) for weight in each] for each in (weights, columns))
@@ -69,12 +73,26 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
                 "PyTorch, (W x^T)^T": (turned, plain),
                 "PyTorch, columns adjacent": (F.linear, turned_weights),
             }
+            if torch.backends.mkl.is_available():
+                packed = [torch.ops.mkl._mkl_reorder_linear_weight(weight, rows) for weight in weights]
+                ways["MKL, packed for so many rows"] = (
+                    packed_product,
+                    [(x, pack, weight, bias) for pack, weight in zip(packed, weights, strict=True)],
+                )
             if AVAILABLE:
-                ways["oneDNN"] = (linear, plain)
-                ways["oneDNN, its own order"] = (linear, [(x, weight, bias) for weight in copied])
-            with ordered_weights(copied):
-                found[f"{rows} rows, {inputs} to {outputs}"] = measured(ways, rounds)
+                ways["oneDNN"] = (onednn, plain)
+                ways["oneDNN, its own order"] = (onednn, [(x, weight, bias) for weight in ordered])
+                ways["8 bits"] = (whole.product, [(x, weight, bias) for weight in whole.module.parameters()])
+            found[f"{rows} rows, {inputs} to {outputs}"] = measured(ways, rounds)
     return found
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor) -> object:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def packed_product(x: Tensor, pack: Tensor, weight: Tensor, bias: Tensor) -> object:
+    return torch.ops.mkl._mkl_linear(x, pack, weight, bias, len(x))
 
 
 def turned(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
