@@ -18,6 +18,8 @@ from captioner.tokenizer import Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+MODEL = "model"
+"""A training run's folder of its model."""
 MODEL_PREFIX = "model."
 """Where a training task keeps the network."""
 
@@ -77,7 +79,10 @@ def load_training_file(path: Path) -> dict[str, Any]:
 def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; a model folder holds {CONFIG}, {WEIGHTS}, {TOKENIZER}")
+            run = f" (the model of this run is {folder / MODEL})" if (folder / MODEL / CONFIG).is_file() else ""
+            raise CheckpointError(
+                f"{folder}: {name} is missing; a model folder holds {CONFIG}, {WEIGHTS}, {TOKENIZER}{run}"
+            )
     try:
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

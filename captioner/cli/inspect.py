@@ -92,18 +92,23 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         weights = captioner.model.config.hallucination if arguments.method == "relevance" else ()
         invented = risks(trace, weights) if weights else {}
+        written = []
         if arguments.png or not (arguments.json or arguments.trace):
             doubtful = {word for word, risk in invented.items() if risk > DOUBTFUL}
-            draw_sheet(trace, doubtful=doubtful, **shown).save(f"{target}.png", format="PNG")
+            written.append(Path(f"{target}.png"))
+            draw_sheet(trace, doubtful=doubtful, **shown).save(written[-1], format="PNG")
         if arguments.trace:
-            trace.save(target.with_name(f"{target.name}.npz"))
+            written.append(Path(f"{target}.npz"))
+            trace.save(written[-1])
         if arguments.json:
             record = {"path": path, "model": captioner.name, **_record(trace, shown)}
             record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
             for word, risk in invented.items():
                 record["words"][word]["invented"] = round(risk, DIGITS)
-            Path(f"{target}.json").write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
+            written.append(Path(f"{target}.json"))
+            written[-1].write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
         print(f"{path}\t{trace.text}")
+        print(f"captioner: wrote {', '.join(map(str, written))}", file=sys.stderr)
     return int(failed)
 
 

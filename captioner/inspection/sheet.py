@@ -134,7 +134,7 @@ def draw_sheet(
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
     caption = _wrapped(trace.text, _font(26), room)
-    texts = _legend(trace, layer, head, heads) + (("?: may not be in the photo",) if doubtful else ())
+    texts = _legend(trace, layer, head, heads) + (("?: the model doubts that it is in the photo",) if doubtful else ())
     legend = [line for text in texts for line in _wrapped(text, _font(13), room - cell - GAP)]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
@@ -149,13 +149,14 @@ def draw_sheet(
     heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
     peaks = [float(each.max()) for each in heat] or [0.0]
     end = float(np.quantile(peaks, SCALE_END)) or 1.0
-    end = max(end, FAINT[trace.method])
+    # Fewer heads add up to less.
+    end = max(end, FAINT[trace.method] * math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3]))
     bits = chosen.entropy
     if trace.visible is not None:
         small = _veiled(small, trace)
     _panel(draw, sheet, layout, 0, small, ("photo", f"{trace.photo.width} x {trace.photo.height}"), ("", ""))
     for word, text in enumerate(trace.words):
-        need = f"needs photo {trace.needs[word]:+.1f}" if trace.needs else ""
+        need = f"needs photo {round(trace.needs[word], 1) + 0.0:+.1f}" if trace.needs else ""  # no -0.0
         shown = f"{text} ?" if word in doubtful else text
         above, below = (shown, _percent(math.exp(trace.log_probs[word]))), (need, f"{bits[word]:.1f} bits")
         _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
@@ -236,8 +237,9 @@ def _legend(
     high, wide = trace.grid
     most = math.log2(high * wide)
     need = " · needs photo: how much of log p the photo is worth, nats" if trace.needs else ""
+    hidden = "" if trace.visible is None else " · Pale: hidden from the model, in whole patches"
     return (
-        f"Bright: {PLAINLY[trace.method]}",
+        f"Bright: {PLAINLY[trace.method]}{hidden}",
         f"Color: {MEANING[trace.method]} · {high} x {wide} patches{where}",
         f"Above: the word's probability · Below: spread over the patches, {most:.1f} bits if even{need}",
     )

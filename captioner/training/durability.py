@@ -90,7 +90,7 @@ class Durability(Checkpoint):
         # The last one, the best one, and one that is being written.
         require_space(self.path.parent, 3 * _checkpoint_bytes(task) - there, "checkpoints")
         # A run that stopped early and is called again does not train on.
-        trainer.should_stop |= any(0 < each.patience <= each.wait_count for each in _early_stopping(trainer))
+        trainer.should_stop |= had_enough(trainer)
         if trainer.received_sigterm:  # it came before this hook
             self._signal = signal.SIGTERM
         if threading.current_thread() is threading.main_thread():
@@ -204,7 +204,7 @@ class Durability(Checkpoint):
 
     def _end(self, trainer: pl.Trainer) -> None:
         number = self._signal or signal.SIGTERM
-        kept = "go on with --resume auto" if self.path.exists() else "nothing was saved yet"
+        kept = "the same command with --resume auto goes on" if self.path.exists() else "nothing was saved yet"
         ended = Interrupted(f"{signal.Signals(number).name} after step {trainer.global_step}; {kept}")
         ended.exit_code = 128 + number
         raise ended
@@ -218,6 +218,11 @@ class Durability(Checkpoint):
 def stepped(trainer: pl.Trainer, index: int) -> bool:
     """Whether the optimizer took a step after batch `index` of the epoch, rather than gathering more gradients."""
     return (index + 1) % trainer.accumulate_grad_batches == 0 or index + 1 == trainer.num_training_batches
+
+
+def had_enough(trainer: pl.Trainer) -> bool:
+    """Whether validation has been no better for as many epochs as patience allows."""
+    return any(0 < each.patience <= each.wait_count for each in _early_stopping(trainer))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -243,18 +248,24 @@ def what_was_asked(config: Config, captions: str) -> dict[str, Any]:
 
 
 def check_same_run(asked: dict[str, Any], checkpoint: dict[str, Any], source: Path) -> None:
-    """Raise ConfigError where a run would go on with settings, or captions, that change what it learns."""
+    """Raise ConfigError where a run would go on with settings, or captions, that change what it learns.
+
+    Those of the run's own config.yaml, where the network is as it became, are as good as those that were given.
+    """
     if "asked" not in checkpoint:  # written before checkpoints held it
         return
     restored = to_dict(restore_config(checkpoint["asked"]["config"], str(source)))
     before, now = dict(_leaves(restored)), dict(_leaves(asked["config"]))
     before["captions"], now["captions"] = checkpoint["asked"]["captions"], asked["captions"]
+    resolved = checkpoint["asked"].get("resolved")
+    became = {} if resolved is None else dict(_leaves(to_dict(restore_config(resolved, str(source)))))
     if before["data.features"] and now["data.features"]:
         before["data.features"] = now["data.features"]  # wherever they are kept
     changed = [
         f"{name} was {json.dumps(before.get(name))} and is {json.dumps(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+        if now.get(name) not in (before.get(name), became.get(name, before.get(name)))
+        and not name.startswith(MAY_CHANGE)
     ]
     if changed:
         raise ConfigError(

@@ -124,7 +124,8 @@ def draw_curves(rows: Mapping[int, Row], path: Path) -> None:
         low, high = min(values), max(values)
         room = (high - low) or 1.0
         draw.rectangle((left, top, left + width, top + height), outline=FRAME)
-        draw.text((left, top - 16), quantity.replace("_", " "), INK, font)
+        which = " (gray: training, red: validation)" if len(kinds) > 1 else ""
+        draw.text((left, top - 16), quantity.replace("_", " ") + which, INK, font)
         for value, y in ((high, top), (low, top + height - 14)):
             draw.text((left - 4, y), f"{value:.3g}", INK, font, anchor="ra")
         draw.text((left + width, top + height + 2), f"step {last}", INK, font, anchor="ra")

@@ -33,8 +33,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model
-from captioner.config import Config, ModelConfig, dump_yaml
+from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
+from captioner.config import Config, ModelConfig, dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
@@ -52,6 +52,7 @@ from captioner.training.durability import (
     Durability,
     WholeCheckpoints,
     check_same_run,
+    had_enough,
     newest_checkpoint,
     what_was_asked,
 )
@@ -92,6 +93,7 @@ def train(
     if resume is not None:
         state = load_training_file(resume)
         check_same_run(asked, state, resume)
+        asked = state.get("asked", asked)  # what the run was begun with
         log.info("going on after step %d of %s, with its network and words", state["global_step"], resume)
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
     model, tokenizer = _start(config, texts, init) if resume is None else load_model(resume)
@@ -124,7 +126,7 @@ def train(
     )
     durability = Durability(
         folder / CHECKPOINTS,
-        asked,
+        {"resolved": to_dict(config)} | asked,
         minutes=config.training.checkpoint_minutes,
         nonfinite_steps=config.training.nonfinite_steps,
     )
@@ -148,6 +150,11 @@ def train(
             raise KeyboardInterrupt from None
         except MisconfigurationException as error:
             raise ConfigError(f"training: Lightning does not take it ({str(error).splitlines()[0]})") from error
+        if had_enough(trainer):
+            log.info(
+                "epoch %d: stopped, as %s was no better in %d epochs (training.patience)",
+                *(trainer.current_epoch, monitor, config.training.patience),
+            )
     if writes:
         if best.best_model_path:
             state = load_training_file(Path(best.best_model_path))["state_dict"]
@@ -157,8 +164,8 @@ def train(
             model.eval()
             heads = best_heads(mosaic_pointing(model, tokenizer, val, mosaics=HEAD_MOSAICS)) if len(val) >= 4 else ()
             model.config = replace(model.config, best_heads=heads)
-        save_model(folder / "model", model, tokenizer, card=_card(config, trainer, best, init))
-    return folder / "model"
+        save_model(folder / MODEL, model, tokenizer, card=_card(config, trainer, best, init))
+    return folder / MODEL
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:

@@ -54,7 +54,7 @@ def test_a_picture_is_written_and_the_caption_printed(
     written = tmp_path / "new" / "out" / "dog.png"
     assert [each.name for each in written.parent.iterdir()] == ["dog.png"]
     assert Image.open(written).tobytes() == draw_sheet(trace).tobytes()
-    assert capsys.readouterr() == (f"{photo}\t{trace.text}\n", "")
+    assert capsys.readouterr() == (f"{photo}\t{trace.text}\n", f"captioner: wrote {written}\n")
 
 
 def test_json_has_the_numbers_of_the_trace(model: str, photo: str, tmp_path: Path) -> None:
@@ -134,8 +134,9 @@ def test_a_bad_photo_is_reported_and_the_others_go_on(
     assert inspect(model, bad, photo, "-o", tmp_path / "out", "--caption", "a dog") == 1
     output = capsys.readouterr()
     assert output.out == f"{photo}\ta dog\n"
-    assert output.err.startswith(f"captioner: error: {bad}: ")
-    assert output.err.count("\n") == 1
+    told, wrote = output.err.splitlines()
+    assert told.startswith(f"captioner: error: {bad}: ")
+    assert wrote == f"captioner: wrote {tmp_path / 'out' / 'dog.png'}"
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["dog.png"]
 
 

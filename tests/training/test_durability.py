@@ -1,6 +1,8 @@
 """Runs that are killed, ended by signals, or meet full disks and losses that are not finite: real ones."""
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -249,6 +251,18 @@ def test_a_run_goes_on_with_its_own_settings_only(config, shapes, tmp_path):
     train(config("training.epochs=2", "data.workers=1"), run, resume=last)
 
 
+def test_a_run_goes_on_by_the_settings_in_its_folder(config, whole, tmp_path):
+    run = tmp_path / "run"
+    train(config("training.epochs=1", "decoder.width=64"), run, init=whole / "model")
+    own = load_config(run / "config.yaml", ["training.epochs=2"])
+    assert own.decoder.width == 32  # that of the model it began with
+    last = run / "checkpoints" / LAST
+    train(own, run, resume=last)
+    train(config("training.epochs=3", "decoder.width=64"), run, resume=last)
+    with pytest.raises(ConfigError, match=r"decoder\.width was 64 and is 48"):
+        train(config("decoder.width=48"), run, resume=last)
+
+
 def test_a_checkpoint_of_before_is_taken_as_it_is(config, tmp_path):
     run = tmp_path / "run"
     train(config("training.epochs=1"), run)
@@ -259,14 +273,18 @@ def test_a_checkpoint_of_before_is_taken_as_it_is(config, tmp_path):
     train(config("training.epochs=2"), run, resume=last)
 
 
-def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path):
+def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "captioner")
     still = [f"optimization.{name}=1.0e-30" for name in ("learning_rate", "encoder_learning_rate")]
     settings = ("training.epochs=9", "training.patience=1", "optimization.ema_decay=null", *still)
     run = tmp_path / "run"
     train(config(*settings), run)
     last = run / "checkpoints" / LAST
     steps, table = load_training_file(last)["global_step"], (run / "metrics.csv").read_text()
+    assert re.search(r"epoch \d: stopped, as val_cider_d was no better in 1 epochs", caplog.text)
+    caplog.clear()
     train(config(*settings), run, resume=last)
+    assert "stopped, as val_cider_d" in caplog.text
     assert load_training_file(last)["global_step"] == steps
     assert (run / "metrics.csv").read_text() == table
     train(config(*settings, "training.patience=3"), run, resume=last)
