@@ -321,6 +321,8 @@ def lines(path: Path) -> int:
 def interrupt(model: str, photos: Path) -> Iterator[Callable[..., tuple[int, str]]]:
     """Caption photos named on standard input, which stays open, and send a signal once three are `written`."""
     running: list[subprocess.Popen[bytes]] = []
+    # What a shell starts in the background ignores SIGINT, and hands that on to its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(number: signal.Signals, written: Callable[[], bool], *words: object) -> tuple[int, str]:
         process = start(model, "-", *words, "--batch-size", 1)
@@ -337,6 +339,7 @@ def interrupt(model: str, photos: Path) -> Iterator[Callable[..., tuple[int, str
         return process.wait(60), process.communicate()[1].decode()
 
     yield run
+    signal.signal(signal.SIGINT, before)
     for process in running:
         process.kill()
         process.communicate()
