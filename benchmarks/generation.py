@@ -2,8 +2,8 @@
 
 transformers' `generate` with the same weights (converted), CTranslate2 with a decoder of the same sizes and random
 weights, in float32 and int8. Each is a process of its own, as it is used, and they take turns: whole batches, 20
-tokens, no early end; medians. In its turn each runs once unmeasured. Decoding begins at encoder features: ours projects
-keys and values in that time, and so do the peers.
+tokens, no early end. In its turn each runs once unmeasured and then for a second or once; medians of turns' medians.
+Decoding begins at encoder features: ours projects keys and values in that time, and so do the peers.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.limits import matrix_product, matrix_vector
+from benchmarks.limits import matrix_product, matrix_vector, median_seconds
 from benchmarks.peers import LAYERS, VOCABULARY, WIDTH, ctranslate2_translator, save_transformers, transformers
 from captioner.convert import from_transformers
 from captioner.generation import BeamSearch, Greedy, Strategy, generate
@@ -39,6 +39,8 @@ WORK = {
 """Process -> what is measured in it."""
 PAUSE = 0.3
 """Seconds between turns: threads of the one before wait in a loop for a while."""
+TURN = 1.0
+"""Seconds of a turn that are measured, and a whole batch at least."""
 
 Work = Callable[[], object]
 Prepare = Callable[[int, int], dict[str, Work]]
@@ -81,7 +83,6 @@ def measure(turns: dict[str, Connection], weights: int, images: int, beams: int,
     most: dict[str, list[float]] = {name: [] for name in limits}
     for _ in range(rounds):
         for name, limit in limits.items():
-            limit()
             most[name].append(limit())
         for name, works in WORK.items():
             for each in works:
@@ -107,7 +108,7 @@ def measure(turns: dict[str, Connection], weights: int, images: int, beams: int,
 
 
 def serve(turns: Connection, name: str, model: Path, threads: int) -> None:
-    """A process: does (work, images, beams) twice when asked, and sends the seconds of the second time."""
+    """A process: does (work, images, beams) when asked, and sends the median seconds of its turn."""
     torch.set_num_threads(threads)
     if name == "ours":
         prepare = ours(model)
@@ -122,10 +123,7 @@ def serve(turns: Connection, name: str, model: Path, threads: int) -> None:
             except EOFError:
                 return
             call = prepare(images, beams)[work]
-            call()
-            start = time.perf_counter()
-            call()
-            turns.send(time.perf_counter() - start)
+            turns.send(median_seconds(call, TURN))
 
 
 @cache

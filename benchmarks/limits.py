@@ -1,6 +1,9 @@
 """What this machine can do at most, measured beside everything else: by PyTorch's product or the package's."""
 
+import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -24,9 +27,15 @@ def matrix_vector() -> float:
 @torch.inference_mode()
 def _quickest(x: torch.Tensor, weight: torch.Tensor) -> float:
     """Seconds of x Wᵀ."""
-    seconds = []
-    for product in (torch.nn.functional.linear, linear):
+    return min(median_seconds(partial(product, x, weight), 0.3) for product in (torch.nn.functional.linear, linear))
+
+
+def median_seconds(work: Callable[[], object], at_least: float) -> float:
+    """The median time of as many repetitions as take so many seconds; once unmeasured before."""
+    work()
+    seconds: list[float] = []
+    while sum(seconds) < at_least:
         start = time.perf_counter()
-        product(x, weight)
+        work()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return statistics.median(seconds)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
+from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ DIGITS = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Caption photos and show where each word looked; prints `path<TAB>caption` for each."
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="photos")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="photos, folders, globs, @lists, or - for a list on standard input"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the results, made if missing")
     parser.add_argument("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
     parser.add_argument("--png", action="store_true", help="write DIR/<stem>.png, a panel a word (the default)")
@@ -62,6 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"-o {folder}: a file; name a folder")
+    failed = False
+
+    def complain(message: str) -> None:
+        nonlocal failed
+        print(f"captioner: error: {message}", file=sys.stderr)
+        failed = True
+
+    finder = Finder(recursive=False, null=False, stdin=sys.stdin.buffer, complain=complain)
+    finder.check(arguments.images)
 
     from captioner.inspection.hallucination import risks
     from captioner.inspection.sheet import draw_sheet
@@ -75,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
         named = ", ".join(word[:30] for word in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         print(f"captioner: the model does not know {named}: shown as <unk>", file=sys.stderr)
-    failed = False
-    for path, target in zip(arguments.images, _targets(arguments.images, folder), strict=True):
+    paths = [each.path for each in finder.find(arguments.images)]
+    for path, target in zip(paths, _targets(paths, folder), strict=True):
         try:
             trace = captioner.inspect(
                 path,
@@ -87,8 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
                 method=arguments.method,
             )
         except ImageError as error:
-            print(f"captioner: error: {error}", file=sys.stderr)
-            failed = True
+            complain(str(error))
             continue
         weights = captioner.model.config.hallucination if arguments.method == "relevance" else ()
         invented = risks(trace, weights) if weights else {}

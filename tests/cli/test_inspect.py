@@ -140,6 +140,16 @@ def test_a_bad_photo_is_reported_and_the_others_go_on(
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["dog.png"]
 
 
+def test_folders_are_looked_into(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("no photo")
+    (tmp_path / "empty").mkdir()
+    assert inspect(model, tmp_path, tmp_path / "empty", "-o", tmp_path / "out") == 1
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [photo]
+    [error] = [line for line in err.splitlines() if "error" in line]
+    assert error.startswith(f"captioner: error: {tmp_path / 'empty'}: no images in this folder")
+
+
 def test_without_a_photo_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "-o", str(tmp_path / "out")]) == 3
     assert "no photos given" in capsys.readouterr().err
