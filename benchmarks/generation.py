@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             turns[name], theirs = context.Pipe()
             given = (theirs, name, model, arguments.threads)
             context.Process(target=serve, args=given, daemon=True).start()
+        for each in turns.values():
+            each.recv()  # once it is ready: nothing is measured while others begin
         found = {}
         for case in arguments.cases:
             images, beams = map(int, case.split("x"))
@@ -77,8 +79,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(turns: dict[str, Connection], weights: int, images: int, beams: int, rounds: int) -> dict[str, float]:
-    """Seconds of each, what they are of transformers', and of the machine's limits."""
-    limits = {"product": matrix_product, "vector": matrix_vector}
+    """Seconds of each, what they are of the peers', and shares of the machine's limits: of computing, or of reading the
+    weights at every step, from memory or from a cache that holds them."""
+    limits: dict[str, Callable[[], float]] = {
+        "product": matrix_product,
+        "memory": matrix_vector,
+        "cache": partial(matrix_vector, weights),
+    }
     seconds: dict[str, list[float]] = {each: [] for works in WORK.values() for each in works}
     most: dict[str, list[float]] = {name: [] for name in limits}
     for _ in range(rounds):
@@ -90,10 +97,9 @@ def measure(turns: dict[str, Connection], weights: int, images: int, beams: int,
                 turns[name].send((each, images, beams))
                 seconds[each].append(turns[name].recv())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    floor = max(
-        operations(images, beams) / statistics.median(most["product"]),
-        TOKENS * weights / statistics.median(most["vector"]),
-    )
+    of_limits = {name: statistics.median(values) for name, values in most.items()}
+    computing = operations(images, beams) / of_limits["product"]
+    reading = {name: TOKENS * weights / of_limits[name] for name in ("memory", "cache")}
     return {name: round(value, 4) for name, value in medians.items()} | {
         "times_transformers": round(medians["transformers_decode"] / medians["decode"], 2),
         "times_transformers_whole": round(medians["transformers_whole"] / medians["whole"], 2),
@@ -101,9 +107,12 @@ def measure(turns: dict[str, Connection], weights: int, images: int, beams: int,
         "times_ctranslate2_int8": round(medians["ctranslate2_int8_decode"] / medians["decode"], 2),
         "int8_times_transformers": round(medians["transformers_decode"] / medians["int8_decode"], 2),
         "int8_times_ctranslate2_int8": round(medians["ctranslate2_int8_decode"] / medians["int8_decode"], 2),
-        "share_of_the_floor": round(floor / medians["decode"], 2),
-        "product_gflops": round(statistics.median(most["product"]) / 1e9, 1),
-        "vector_gbytes": round(statistics.median(most["vector"]) / 1e9, 1),
+        "share_of_the_floor": round(max(computing, reading["memory"]) / medians["decode"], 2),
+        "share_of_the_floor_if_cached": round(max(computing, reading["cache"]) / medians["decode"], 2),
+        "ctranslate2_share_of_the_floor": round(max(computing, reading["memory"]) / medians["ctranslate2_decode"], 2),
+        "product_gflops": round(of_limits["product"] / 1e9, 1),
+        "memory_gbytes": round(of_limits["memory"] / 1e9, 1),
+        "cache_gbytes": round(of_limits["cache"] / 1e9, 1),
     }
 
 
@@ -116,6 +125,7 @@ def serve(turns: Connection, name: str, model: Path, threads: int) -> None:
         prepare = theirs(model)
     else:
         prepare = translated(name, model.parent, threads)
+    turns.send("ready")
     with torch.inference_mode():
         while True:
             try:

@@ -10,6 +10,8 @@ import torch
 from captioner.model.linear import linear
 
 SIDE = 2048
+BEYOND_CACHES = 2**30
+"""Bytes of a matrix that no cache holds; those of a server hold all weights of a small decoder."""
 
 
 def matrix_product() -> float:
@@ -18,10 +20,10 @@ def matrix_product() -> float:
     return 2 * SIDE**3 / _quickest(one, other)
 
 
-def matrix_vector() -> float:
-    """Bytes a second that a large product of a float32 matrix and a vector reads."""
-    matrix, vector = torch.randn(4 * SIDE, 2 * SIDE), torch.randn(1, 2 * SIDE)
-    return matrix.numel() * 4 / _quickest(vector, matrix)
+def matrix_vector(size: int = BEYOND_CACHES) -> float:
+    """Bytes a second that the product of a float32 matrix of so many bytes and a vector reads, again and again."""
+    matrix = torch.ones(size // (4 * SIDE), SIDE)
+    return 4 * matrix.numel() / _quickest(torch.ones(1, SIDE), matrix)
 
 
 @torch.inference_mode()

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 AVAILABLE = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 _ABOUT_THE_CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
-ONE_ROW_BY_MKL = "Intel" in str(_ABOUT_THE_CPU.get("cpu_name"))
-"""On Intel's processors MKL is the quicker with a single row, as oneDNN takes longer to begin."""
+BY_MKL = 8 if "Intel" in str(_ABOUT_THE_CPU.get("cpu_name")) else 0
+"""Up to so many rows MKL is the quicker, on Intel's processors: oneDNN takes longer to begin."""
 
 ROWS = 16
 """What weights are put in order for; the order differs only from that for one row."""
@@ -102,7 +102,7 @@ class OrderedWeights:
 
     def by_copy(self, x: Tensor, copy: _Copy, bias: Tensor | None) -> Tensor:
         """The product by what was kept."""
-        return _product(x, copy.weight, bias) if _is_one_row(x) else _onednn(x, copy.made, bias)
+        return _product(x, copy.weight, bias) if _are_few(x) else _onednn(x, copy.made, bias)
 
 
 class Int8Weights(OrderedWeights):
@@ -193,13 +193,13 @@ def _is_ours(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _is_one_row(x: Tensor) -> bool:
-    """Whether x is better multiplied by MKL."""
-    return ONE_ROW_BY_MKL and x.numel() == x.shape[-1]
+def _are_few(x: Tensor) -> bool:
+    """Whether the rows of x are better multiplied by MKL."""
+    return x.numel() <= BY_MKL * x.shape[-1]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, weight, bias) if _is_one_row(x) else _onednn(x, weight, bias)
+    return F.linear(x, weight, bias) if _are_few(x) else _onednn(x, weight, bias)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -23,7 +23,8 @@ needs_onednn = pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN,
 
 @pytest.fixture
 def products(monkeypatch):
-    """The products that were oneDNN's."""
+    """The products that were oneDNN's, which gets those of few rows too."""
+    monkeypatch.setattr(module, "BY_MKL", 0)
     done = []
     original = module._onednn
     monkeypatch.setattr(module, "_onednn", lambda *given: done.append(given) or original(*given))
@@ -96,8 +97,7 @@ def test_it_is_onednn_that_multiplies(products):
 
 @needs_onednn
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
-def test_weights_in_onednns_order_multiply_the_same(rows, products, monkeypatch):
-    monkeypatch.setattr(module, "ONE_ROW_BY_MKL", False)
+def test_weights_in_onednns_order_multiply_the_same(rows, products):
     layer, x = Linear(24, 40), torch.randn(rows, 24)
     expected = F.linear(x, layer.weight, layer.bias)
     with torch.inference_mode(), ordered_weights(layer):
@@ -106,13 +106,13 @@ def test_weights_in_onednns_order_multiply_the_same(rows, products, monkeypatch)
     assert [given[1].layout == torch._mkldnn for given in products] == [True, False]
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_single_row_may_go_pytorchs_way(rows, products, monkeypatch):
-    monkeypatch.setattr(module, "ONE_ROW_BY_MKL", True)
+@pytest.mark.parametrize("rows", [1, 8, 9])
+def test_few_rows_may_go_pytorchs_way(rows, products, monkeypatch):
+    monkeypatch.setattr(module, "BY_MKL", 8)
     layer, x = Linear(24, 40), torch.randn(1, rows, 24)
     with torch.inference_mode(), ordered_weights(layer):
         assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-    assert len(products) == (rows > 1 and AVAILABLE)
+    assert len(products) == (rows > 8 and AVAILABLE)
 
 
 @needs_onednn
