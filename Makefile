@@ -19,7 +19,7 @@ demo:  ## caption and inspect the photos in docs/photos
 test: environment  ## all that CI runs: format, lint, types, layers, the demo, the tests
 	$(RUN) scripts/check.py format lint types layers demo tests
 
-check:  ## the same without making .venv and without the demo
+check:  ## the same without making .venv, without the demo and the slow tests
 	$(RUN) scripts/check.py
 
 train-demo:  ## draw a tiny data set, train a captioner on it, caption with it

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Everything that must hold before a change lands, step by step; without arguments all of them but the demo."""
+"""Everything that must hold before a change lands, step by step; without arguments what takes minutes: all but the demo
+and the tests that are marked slow."""
 
 from __future__ import annotations
 
@@ -15,14 +16,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin")
 SCRATCH = "SCRATCH"
+TESTS = ["python", "-m", "pytest", "--cov", "--durations=10", "--numprocesses=auto", "--maxprocesses=4"]
 STEPS = {
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
     "types": ["mypy"],
     "layers": ["lint-imports", "--no-logo"],
     "demo": ["python", "scripts/demo.py", "--output", SCRATCH],
-    "tests": ["python", "-m", "pytest", "--cov", "--durations=10", "--numprocesses=auto", "--maxprocesses=4"],
+    "quick-tests": [*TESTS, "-m", "not slow"],
+    "tests": TESTS,
 }
+QUICK = ("format", "lint", "types", "layers", "quick-tests")
 
 
 def command(step: str, scratch: str) -> list[str]:
@@ -35,7 +39,7 @@ def command(step: str, scratch: str) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
-    steps = parser.parse_args(argv).steps or [step for step in STEPS if step != "demo"]
+    steps = parser.parse_args(argv).steps or QUICK
     if unknown := [step for step in steps if step not in STEPS]:
         parser.error(f"no such step: {', '.join(unknown)} (there are {', '.join(STEPS)})")
     failed = []
