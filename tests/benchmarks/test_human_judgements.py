@@ -34,6 +34,7 @@ def test_a_file_of_judgements(tmp_path: Path) -> None:
     np.testing.assert_array_equal(judged.grades, [[1, 2, 4], [3, 3, 1]])
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_experts(shared: Path) -> None:
     folder = shared / "data" / "flickr8k"
     captions = {image.file_name: [str(each.text) for each in image.captions] for image in read_listing(folder).images}

@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 import torch
 
 from benchmarks.reducers import LearnedQueries, Pooled
 from benchmarks.scaling import growth, main
 
 
+@pytest.mark.slow
 def test_it_measures_all_it_says(capsys):
     assert main(["--rounds", "1", "--sides", "2", "3", "4", "--words", "2", "4"]) == 0
     found = json.loads(capsys.readouterr().out)

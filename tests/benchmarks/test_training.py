@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks.training import main
 
 
+@pytest.mark.slow
 def test_it_measures_all_it_says(capsys, recwarn):
     assert main(["--steps", "3", "--images", "4"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -110,6 +110,7 @@ def test_each_candidate_has_references(warm: Meteor) -> None:
     assert value(warm, CANDIDATE, *REFERENCES) > 0
 
 
+@pytest.mark.slow
 def test_a_process_that_died_is_started_again(warm: Meteor) -> None:
     expected = value(warm, CANDIDATE, *REFERENCES)
     process = warm._process
@@ -126,6 +127,7 @@ def test_a_process_that_dies_again_is_an_error_with_its_words(tmp_path: Path) ->
         Meteor(tmp_path).score([CANDIDATE], [REFERENCES])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 @pytest.mark.skipif(os.name == "nt", reason="no timers that interrupt")
 def test_an_interruption_leaves_no_answer_behind() -> None:
@@ -174,6 +176,7 @@ def test_odd_paths_decimal_commas_and_the_end(warm: Meteor, tmp_path: Path, monk
     assert started.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 @pytest.mark.skipif(os.name == "nt", reason="asks for a process by its number")
 def test_the_warm_process_is_one_and_ends_with_the_program() -> None:

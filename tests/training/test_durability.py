@@ -38,7 +38,7 @@ def config(tmp_path, shapes):
     def load(*overrides):
         file = tmp_path / "tiny.yaml"
         file.write_text(soak.CONFIG % shapes)
-        return load_config(file, ["data.augment=false", *overrides])
+        return load_config(file, ["data.augment=false", "training.checkpoint_minutes=60", *overrides])
 
     return load
 
@@ -51,6 +51,7 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="process groups as Unix has them")
 @pytest.mark.parametrize(
     ("variant", "kills"), [("photos, two batches a step", 1), ("stored features, loader workers", 1)]
@@ -74,6 +75,7 @@ def running(command, run, rows):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 @pytest.mark.parametrize(("number", "workers"), [(number, int(number == signal.SIGTERM)) for number in SIGNALS])
 def test_a_signal_saves_and_ends_with_its_code(config, whole, tmp_path, number, workers):
@@ -98,6 +100,7 @@ def test_a_signal_saves_and_ends_with_its_code(config, whole, tmp_path, number, 
     assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
     config()
@@ -112,6 +115,7 @@ def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
     assert f"after step {load_training_file(run / 'checkpoints' / LAST)['global_step']};" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 def test_a_signal_in_validation_ends_the_run(config, tmp_path, monkeypatch):
     """In this process: the handlers are those of before, whether a run ends by itself or by a signal."""
@@ -211,7 +215,7 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_pa
     assert all(each.isfinite().all() for each in model.values())
     bad |= set(range(20, 40))
     with pytest.raises(TrainingError, match=r"not finite in 10 steps up to step \d+, the last on images \[.*last.ckpt"):
-        train(config(), tmp_path / "many")
+        train(config("training.checkpoint_minutes=0"), tmp_path / "many")
     state = load_training_file(tmp_path / "many" / "checkpoints" / LAST)
     assert state["global_step"] == 20
     assert all(each.isfinite().all() for each in state["state_dict"].values())
@@ -238,6 +242,7 @@ def test_the_newest_whole_checkpoint_is_found(config, tmp_path, caplog):
         newest_checkpoint(folder)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_settings_only(config, shapes, tmp_path):
     run = tmp_path / "run"
     train(config("training.epochs=1"), run)

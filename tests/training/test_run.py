@@ -78,6 +78,7 @@ def test_the_same_seed_gives_the_same_run(config, tmp_path):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), MOSAICS], ids=["plain", "mosaics"])
 def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path, shapes, settings):
     """A real process is killed after its first epoch; resuming gives the weights of a run nobody killed."""
@@ -226,6 +227,7 @@ def test_one_validation_image_falls_back_to_the_loss(config, tmp_path, shapes):
     assert "cross-entropy" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_validate_all_images(config, tmp_path):
     """Real processes of torch.distributed: the score is that of all images, as one process finds it."""
     run = tmp_path / "run"
