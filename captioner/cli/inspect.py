@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
-from captioner.cli.inputs import Finder
+from captioner.cli.inputs import Finder, printable
 from captioner.errors import ConfigError, ImageError, InputError
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
             for word, risk in invented.items():
                 record["words"][word]["invented"] = round(risk, DIGITS)
             written.append(Path(f"{target}.json"))
-            written[-1].write_text(f"{json.dumps(record, ensure_ascii=False)}\n", encoding="utf-8")
-        print(f"{path}\t{trace.text}")
-        print(f"captioner: wrote {', '.join(map(str, written))}", file=sys.stderr)
+            text = f"{json.dumps(record, ensure_ascii=False)}\n"
+            written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
+        print(f"{printable(path)}\t{' '.join(trace.text.splitlines())}")
+        print(f"captioner: wrote {', '.join(printable(str(each)) for each in written)}", file=sys.stderr)
     return int(failed)
 
 

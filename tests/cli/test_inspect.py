@@ -1,6 +1,8 @@
 """captioner inspect: files, names, numbers, exit codes."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -148,6 +150,17 @@ def test_folders_are_looked_into(model: str, photo: str, tmp_path: Path, capsys:
     assert [line.split("\t")[0] for line in out.splitlines()] == [photo]
     [error] = [line for line in err.splitlines() if "error" in line]
     assert error.startswith(f"captioner: error: {tmp_path / 'empty'}: no images in this folder")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_odd_names_of_files(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("two\nlines.jpg", os.fsdecode(b"caf\xe9.jpg")):
+        shutil.copy(photo, tmp_path / name)
+    assert inspect(model, tmp_path, "-o", tmp_path / "out", "--json") == 0
+    names = [Path(line.split("\t")[0]).name for line in capsys.readouterr().out.splitlines()]
+    assert names == [r"caf\udce9.jpg", "dog.jpg", r"two\nlines.jpg"]
+    record = json.loads((tmp_path / "out" / os.fsdecode(b"caf\xe9.json")).read_text(encoding="utf-8"))
+    assert record["path"] == str(tmp_path / os.fsdecode(b"caf\xe9.jpg"))
 
 
 def test_without_a_photo_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
