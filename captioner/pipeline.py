@@ -219,6 +219,8 @@ class Captioner:
         Raises ImageError for an unusable image, ConfigError for a caption without words or too long for the model, and
         for a region of a tiled photo.
         """
+        from captioner.inspection.hallucination import risks  # which captioning does not need
+
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
         opened, geometry, pixels = self._read(image, allow_truncated=False)
@@ -239,7 +241,7 @@ class Captioner:
                 tokens = list(found.tokens)
             else:
                 tokens = self._given(caption)
-            return AttentionTrace.of(
+            trace = AttentionTrace.of(
                 self.model.decoder,
                 memory,
                 tokens,
@@ -249,6 +251,8 @@ class Captioner:
                 method=method,
                 blind=blind,
             )
+        weights = self.model.config.hallucination if method == "relevance" else ()
+        return replace(trace, invented=risks(trace, weights)) if weights else trace
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know: in a trace they are `<unk>`."""

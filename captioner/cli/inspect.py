@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from captioner.inspection.trace import AttentionTrace
 
 METHODS = ("relevance", "raw", "perturbation")
-DOUBTFUL = 0.5
-"""Words that name an object which is rather not there get a question mark."""
 DIGITS = 6
 """Decimals of the numbers in JSON; float32 has no more to say about shares."""
 
@@ -27,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="photos, folders, globs, @lists, or - for a list on standard input"
     )
+    parser.add_argument("-r", "--recursive", action="store_true", help="look into subfolders too")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the results, made if missing")
     parser.add_argument("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
     parser.add_argument("--png", action="store_true", help="write DIR/<stem>.png, a panel a word (the default)")
@@ -72,10 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"captioner: error: {message}", file=sys.stderr)
         failed = True
 
-    finder = Finder(recursive=False, null=False, stdin=sys.stdin.buffer, complain=complain)
+    finder = Finder(recursive=arguments.recursive, null=False, stdin=sys.stdin.buffer, complain=complain)
     finder.check(arguments.images)
+    paths = [each.path for each in finder.find(arguments.images)]
+    if arguments.images and not paths:
+        raise InputError(f"{' '.join(arguments.images)}: no input found; name photos, folders (-r for trees) or globs")
 
-    from captioner.inspection.hallucination import risks
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
 
@@ -87,7 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
         named = ", ".join(word[:30] for word in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         print(f"captioner: the model does not know {named}: shown as <unk>", file=sys.stderr)
-    paths = [each.path for each in finder.find(arguments.images)]
     for path, target in zip(paths, _targets(paths, folder), strict=True):
         try:
             trace = captioner.inspect(
@@ -101,20 +101,17 @@ def run(arguments: argparse.Namespace) -> int:
         except ImageError as error:
             complain(str(error))
             continue
-        weights = captioner.model.config.hallucination if arguments.method == "relevance" else ()
-        invented = risks(trace, weights) if weights else {}
         written = []
         if arguments.png or not (arguments.json or arguments.trace):
-            doubtful = {word for word, risk in invented.items() if risk > DOUBTFUL}
             written.append(Path(f"{target}.png"))
-            draw_sheet(trace, doubtful=doubtful, **shown).save(written[-1], format="PNG")
+            draw_sheet(trace, **shown).save(written[-1], format="PNG")
         if arguments.trace:
             written.append(Path(f"{target}.npz"))
             trace.save(written[-1])
         if arguments.json:
             record = {"path": path, "model": captioner.name, **_record(trace, shown)}
             record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
-            for word, risk in invented.items():
+            for word, risk in trace.invented.items():
                 record["words"][word]["invented"] = round(risk, DIGITS)
             written.append(Path(f"{target}.json"))
             text = f"{json.dumps(record, ensure_ascii=False)}\n"

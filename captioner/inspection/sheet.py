@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -52,6 +52,8 @@ PLAINLY: dict[Method, str] = {
 """The same for everyone."""
 FAINT: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "perturbation": 0.15}
 """The color scale ends here at least, so that next to nothing does not look like something."""
+DOUBTFUL = 0.5
+"""Objects that are not there with more than this probability get a question mark."""
 VEIL = 0.8
 """How much of what was hidden from the model is covered."""
 
@@ -118,15 +120,16 @@ def draw_sheet(
     layer: int | None = None,
     head: int | None = None,
     heads: Sequence[tuple[int, int]] | None = None,
-    doubtful: Collection[int] = (),
     title: str | None = None,
 ) -> Image.Image:
     """The photo and its caption, then a panel a word, all on one color scale; of all layers and heads not named.
 
-    Words that are `doubtful` get a question mark; `title` goes above the caption. The same trace gives the same pixels.
+    Objects that are rather not there get a question mark; `title` goes above the caption. The same trace gives the same
+    pixels.
     Raises ConfigError for a layer or head that the model lacks.
     """
     chosen = trace.select(layer, head, heads)
+    doubtful = {word for word, risk in trace.invented.items() if risk > DOUBTFUL}
     photo = _fitted(trace.photo.size)
     cell = max(photo[0], NARROWEST)
     panels = 1 + len(trace.words)

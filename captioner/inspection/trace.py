@@ -3,8 +3,8 @@
 import io
 import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
 
@@ -68,6 +68,8 @@ class AttentionTrace:
     `perturbation`; None for `raw`."""
     visible: NDArray[np.bool_] | None = None
     """(h, w) the patches that were not hidden; None where none was."""
+    invented: Mapping[int, float] = field(default_factory=dict)
+    """Word -> the probability that the object it names is not there; empty where the model cannot tell."""
 
     @classmethod
     def of(
@@ -210,6 +212,7 @@ class AttentionTrace:
             "geometry": self.geometry.to_dict(),
             "method": self.method,
             "needs": list(self.needs),
+            "invented": {str(word): risk for word, risk in self.invented.items()},
         }
         arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
         with Path(path).open("wb") as file:
@@ -234,6 +237,7 @@ class AttentionTrace:
                     photo=photo,
                     method=about["method"],
                     needs=tuple(about["needs"]),
+                    invented={int(word): risk for word, risk in about.get("invented", {}).items()},
                     evidence=arrays.get("evidence"),
                     visible=arrays.get("visible"),
                 )

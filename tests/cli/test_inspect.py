@@ -150,6 +150,11 @@ def test_folders_are_looked_into(model: str, photo: str, tmp_path: Path, capsys:
     assert [line.split("\t")[0] for line in out.splitlines()] == [photo]
     [error] = [line for line in err.splitlines() if "error" in line]
     assert error.startswith(f"captioner: error: {tmp_path / 'empty'}: no images in this folder")
+    assert inspect(model, tmp_path / "empty", "-o", tmp_path / "out") == 3
+    (tmp_path / "empty" / "deeper").mkdir()
+    shutil.copy(photo, tmp_path / "empty" / "deeper")
+    assert inspect(model, tmp_path / "empty", "-r", "-o", tmp_path / "deep") == 0
+    assert [each.name for each in (tmp_path / "deep").iterdir()] == ["dog.png"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
@@ -261,5 +266,8 @@ def test_doubtful_objects_are_marked(model: str, photo: str, tmp_path: Path) -> 
     words = json.loads((out / "dog.json").read_text(encoding="utf-8"))["words"]
     assert [word.get("invented") for word in words] == [None, None, pytest.approx(1 / (1 + np.exp(-2)), abs=1e-5)]
     trace = captioner.inspect(photo, caption="a brown dog")
-    assert Image.open(out / "dog.png").tobytes() == draw_sheet(trace, doubtful={2}).tobytes()
-    assert draw_sheet(trace, doubtful={2}).tobytes() != draw_sheet(trace).tobytes()
+    assert Image.open(out / "dog.png").tobytes() == draw_sheet(trace).tobytes()
+    assert draw_sheet(replace(trace, invented={})).tobytes() != draw_sheet(trace).tobytes()
+    trace.save(tmp_path / "dog.npz")
+    assert AttentionTrace.load(tmp_path / "dog.npz").invented == trace.invented
+    assert not captioner.inspect(photo, caption="a brown dog", method="raw").invented
