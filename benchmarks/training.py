@@ -39,8 +39,6 @@ WORDS_MEAN, WORDS_SPREAD = 10.8, 3.7
 """Words of a Flickr8k caption, mean and standard deviation."""
 DECODER = DecoderConfig(width=384, layers=3, heads=6, max_length=40, dropout=0.3)
 """The bundled model's."""
-
-
 TURNS = 3
 """Of a bare loop and of Lightning's."""
 

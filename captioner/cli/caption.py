@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from captioner.cli.flags import DECISIVE, add_caption_flags, check_flags, search_of
-from captioner.errors import ConfigError, ImageError, InputError
+from captioner.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from captioner.cli.inputs import Input
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check_flags(arguments)
 
-    from captioner.cli.inputs import Finder
+    from captioner.cli.inputs import Finder, nothing_found
     from captioner.cli.records import Speller
 
     tally = Tally()
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = finder.find(arguments.inputs)
     first = list(islice(inputs, 2))
     if not first:
-        raise InputError(f"{' '.join(arguments.inputs)}: no input found; name images, folders (-r for trees) or globs")
+        raise nothing_found(arguments.inputs)
     shard, shards = arguments.shard
     speller = Speller(
         format=arguments.format,

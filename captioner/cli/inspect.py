@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
-from captioner.cli.inputs import Finder, printable
+from captioner.cli.inputs import Finder, nothing_found, printable
 from captioner.errors import ConfigError, ImageError, InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     finder.check(arguments.images)
     paths = [each.path for each in finder.find(arguments.images)]
     if arguments.images and not paths:
-        raise InputError(f"{' '.join(arguments.images)}: no input found; name photos, folders (-r for trees) or globs")
+        raise nothing_found(arguments.images)
 
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner

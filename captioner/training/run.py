@@ -151,10 +151,8 @@ def train(
         except MisconfigurationException as error:
             raise ConfigError(f"training: Lightning does not take it ({str(error).splitlines()[0]})") from error
         if had_enough(trainer):
-            log.info(
-                "epoch %d: stopped, as %s was no better in %d epochs (training.patience)",
-                *(trainer.current_epoch, monitor, config.training.patience),
-            )
+            reason = f"{monitor} was no better in {config.training.patience} epochs (training.patience)"
+            log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
     if writes:
         if best.best_model_path:
             state = load_training_file(Path(best.best_model_path))["state_dict"]
