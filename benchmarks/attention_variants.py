@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     captions = load_captions(arguments.data, arguments.annotations)
     train, val = captions.split("train").images, captions.split("val").images
     tokenizer = Tokenizer.train([text for image in train for text in image.captions], TokenizerConfig(min_count=3))
-    encoder = VisionEncoder(EncoderConfig(name=arguments.encoder, weights=arguments.weights or None))
+    encoder = VisionEncoder(EncoderConfig(name=arguments.encoder), weights=arguments.weights or None)
     every = Mosaics.of(len(val), 0)
     assert every is not None
     mosaics = Mosaics(every.layout[: arguments.mosaics])

@@ -114,10 +114,8 @@ class CrossCaptioner(nn.Module):
     def __init__(self, vocabulary: int, encoder_width: int, reducer: nn.Module | None = None) -> None:
         super().__init__()
         self.reducer = reducer or nn.Identity()
-        config = DecoderConfig(
-            width=WIDTH, layers=CROSS_LAYERS, heads=HEADS, max_length=LENGTH, dropout=DROPOUT, null_patch=False
-        )
-        self.decoder = TextDecoder(config, vocabulary=vocabulary, encoder_width=encoder_width)
+        config = DecoderConfig(width=WIDTH, layers=CROSS_LAYERS, heads=HEADS, max_length=LENGTH, null_patch=False)
+        self.decoder = TextDecoder(config, vocabulary=vocabulary, encoder_width=encoder_width, dropout=DROPOUT)
 
     def logits(self, features: Tensor, tokens: Tensor) -> Tensor:
         return self.decoder(tokens, self.decoder.project(self.reducer(features))).logits  # type: ignore[no-any-return]
@@ -149,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     captions = load_captions(arguments.data, arguments.annotations)
     train, val = captions.split("train").images, captions.split("val").images
     tokenizer = Tokenizer.train([text for image in train for text in image.captions], TokenizerConfig(min_count=3))
-    encoder = VisionEncoder(EncoderConfig(name=arguments.encoder, weights=arguments.weights or None))
+    encoder = VisionEncoder(EncoderConfig(name=arguments.encoder), weights=arguments.weights or None)
     layout = Mosaics.of(len(val), 0)
     assert layout is not None
     mosaics = {"val": Mosaics(layout.layout[: arguments.mosaics])}

@@ -122,7 +122,7 @@ def explicit(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def encoder_ways(rounds: int) -> dict[str, dict[str, float]]:
     found = {}
     for name in ENCODERS:
-        encoder = VisionEncoder(EncoderConfig(name=name), load_weights=False).eval()
+        encoder = VisionEncoder(EncoderConfig(name=name)).eval()
         for images in BATCHES:
             apart = torch.randn(images, 3, *encoder.image_size)
             adjacent = apart.contiguous(memory_format=torch.channels_last)

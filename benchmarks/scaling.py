@@ -29,7 +29,7 @@ SIDES = (7, 9, 14, 24, 32, 48)
 WORDS = (4, 8, 16, 32, 63)
 IMAGES, BEAMS, CAPTIONS, BEFORE, LENGTH = 8, 5, 5, 10, 12
 ENCODER_WIDTH, VOCABULARY, QUERIES, POOL = 384, 10_000, 64, 2
-CONFIG = DecoderConfig(width=512, layers=6, heads=8, dropout=0.0, null_patch=False)
+CONFIG = DecoderConfig(width=512, layers=6, heads=8, null_patch=False)
 FLOAT = 4
 """Bytes of a number."""
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.limits import matrix_product
-from captioner.config import Config, DataConfig, DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
+from captioner.config import Config, DataConfig, DecoderSettings, EncoderSettings, ModelConfig, TokenizerConfig
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.dataset import Batch
@@ -37,7 +37,7 @@ from captioner.training.task import CaptionTask
 IMAGES, CAPTIONS, VOCABULARY = 32, 5, 3500
 WORDS_MEAN, WORDS_SPREAD = 10.8, 3.7
 """Words of a Flickr8k caption, mean and standard deviation."""
-DECODER = DecoderConfig(width=384, layers=3, heads=6, max_length=40, dropout=0.3)
+DECODER = DecoderSettings(width=384, layers=3, heads=6, max_length=40, dropout=0.3)
 """The bundled model's."""
 TURNS = 3
 """Of a bare loop and of Lightning's."""
@@ -75,10 +75,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     captions, tokenizer = draw_captions(folder, images * (steps + 2))
     config = Config(
         data=DataConfig(batch_images=images, captions_per_image=arguments.captions),
-        encoder=EncoderConfig(name=arguments.encoder),
+        encoder=EncoderSettings(name=arguments.encoder),
         decoder=DECODER,
     )
-    model = CaptionModel(ModelConfig(encoder=config.encoder, decoder=DECODER), vocabulary=len(tokenizer))
+    network = ModelConfig(encoder=config.encoder.network(), decoder=DECODER.network())
+    model = CaptionModel(network, vocabulary=len(tokenizer), dropout=DECODER.dropout)
     store = draw_features(folder, captions, model)
     grouped = loader(config, captions, tokenizer, model, store)
     single = loader(

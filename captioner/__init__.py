@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioner.config import load_config
+    from captioner.config_files import load_config
     from captioner.errors import CaptionerError
     from captioner.generation import BeamSearch, Greedy, Sampling
     from captioner.inspection.trace import AttentionTrace
@@ -33,7 +33,7 @@ _HOMES = {
     "CaptionerError": "captioner.errors",
     "Greedy": "captioner.generation",
     "Sampling": "captioner.generation",
-    "load_config": "captioner.config",
+    "load_config": "captioner.config_files",
 }
 
 

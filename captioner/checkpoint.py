@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from captioner.config import ModelConfig, config_from_dict, to_dict
+from captioner.config import ModelConfig
+from captioner.config_files import config_from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import write_whole
 from captioner.model.caption_model import CaptionModel
@@ -22,6 +23,8 @@ MODEL = "model"
 """A training run's folder of its model."""
 MODEL_PREFIX = "model."
 """Where a training task keeps the network."""
+TRAINING_SETTINGS = frozenset({"pretrained", "weights", "train", "dropout", "init", "language"})
+"""Keys that the first model folders stored beside the network's own."""
 
 
 def describe(model: CaptionModel, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -122,13 +125,23 @@ def _build(
     about: dict[str, Any], tokenizer: Tokenizer, state: dict[str, Tensor], source: Path
 ) -> tuple[CaptionModel, Tokenizer]:
     try:
-        config = config_from_dict(ModelConfig, about["model"], str(source))
-        model = CaptionModel(config, vocabulary=len(tokenizer), load_weights=False)
+        config = config_from_dict(ModelConfig, _network_only(about["model"]), str(source))
+        model = CaptionModel(config, vocabulary=len(tokenizer))
         model.load_state_dict(state)  # float16 becomes the network's float32
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error
     return model.eval(), tokenizer
+
+
+def _network_only(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without the training settings that model folders held at first."""
+    return {
+        name: {key: value for key, value in section.items() if key not in TRAINING_SETTINGS}
+        if isinstance(section, dict)
+        else section
+        for name, section in config.items()
+    }
 
 
 def _version() -> str:

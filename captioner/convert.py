@@ -17,6 +17,7 @@ from captioner import gpt2
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig
 from captioner.errors import CheckpointError, ResourceError
 from captioner.model.caption_model import CaptionModel
+from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -65,8 +66,8 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
         tokenizer = Tokenizer.from_str(words.to_str(), str(folder))
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder}: not a whole captioner of transformers ({_first_line(error)}); it takes what save_pretrained "
-            "writes of a VisionEncoderDecoderModel, its tokenizer and its image processor"
+            f"{folder}: not a complete transformers captioner ({first_line(error)[:200]}); give a folder with what "
+            "save_pretrained writes of a VisionEncoderDecoderModel, its tokenizer and its image processor"
         ) from error
     encoder, decoder = theirs.config.encoder, theirs.config.decoder
     _check(folder, encoder, decoder, processor)
@@ -91,13 +92,12 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
             heads=decoder.n_head,
             feed_forward=(decoder.n_inner or 4 * decoder.n_embd) // decoder.n_embd,
             max_length=decoder.n_positions,
-            dropout=decoder.resid_pdrop,
             null_patch=False,
             feature_projection=hasattr(theirs, "enc_to_dec_proj"),
             feature_norm_eps=encoder.layer_norm_eps if normalized else None,
         ),
     )
-    model = CaptionModel(config, vocabulary=vocabulary, load_weights=False)
+    model = CaptionModel(config, vocabulary=vocabulary)
     state = theirs.state_dict()
     missing, _ = model.encoder.backbone.load_state_dict(encoder_weights(_part(state, "encoder.")), strict=False)
     missing = [name for name in missing if "index" not in name and not name.startswith(("norm.", "fc_norm."))]
@@ -177,7 +177,3 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _size(side: Any) -> tuple[int, int]:
     return (side, side) if isinstance(side, int) else (side[0], side[1])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]

@@ -75,7 +75,6 @@ def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig
         heads=about["n_head"],
         feed_forward=(about["n_inner"] or 4 * about["n_embd"]) // about["n_embd"],
         max_length=min(config.max_length, about["n_positions"]),
-        init=None,
     )
     weights = decoder_weights({name.removeprefix("transformer."): value for name, value in state.items()})
     if "position_embedding.weight" in weights:

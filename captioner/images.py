@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.errors import ImageError
+from captioner.text import printable
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -141,8 +142,7 @@ def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedI
 def _name(source: ImageSource) -> str:
     """What messages call a source: one line, whatever a file is named."""
     if isinstance(source, str | os.PathLike):
-        text = os.fsdecode(source)
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(os.fsdecode(source))
     return f"<{type(source).__name__}>"
 
 

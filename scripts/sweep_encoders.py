@@ -91,7 +91,8 @@ def sweep(name: str, family: str, millions: float) -> dict[str, str]:
 def _built(name: str, size: tuple[int, int] | None) -> VisionEncoder:
     """The encoder, once what it says of its features was seen to be true."""
     torch.manual_seed(0)
-    encoder = VisionEncoder(EncoderConfig(name=name, image_size=size, train="all")).eval()
+    encoder = VisionEncoder(EncoderConfig(name=name, image_size=size)).eval()
+    encoder.freeze("all")
     for parameter in encoder.parameters():
         if not parameter.any():  # residual branches begin at zero in many families: pixels would pass them unseen
             torch.nn.init.normal_(parameter, std=0.1)

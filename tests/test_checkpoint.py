@@ -20,7 +20,7 @@ FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
 def make(kind="word", name="test_efficientnet"):
     tokenizer = Tokenizer.train(CAPTIONS, TokenizerConfig(kind=kind, min_count=1, vocabulary_size=300))
     config = ModelConfig(
-        encoder=EncoderConfig(name=name, image_size=(32, 64), train=1),
+        encoder=EncoderConfig(name=name, image_size=(32, 64)),
         decoder=DecoderConfig(width=16, layers=2, heads=2, max_length=12),
     )
     return CaptionModel(config, vocabulary=len(tokenizer)).eval(), tokenizer
@@ -75,6 +75,17 @@ def test_the_folder_is_plain_data_and_nothing_else(saved):
     assert about["format"] == 1
     assert about["model"]["encoder"]["image_size"] == [32, 64]
     assert (folder / "model" / "README.md").read_text() == "# A model\n"
+
+
+def test_a_folder_that_still_holds_training_settings_loads(folder):
+    about = json.loads((folder / "config.json").read_text())
+    about["model"]["encoder"] |= {"pretrained": False, "weights": "package:x", "train": 2}
+    about["model"]["decoder"] |= {"dropout": 0.2, "init": None, "language": "train"}
+    before = outputs(load_model(folder)[0])
+    (folder / "config.json").write_text(json.dumps(about))
+    model, _ = load_model(folder)
+    assert torch.equal(outputs(model), before)
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
 
 
 def test_saving_again_replaces_the_model(folder):

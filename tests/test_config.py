@@ -9,20 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.config import (
-    VERSION,
     Config,
     DataConfig,
-    DecoderConfig,
+    DecoderSettings,
     EncoderConfig,
+    EncoderSettings,
     ModelConfig,
     OptimizationConfig,
     TrainingConfig,
-    config_from_dict,
-    dump_yaml,
-    json_schema,
-    load_config,
-    to_dict,
 )
+from captioner.config_files import config_from_dict, dump_yaml, json_schema, load_config, to_dict
 from captioner.errors import ConfigError
 
 
@@ -41,7 +37,7 @@ def problems(file: Path, *overrides: str) -> list[str]:
 def test_what_is_not_said_keeps_its_default(tmp_path: Path) -> None:
     file = written(tmp_path, "decoder: {layers: 2}\nencoder:\n  image_size: [224, 336]\n  train: 3\n")
     assert load_config(file) == Config(
-        name="run", decoder=DecoderConfig(layers=2), encoder=EncoderConfig(image_size=(224, 336), train=3)
+        name="run", decoder=DecoderSettings(layers=2), encoder=EncoderSettings(image_size=(224, 336), train=3)
     )
 
 
@@ -115,8 +111,7 @@ training: {seed: .nan, threads: 0, trainer: []}
         "run.yaml:4: unknown key decoder.widht; did you mean decoder.width?",
         "run.yaml:5: decoder.heads: got 3.0, expected an integer",
         "run.yaml:6: unknown key width; did you mean decoder.width?",
-        "run.yaml:7: unknown key zebra; known here: version, name, data, tokenizer, encoder, decoder, "
-        "optimization, training",
+        "run.yaml:7: unknown key zebra; known here: name, data, tokenizer, encoder, decoder, optimization, training",
         "run.yaml:9: encoder.train: got true, expected one of none, all or an integer",
         "run.yaml:10: encoder.image_size: got [1], expected a list of 2, each an integer or null",
         'run.yaml:11: encoder.fit: got "stretch", expected one of squash, crop, letterbox',
@@ -159,7 +154,7 @@ def test_only_a_positive_integer_is_a_number_of_layers(tmp_path: Path, value: st
         ("decoder: {dropout: 1.0}", "run.yaml:1: decoder.dropout: got 1.0, expected a value less than 1"),
         ("data: {workers: -1}", "run.yaml:1: data.workers: got -1, expected a value greater than or equal to 0"),
         (f"data: {{workers: {'x' * 80}}}", f'run.yaml:1: data.workers: got "{"x" * 59}, expected an integer'),
-        ("- 1", "run.yaml: got [1], expected a mapping with the keys version, name, data, tokenizer, encoder, decoder, "
+        ("- 1", "run.yaml: got [1], expected a mapping with the keys name, data, tokenizer, encoder, decoder, "
          "optimization, training"),
     ],
 )  # fmt: skip
@@ -208,8 +203,8 @@ def test_overrides_win_and_fill_in_sections(tmp_path: Path) -> None:
     ]
     assert load_config(file, overrides) == Config(
         name="run",
-        decoder=DecoderConfig(width=64, heads=2),
-        encoder=EncoderConfig(image_size=(32, 64)),
+        decoder=DecoderSettings(width=64, heads=2),
+        encoder=EncoderSettings(image_size=(32, 64)),
         training=TrainingConfig(trainer={"logger": {"name": "x=y"}}),
     )
 
@@ -274,10 +269,10 @@ def test_json_that_no_text_can_hold_is_refused() -> None:
 
 
 def test_plain_data_holds_json_types_only() -> None:
-    plain = to_dict(Config(encoder=EncoderConfig(image_size=(1, 2))))
+    plain = to_dict(Config(encoder=EncoderSettings(image_size=(1, 2))))
     assert json.loads(json.dumps(plain)) == plain
     assert plain["encoder"]["image_size"] == [1, 2]
-    assert config_from_dict(Config, plain, "here") == Config(encoder=EncoderConfig(image_size=(1, 2)))
+    assert config_from_dict(Config, plain, "here") == Config(encoder=EncoderSettings(image_size=(1, 2)))
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn", "Co"]), min_size=1)
@@ -302,9 +297,9 @@ def test_the_schema_describes_and_bounds_every_key() -> None:
     schema = json_schema()
     assert list(schema["properties"]) == list(to_dict(Config()))
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["DecoderConfig"]["properties"]["width"] == {
+    assert schema["$defs"]["DecoderSettings"]["properties"]["width"] == {
         "default": 512,
-        "description": "D, features a token.",
+        "description": "D, features of a token.",
         "minimum": 1,
         "title": "Width",
         "type": "integer",
@@ -316,19 +311,10 @@ def test_the_presets_are_valid() -> None:
         assert load_config(preset).name
 
 
-def test_an_older_file_is_read_as_what_it_meant(tmp_path):
-    file = tmp_path / "old.yaml"
-    file.write_text("version: 1\noptimization: {image_dropout: 0.2}\n")
-    config = load_config(file)
-    assert config.optimization.blind == 0.2
-    assert config.version == VERSION
-    file.write_text("optimization: {image_dropout: 2}\n")
-    with pytest.raises(ConfigError, match=r"old.yaml:1: optimization\.blind: got 2"):
-        load_config(file)
-
-
-def test_a_file_of_a_newer_version_is_refused(tmp_path):
-    file = tmp_path / "new.yaml"
-    file.write_text(f"version: {VERSION + 1}\n")
-    with pytest.raises(ConfigError, match=r"new.yaml:1: version 3 is newer .* up to 2; upgrade"):
-        load_config(file)
+def test_settings_give_the_network_and_take_it_back_resolved() -> None:
+    settings = EncoderSettings(name="test_vit", train=2, weights="a.pth")
+    network = settings.network()
+    assert type(network) is EncoderConfig
+    assert network == EncoderConfig(name="test_vit")
+    resolved = settings.resolved(EncoderConfig(name="test_vit", image_size=(32, 64)))
+    assert resolved == EncoderSettings(name="test_vit", train=2, weights="a.pth", image_size=(32, 64))

@@ -141,7 +141,7 @@ def test_what_would_not_be_the_same_is_refused(saved, change, message):
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (("transformers:nowhere", "-o", "new"), 4, "nowhere: not a whole captioner"),
+        (("transformers:nowhere", "-o", "new"), 4, "nowhere: not a complete transformers captioner"),
         (("nowhere", "-o", "new"), 2, "name the source as transformers:DIR"),
         (("transformers:nowhere", "-o", "."), 2, "is there already"),
     ],

@@ -10,7 +10,8 @@ from tokenizers import decoders, models, pre_tokenizers
 transformers = pytest.importorskip("transformers", reason="takes the extra `convert`")
 
 from captioner.checkpoint import load_model  # noqa: E402
-from captioner.config import DecoderConfig, load_config  # noqa: E402
+from captioner.config import DecoderConfig  # noqa: E402
+from captioner.config_files import load_config  # noqa: E402
 from captioner.errors import CheckpointError, ConfigError  # noqa: E402
 from captioner.gpt2 import language_decoder  # noqa: E402
 from captioner.model.decoder import READS_THE_IMAGE, TextDecoder  # noqa: E402
@@ -68,12 +69,8 @@ def test_training_from_it(language, shapes, tmp_path, way):
     after = model.decoder.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == (set() if way == "freeze" else set(before))
-    for name, parameter in model.decoder.named_parameters():
-        reads = any(part in name for part in READS_THE_IMAGE)
-        assert parameter.requires_grad == (reads or way == "train"), name
     assert float(model.decoder.blocks[0].cross_attention.query.bias.detach().abs().max()) > 0  # begins at zero
     assert tokenizer.pad == tokenizer.eos
-    assert model.config.decoder.init is None
     assert f"init: {folder}" in (tmp_path / "run" / "config.yaml").read_text()
     assert f"Started from `{folder}`" in (tmp_path / "run" / "model" / "README.md").read_text()
 

@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _of_one_id(inputs: Iterable["Input"], tally: Tally) -> Iterator["Input"]:
     """The inputs whose id in COCO's results no earlier input has: a scorer would take one caption for both."""
-    from captioner.cli.inputs import printable
     from captioner.cli.records import coco_id
+    from captioner.text import printable
 
     taken: set[int | str] = set()
     for item in inputs:
@@ -121,8 +121,8 @@ def _pending(inputs: Iterable["Input"], output: "Output", tally: Tally) -> Itera
 
 
 def _preview(work: Iterable["Input"], output: "Output", tally: Tally) -> None:
-    from captioner.cli.inputs import printable
     from captioner.cli.sidecars import SidecarOutput
+    from captioner.text import printable
 
     count = 0
     for count, item in enumerate(work, start=1):  # noqa: B007
@@ -185,10 +185,10 @@ def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[
 
 def _open_output(arguments: argparse.Namespace, speller: "Speller", tally: Tally) -> "Output | None":
     """Where results go; None where they are there and to be left alone. Raises ConfigError where they may not go."""
-    from captioner.cli.inputs import printable
     from captioner.cli.journal import Journal
     from captioner.cli.output import FileOutput, StreamOutput
     from captioner.cli.sidecars import SidecarOutput
+    from captioner.text import printable
 
     path = None if arguments.output is None else Path(arguments.output)
     settings = {name: str(getattr(arguments, name)) for name in DECISIVE}

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from captioner.config import dump_yaml, json_schema, load_config
+from captioner.config_files import dump_yaml, json_schema, load_config
 from captioner.errors import ConfigError
 
 

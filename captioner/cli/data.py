@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean, median
 
-from captioner.data.annotations import CaptionSet, check, printable
+from captioner.data.annotations import CaptionSet, check
 from captioner.data.formats import FORMATS, load_captions, read_listing
 from captioner.errors import ConfigError
 from captioner.images import open_image
+from captioner.text import printable
 
 TOP_WORDS = 20
 

@@ -112,7 +112,7 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
     shown = None
     if arguments.random_weights:
         torch.manual_seed(0)
-        shown = CaptionModel(model.config, vocabulary=len(tokenizer), load_weights=False).eval().to(captioner.device)
+        shown = CaptionModel(model.config, vocabulary=len(tokenizer)).eval().to(captioner.device)
     maps = slow_maps if arguments.perturbation else standard_maps
 
     report: dict[str, Any] = {

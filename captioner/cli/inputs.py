@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from captioner.errors import ConfigError, InputError
 from captioner.images import IMAGE_EXTENSIONS
+from captioner.text import printable
 
 STDIN = "-"
 CHUNK = 2**16
@@ -135,11 +136,6 @@ def nothing_found(arguments: Sequence[str]) -> InputError:
     """The error where arguments mean no input at all."""
     named = " ".join(map(printable, arguments))
     return InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
-
-
-def printable(path: str) -> str:
-    """A path on one line, whatever a file is named: control characters and bytes that are no text are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
 def _by_itself(path: str) -> Input:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
-from captioner.cli.inputs import Finder, nothing_found, printable
+from captioner.cli.inputs import Finder, nothing_found
 from captioner.errors import ConfigError, ImageError, InputError
+from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.inspection.trace import AttentionTrace

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner import files
-from captioner.cli.inputs import printable
 from captioner.errors import ConfigError, ImageError, ResourceError
+from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.pipeline import Captioned

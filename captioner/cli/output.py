@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from captioner.cli.inputs import Input, printable
+from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Stamp, disk, write_all, write_whole
 from captioner.cli.records import Speller, coco_document
 from captioner.errors import ConfigError, ImageError
+from captioner.text import printable
 
 if TYPE_CHECKING:
     import io

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.inputs import printable
 from captioner.errors import ImageError
+from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.pipeline import Caption, Captioned

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.cli.inputs import Input, printable
+from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Stamp, write_whole
 from captioner.cli.output import Existing, State
 from captioner.cli.records import Speller
 from captioner.errors import ConfigError, ImageError
+from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.pipeline import Captioned

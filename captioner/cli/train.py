@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from captioner.config import load_config
+    from captioner.config_files import load_config
 
     config = load_config(arguments.config, arguments.set)
     folder = Path(arguments.output or Path("runs") / (config.name or "unnamed"))

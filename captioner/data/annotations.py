@@ -19,6 +19,7 @@ from typing import cast
 
 from captioner.errors import AnnotationError, ImageError, InputError
 from captioner.images import open_image
+from captioner.text import printable
 
 MAX_CAPTION_CHARACTERS = 2000  # a longer one is taken for a file pasted into the wrong field
 PROBLEMS_NAMED = 3  # in one error message; the rest are counted
@@ -104,11 +105,6 @@ class Listing:
     problems: tuple[Problem, ...] = ()
     has_splits: bool = True
     """Whether the file names splits; else they were assigned."""
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped: a hostile file name must not break a line nor steer a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def clean_caption(text: str) -> str:

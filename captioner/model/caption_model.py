@@ -15,12 +15,25 @@ GRAY = 128
 
 
 class CaptionModel(nn.Module):
-    """A vision encoder and a text decoder; `config` is resolved and rebuilds the same network."""
+    """A vision encoder and a text decoder; `config` is resolved and rebuilds the same network.
 
-    def __init__(self, config: ModelConfig, *, vocabulary: int, load_weights: bool = True) -> None:
+    `pretrained` and `weights` say where the encoder's weights come from, as in `VisionEncoder`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        vocabulary: int,
+        dropout: float = 0.0,
+        pretrained: bool = False,
+        weights: str | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder = VisionEncoder(config.encoder, load_weights=load_weights)
-        self.decoder = TextDecoder(config.decoder, vocabulary=vocabulary, encoder_width=self.encoder.width)
+        self.encoder = VisionEncoder(config.encoder, pretrained=pretrained, weights=weights)
+        self.decoder = TextDecoder(
+            config.decoder, vocabulary=vocabulary, encoder_width=self.encoder.width, dropout=dropout
+        )
         self.config = replace(config, encoder=self.encoder.config)
 
     def encode(self, images: Tensor) -> Memory:

@@ -3,7 +3,6 @@ D width · H heads · L layers · V vocabulary
 """
 
 import math
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,9 +31,9 @@ class DecoderOutput(NamedTuple):
 class DecoderBlock(nn.Module):
     """GPT-2's pre-norm block with cross-attention: three residual lines."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, dropout: float) -> None:
         super().__init__()
-        width, heads, dropout = config.width, config.heads, config.dropout
+        width, heads = config.width, config.heads
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = SelfAttention(width=width, heads=heads, dropout=dropout)
         self.cross_norm = nn.LayerNorm(width)
@@ -60,7 +59,7 @@ class DecoderBlock(nn.Module):
 class TextDecoder(nn.Module):
     """Words from what an image offers: token and position embeddings, L blocks, a norm, and the embeddings again."""
 
-    def __init__(self, config: DecoderConfig, *, vocabulary: int, encoder_width: int) -> None:
+    def __init__(self, config: DecoderConfig, *, vocabulary: int, encoder_width: int, dropout: float = 0.0) -> None:
         super().__init__()
         if not config.feature_projection and encoder_width != config.width:
             raise ConfigError(
@@ -74,11 +73,10 @@ class TextDecoder(nn.Module):
         self.feature_projection = Linear(encoder_width, config.width) if config.feature_projection else nn.Identity()
         self.token_embedding = nn.Embedding(vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
-        self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(config, dropout) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
         self._initialize()
-        self.set_language(config.language)
 
     def project(self, features: Tensor, source: str = "image") -> Memory:
         """features (B, N, E) -> the keys and values of every layer; once an image, immutable, differentiable."""
@@ -134,13 +132,11 @@ class TextDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = rate
-        self.config = replace(self.config, dropout=rate)
 
     def set_language(self, language: Literal["train", "freeze"]) -> None:
         """Train everything, or only what a language model does not have."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(language == "train" or any(part in name for part in READS_THE_IMAGE))
-        self.config = replace(self.config, language=language)
 
     def _initialize(self) -> None:
         for module in self.modules():

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.model.efficientnet_lite import lite_to_timm
 from captioner.model.linear import LinearMode
+from captioner.text import first_line
 
 PACKAGE = "package:"
 CPU_IMAGES = 4
@@ -29,15 +31,17 @@ class VisionEncoder(nn.Module):
     """Patch features of images, from any timm backbone that offers `forward_intermediates`.
 
     `config` is the resolved configuration, `grid` (h, w), `prefix` P, `width` E; all are fixed at construction.
-    Raises ConfigError where timm has no such model, its weights cannot be had, or it cannot take `image_size`.
+    `pretrained` lets timm download its weights; `weights` loads a local file or `package:NAME` instead. Nothing is
+    trained until `freeze` says so. Raises ConfigError where timm has no such model, its weights cannot be had, or it
+    cannot take `image_size`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig, *, load_weights: bool = True) -> None:
+    def __init__(self, config: EncoderConfig, *, pretrained: bool = False, weights: str | None = None) -> None:
         super().__init__()
-        self.backbone = _backbone(config, load_weights)
+        self.backbone = _backbone(config, pretrained, weights)
         defaults = resolve_model_data_config(self.backbone)
         self.config = replace(
             config,
@@ -56,7 +60,7 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
         grid, self.width, self._used = self._dry_run(defaults["input_size"][1:])
         self.grid = self._pooled(grid)
-        self.freeze(config.train)
+        self.freeze("none")
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -71,7 +75,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
-        learns = self.config.train != "none" and (self.training or torch.is_grad_enabled())
+        learns = self._trained and (self.training or torch.is_grad_enabled())
         if images.device.type != "cpu" or learns:
             return self._features(images)
         return torch.cat([self._features(some) for some in images.split(CPU_IMAGES)])
@@ -86,12 +90,12 @@ class VisionEncoder(nn.Module):
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
         return features if prefix is None else torch.cat([prefix, features], dim=1)
 
-    def freeze(self, train: Literal["none", "all"] | int) -> None:
+    def freeze(self, train: Literal["none", "all"] | int, batch_norm: Literal["frozen", "train"] = "frozen") -> None:
         """Train none of the backbone, all of it, or the last k of its layer groups, as timm groups them.
 
-        Raises ConfigError for k where timm does not group this backbone's layers.
+        `batch_norm` says whether running statistics of trained batch norms are updated. Raises ConfigError for k where
+        timm does not group this backbone's layers.
         """
-        self.config = replace(self.config, train=train)
         trained: set[str] = set()
         if isinstance(train, int) and train > 0:
             try:
@@ -105,13 +109,16 @@ class VisionEncoder(nn.Module):
             trained.update(*[names for names in useful if names][-train:])
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name in self._used and (train == "all" or name in trained))
+        self._trained = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        self._batch_norm_frozen = batch_norm == "frozen"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Frozen parts stay in evaluation mode: their running statistics and dropout never change."""
         super().train(mode)
         for module in self.backbone.modules():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
+            frozen_norm = isinstance(module, _BatchNorm) and self._batch_norm_frozen
+            if frozen_norm or not any(parameter.requires_grad for parameter in module.parameters()):
                 module.training = False
         return self
 
@@ -148,7 +155,7 @@ class VisionEncoder(nn.Module):
         except (AttributeError, TypeError) as error:
             raise ConfigError(
                 f"encoder.name: {self.config.name} gives no feature map as other timm models do "
-                f"({_first_line(error)}); choose another backbone"
+                f"({first_line(error)}); choose another backbone"
             ) from error
         except Exception as error:
             raise _size_error(self.config, error) from error
@@ -172,22 +179,22 @@ def _ancestors(outputs: list[Tensor]) -> set[int]:
     return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
-def _backbone(config: EncoderConfig, load_weights: bool) -> Any:
+def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> Any:
     if not _is_known(config.name):
         close = get_close_matches(config.name, [*timm.list_models(), *timm.list_pretrained()])
         hint = f"; did you mean {' or '.join(close)}?" if close else "; `timm.list_models()` lists them"
         raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {config.name!r}{hint}")
-    if not load_weights or not (config.pretrained or config.weights):
+    if weights is None and not pretrained:
         return _create(config, {"pretrained": False})
-    if config.weights is None:
+    if weights is None:
         try:
             return _create(config, {"pretrained": True})
         except (OSError, RuntimeError) as error:
             raise ConfigError(
-                f"encoder.pretrained: timm could not get the weights of {config.name} ({_first_line(error)}); "
+                f"encoder.pretrained: timm could not get the weights of {config.name} ({first_line(error)}); "
                 "check the network, or name a local file in encoder.weights"
             ) from error
-    state = _read_weights(config.weights)
+    state = _read_weights(weights)
     # A file may hold the classifier or not; in both cases every key must match.
     attempts: list[dict[str, Any]] = [{}, {"num_classes": 0}]
     for attempt in attempts:
@@ -197,7 +204,7 @@ def _backbone(config: EncoderConfig, load_weights: bool) -> Any:
         except (RuntimeError, KeyError) as error:
             failure = error
     raise ConfigError(
-        f"encoder.weights: {config.weights} does not hold the weights of {config.name} ({_first_line(failure)}); "
+        f"encoder.weights: {weights} does not hold the weights of {config.name} ({first_line(failure)}); "
         "name the model that they were saved from"
     ) from failure
 
@@ -242,7 +249,7 @@ def _read_weights(weights: str) -> Mapping[str, Tensor]:
     try:
         return load_state_dict(weights, weights_only=True)
     except Exception as error:
-        raise ConfigError(f"encoder.weights: {weights} cannot be read ({_first_line(error)})") from error
+        raise ConfigError(f"encoder.weights: {weights} cannot be read ({first_line(error)})") from error
 
 
 def _size_error(config: EncoderConfig, error: Exception) -> ConfigError:
@@ -254,7 +261,7 @@ def _size_error(config: EncoderConfig, error: Exception) -> ConfigError:
                 f"encoder.image_size: {config.name} cannot take {height}x{width}; it can take multiples of {step}, "
                 f"such as {sizes[0]}x{sizes[1]}"
             )
-    return ConfigError(f"encoder.image_size: {config.name} cannot take {height}x{width} ({_first_line(error)})")
+    return ConfigError(f"encoder.image_size: {config.name} cannot take {height}x{width} ({first_line(error)})")
 
 
 def _steps(name: str) -> list[int]:
@@ -286,7 +293,3 @@ def _create_unchecked(config: EncoderConfig) -> Any:
 
 def _interpolation(name: str) -> Any:
     return name if name in ("bicubic", "bilinear", "lanczos") else "bicubic"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

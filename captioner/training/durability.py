@@ -22,7 +22,8 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch.optim import Optimizer
 
 from captioner.checkpoint import load_training_file
-from captioner.config import Config, restore_config, to_dict
+from captioner.config import Config
+from captioner.config_files import config_from_dict, to_dict
 from captioner.data.datamodule import SIGNALS
 from captioner.data.dataset import Batch
 from captioner.data.features import require_space
@@ -254,11 +255,11 @@ def check_same_run(asked: dict[str, Any], checkpoint: dict[str, Any], source: Pa
     """
     if "asked" not in checkpoint:  # written before checkpoints held it
         return
-    restored = to_dict(restore_config(checkpoint["asked"]["config"], str(source)))
+    restored = to_dict(config_from_dict(Config, checkpoint["asked"]["config"], str(source)))
     before, now = dict(_leaves(restored)), dict(_leaves(asked["config"]))
     before["captions"], now["captions"] = checkpoint["asked"]["captions"], asked["captions"]
     resolved = checkpoint["asked"].get("resolved")
-    became = {} if resolved is None else dict(_leaves(to_dict(restore_config(resolved, str(source)))))
+    became = {} if resolved is None else dict(_leaves(to_dict(config_from_dict(Config, resolved, str(source)))))
     if before["data.features"] and now["data.features"]:
         before["data.features"] = now["data.features"]  # wherever they are kept
     changed = [

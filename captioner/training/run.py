@@ -34,7 +34,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
-from captioner.config import Config, ModelConfig, dump_yaml, to_dict
+from captioner.config import Config, DecoderConfig, ModelConfig
+from captioner.config_files import dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
@@ -97,6 +98,9 @@ def train(
         log.info("going on after step %d of %s, with its network and words", state["global_step"], resume)
     texts = [text for image in captions.split(data.train_split).images for text in image.captions]
     model, tokenizer = _start(config, texts, init) if resume is None else load_model(resume)
+    model.encoder.freeze(config.encoder.train, config.encoder.batch_norm)
+    model.decoder.set_dropout(config.decoder.dropout)
+    model.decoder.set_language(config.decoder.language)
     if config.optimization.blind and not model.decoder.config.null_patch:
         raise ConfigError("optimization.blind: words need a null patch to look at; set decoder.null_patch")
     if config.optimization.null_mass and not config.optimization.blind:
@@ -105,7 +109,9 @@ def train(
         raise ConfigError("optimization.pointing: is learned from mosaics; set data.mosaics, to 0.3 for instance")
     model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are
     config = replace(
-        config, encoder=model.config.encoder, decoder=replace(model.config.decoder, init=config.decoder.init)
+        config,
+        encoder=config.encoder.resolved(model.config.encoder),
+        decoder=config.decoder.resolved(model.config.decoder),
     )
     mosaics = split_mosaics(data, captions, config.training.seed)
     store = _features(config, model, used, mosaics)
@@ -216,9 +222,9 @@ def _start(config: Config, texts: list[str], init: Path | None) -> tuple[Caption
     if init is None and config.decoder.init is None and config.decoder.language == "freeze":
         raise ConfigError("decoder.language: freeze needs a language that is there; set decoder.init or give --init")
     if config.decoder.init is not None:
-        shape, weights, tokenizer = language_decoder(config.decoder, Path(config.decoder.init))
-        model = CaptionModel(ModelConfig(encoder=config.encoder, decoder=shape), vocabulary=len(tokenizer))
-        model.decoder.load_state_dict(weights, strict=False)  # what reads the image is new
+        shape, language, tokenizer = language_decoder(config.decoder.network(), Path(config.decoder.init))
+        model = _new_model(config, shape, tokenizer)
+        model.decoder.load_state_dict(language, strict=False)  # what reads the image is new
         log.info(
             "starting from %s: its %d words and %d layers of width %d, whatever tokenizer and decoder say",
             config.decoder.init,
@@ -229,19 +235,24 @@ def _start(config: Config, texts: list[str], init: Path | None) -> tuple[Caption
         return model, tokenizer
     if init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
-        network = ModelConfig(encoder=config.encoder, decoder=config.decoder)
-        return CaptionModel(network, vocabulary=len(tokenizer)), tokenizer
+        return _new_model(config, config.decoder.network(), tokenizer), tokenizer
     model, tokenizer = load_model(init)
     # A language that is left alone learns no words.
     frozen = config.decoder.language == "freeze"
     extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
     model.decoder.grow(len(extended))
-    model.encoder.freeze(config.encoder.train)
     log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
-    model.decoder.set_dropout(config.decoder.dropout)
-    model.decoder.set_language(config.decoder.language)
-    model.config = replace(model.config, encoder=model.encoder.config, decoder=model.decoder.config)
     return model, extended
+
+
+def _new_model(config: Config, decoder: DecoderConfig, tokenizer: Tokenizer) -> CaptionModel:
+    return CaptionModel(
+        ModelConfig(encoder=config.encoder.network(), decoder=decoder),
+        vocabulary=len(tokenizer),
+        dropout=config.decoder.dropout,
+        pretrained=config.encoder.pretrained,
+        weights=config.encoder.weights,
+    )
 
 
 def _features(

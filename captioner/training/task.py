@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioner.checkpoint import describe
-from captioner.config import Config, to_dict
+from captioner.config import Config
+from captioner.config_files import to_dict
 from captioner.data.dataset import Batch
 from captioner.data.mosaics import corner_shares
 from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from captioner.cli import main
-from captioner.config import json_schema, load_config
+from captioner.config_files import json_schema, load_config
 
 
 def test_show_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

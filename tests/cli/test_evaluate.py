@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from captioner.cli import main
-from captioner.config import load_config
+from captioner.config_files import load_config
 from captioner.data.formats import load_captions
 from captioner.training.run import train
 

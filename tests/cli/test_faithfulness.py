@@ -6,7 +6,7 @@ import pytest
 
 from captioner.checkpoint import load_model
 from captioner.cli import main
-from captioner.config import load_config
+from captioner.config_files import load_config
 from captioner.training.run import train
 
 TINY = """

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cli.inputs import Finder, Input, printable
+from captioner.cli.inputs import Finder, Input
 from captioner.errors import ConfigError, InputError
+from captioner.text import printable
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not allow")
 

@@ -29,9 +29,9 @@ def randomize() -> Callable[[nn.Module, int], None]:
 def build(randomize: Callable[[nn.Module, int], None]) -> Callable[..., TextDecoder]:
     """A decoder of width 16 with 2 layers, 4 heads, 11 words, for features of width 6."""
 
-    def make(seed: int = 0, **changes: object) -> TextDecoder:
-        options = {"width": 16, "layers": 2, "heads": 4, "feed_forward": 2, "max_length": 12, "dropout": 0.0}
-        decoder = TextDecoder(DecoderConfig(**{**options, **changes}), vocabulary=11, encoder_width=6)
+    def make(seed: int = 0, dropout: float = 0.0, **changes: object) -> TextDecoder:
+        options = {"width": 16, "layers": 2, "heads": 4, "feed_forward": 2, "max_length": 12}
+        decoder = TextDecoder(DecoderConfig(**{**options, **changes}), vocabulary=11, encoder_width=6, dropout=dropout)
         randomize(decoder, seed)
         return decoder.eval()
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, config_from_dict, to_dict
+from captioner.config import DecoderConfig, EncoderConfig, ModelConfig
+from captioner.config_files import config_from_dict, to_dict
 from captioner.model.caption_model import CaptionModel
 
 V = 9
@@ -14,7 +15,7 @@ V = 9
 def model():
     config = ModelConfig(
         encoder=EncoderConfig(name="test_vit", image_size=(32, 48)),
-        decoder=DecoderConfig(width=16, layers=2, heads=2, max_length=10, dropout=0.0),
+        decoder=DecoderConfig(width=16, layers=2, heads=2, max_length=10),
     )
     return CaptionModel(config, vocabulary=V).eval()
 

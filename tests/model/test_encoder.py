@@ -35,8 +35,10 @@ LARGE = {
 }
 
 
-def encoder(name="test_vit", **options):
-    return VisionEncoder(EncoderConfig(name=name, **options))
+def encoder(name="test_vit", *, train="none", batch_norm="frozen", pretrained=False, weights=None, **options):
+    model = VisionEncoder(EncoderConfig(name=name, **options), pretrained=pretrained, weights=weights)
+    model.freeze(train, batch_norm)
+    return model
 
 
 def pixels(model, images=2):
@@ -132,7 +134,6 @@ def test_the_last_groups_only_are_trained(name):
     counts = []
     for k in (1, 2):
         model = encoder(name, image_size=size, train=k).train()
-        assert model.config.train == k
         names = trained(model)
         counts.append(len(names))
         assert 0 < len(names) < len(everything)
@@ -150,13 +151,21 @@ def test_the_last_groups_only_are_trained(name):
 
 
 def test_running_statistics_follow_where_trained():
-    model = encoder("test_efficientnet", image_size=(64, 64), train=1).train()
+    model = encoder("test_efficientnet", image_size=(64, 64), train=1, batch_norm="train").train()
     before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
     model(pixels(model))
     changed = [key for key, value in before.items() if not torch.equal(value, model.state_dict()[key])]
     assert changed
     last = max(int(key.split(".")[2]) for key in before if "blocks" in key)
     assert all(key.startswith(f"backbone.blocks.{last}.") for key in changed)
+
+
+def test_running_statistics_stay_unless_asked_otherwise():
+    model = encoder("test_efficientnet", image_size=(64, 64), train="all").train()
+    before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    model(pixels(model))
+    assert before
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
 
 
 def test_freezing_can_change_its_mind():
@@ -252,11 +261,6 @@ def test_local_weights_fit_another_image_size(weights):
     assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
 
 
-def test_no_weights_are_read_for_a_model_that_has_its_own():
-    config = EncoderConfig(name="test_vit", weights="nowhere.pth", image_size=(32, 32))
-    assert VisionEncoder(config, load_weights=False).config.weights == "nowhere.pth"
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -323,9 +327,7 @@ def test_a_pool_that_does_not_go_up_is_refused():
 @pytest.mark.parametrize(("train", "learns"), [("none", False), ("all", True)])
 def test_a_batch_that_teaches_is_encoded_whole_others_by_a_few(monkeypatch, train, learns):
     """Running statistics are those of the whole batch; features are the same either way."""
-    encoder = VisionEncoder(
-        EncoderConfig(name="test_efficientnet", image_size=(64, 64), train=train), load_weights=False
-    )
+    encoder = VisionEncoder(EncoderConfig(name="test_efficientnet", image_size=(64, 64)))
     encoder.freeze(train)
     images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8)
     sizes = []

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from captioner.checkpoint import load_model, load_training_file
-from captioner.config import load_config
+from captioner.config_files import load_config
 from captioner.data.datamodule import SIGNALS
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 from captioner.training.durability import LAST, WholeCheckpoints, newest_checkpoint

@@ -19,8 +19,11 @@ def test_warmup_then_half_a_cosine():
 
 
 def small(train):
-    encoder = EncoderConfig(name="test_convnext", image_size=(64, 64), train=train)
-    return CaptionModel(ModelConfig(encoder=encoder, decoder=DecoderConfig(width=32, heads=2, layers=1)), vocabulary=20)
+    encoder = EncoderConfig(name="test_convnext", image_size=(64, 64))
+    network = ModelConfig(encoder=encoder, decoder=DecoderConfig(width=32, heads=2, layers=1))
+    model = CaptionModel(network, vocabulary=20)
+    model.encoder.freeze(train)
+    return model
 
 
 def test_matrices_decay_and_gains_biases_and_the_null_patch_do_not():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from captioner.checkpoint import load_model, load_training_file
-from captioner.config import load_config
+from captioner.config_files import load_config
 from captioner.data.formats import load_captions
 from captioner.errors import CheckpointError, ConfigError, TrainingError
 from captioner.generation import Greedy
