@@ -1,8 +1,9 @@
-"""What changes of this repository brought to speed: `python -m benchmarks.history COMMIT [COMMIT ...]`.
+"""Compare the speed of commits of this repository: `python -m benchmarks.history COMMIT [COMMIT ...]`.
 
-Each commit in a worktree of its own; they take turns, a process a turn. Milliseconds, medians over turns: decoding with
-the weights of `benchmarks.generation` (20 tokens, no early end), and a photo of docs/photos by the commit's own bundled
-model, with beam 5, 16 at once. Extra `benchmark`; needs git and the repository's history.
+Each commit gets its own worktree. Commits take turns, with a new process for each turn. Prints medians over turns, in
+milliseconds: decoding with the weights of `benchmarks.generation` (20 tokens, no early stop), and captioning one of the
+photos in docs/photos with the commit's own bundled model (beam 5, batches of 16). Needs the extra `benchmark`, git and
+the repository's history.
 """
 
 import argparse
