@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.model.efficientnet_lite import lite_to_timm
-from captioner.model.linear import LinearMode
+from captioner.model.linear import replace_linear_layers
 from captioner.text import first_line
 
 PACKAGE = "package:"
@@ -55,6 +55,7 @@ class VisionEncoder(nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.LayerNorm) and config.norm_eps is not None:
                 module.eps = config.norm_eps
+        replace_linear_layers(self.backbone)
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
@@ -83,8 +84,7 @@ class VisionEncoder(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         # Colors of a pixel side by side: convolutions on a CPU are twice as fast so (benchmarks.products).
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with LinearMode():
-            patches, prefix = self._intermediates(pixels)
+        patches, prefix = self._intermediates(pixels)
         if self.config.pool > 1:
             patches = F.avg_pool2d(patches, self.config.pool)
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
