@@ -42,7 +42,7 @@ class PackedLinear(Linear):
 
     def _product(self, x: Tensor) -> Tensor:
         if x.numel() == x.shape[-1] and plain_single_rows():
-            return _matrix_vector(x, self.weight, self.bias)
+            return matrix_vector(x, self.weight, self.bias)
         return onednn_product(x, self._packed, self.bias)
 
 
@@ -106,7 +106,7 @@ def plain_single_rows() -> bool:
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) for weight in weights]
     seconds: tuple[list[float], list[float]] = [], []
     for _ in range(12):  # in turns, and the least of each: other programs may be running
-        for product, matrices, taken in zip((_matrix_vector, onednn_product), (weights, packed), seconds, strict=True):
+        for product, matrices, taken in zip((matrix_vector, onednn_product), (weights, packed), seconds, strict=True):
             start = time.perf_counter()
             for matrix in matrices:
                 product(x, matrix)
@@ -114,7 +114,7 @@ def plain_single_rows() -> bool:
     return min(seconds[0]) < CLEARLY_FASTER * min(seconds[1])
 
 
-def _matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b where x has a single row."""
     vector = x.view(-1)
     product = weight.mv(vector) if bias is None else torch.addmv(bias, weight, vector)
