@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar, overload
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from captioner.images import ImageSource, OpenedImage, open_image
 from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
-from captioner.model.linear import AVAILABLE, Int8Weights, OrderedWeights
+from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory, concat
+from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,19 @@ class Captioner:
         self.device = torch.device(device)
         if int8 and (self.device.type != "cpu" or not AVAILABLE):
             raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
-        self._weights = (Int8Weights if int8 else OrderedWeights)(self.model.decoder)
+        self.int8 = int8
+        self._packed: TextDecoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed decoder, which cannot be pickled; it is made anew where it is needed."""
+        return self.__dict__ | {"_packed": None}
+
+    @property
+    def _decoder(self) -> TextDecoder:
+        """The model's decoder, packed at its first use."""
+        if self._packed is None:
+            self._packed = pack(self.model.decoder, int8=self.int8)
+        return self._packed
 
     @classmethod
     def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:
@@ -235,22 +248,21 @@ class Captioner:
             memory, view = self._tiled(opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
-        with self._weights.used():
-            if caption is None:
-                [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[_key(opened)])
-                tokens = list(found.tokens)
-            else:
-                tokens = self._given(caption)
-            trace = AttentionTrace.of(
-                self.model.decoder,
-                memory,
-                tokens,
-                self.tokenizer,
-                view=view,
-                photo=opened.image,
-                method=method,
-                blind=blind,
-            )
+        if caption is None:
+            [[found, *_]] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[_key(opened)])
+            tokens = list(found.tokens)
+        else:
+            tokens = self._given(caption)
+        trace = AttentionTrace.of(
+            self._decoder,
+            memory,
+            tokens,
+            self.tokenizer,
+            view=view,
+            photo=opened.image,
+            method=method,
+            blind=blind,
+        )
         weights = self.model.config.hallucination if method == "relevance" else ()
         return replace(trace, invented=risks(trace, weights)) if weights else trace
 
@@ -279,10 +291,9 @@ class Captioner:
         pixels = torch.stack([each.pixels for each in read])
         with torch.inference_mode():
             memory = self._memory([each.geometry for each in read], pixels, region, hide)
-        with self._weights.used():
-            found = caption_memory(
-                self.model.decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
-            )
+        found = caption_memory(
+            self._decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
+        )
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
     def _memory(
