@@ -92,7 +92,7 @@ class TextDecoder(nn.Module):
     def forward(
         self, tokens: Tensor, memory: Memory, cache: CaptionCache | None = None, return_weights: bool = False
     ) -> DecoderOutput:
-        """tokens (R, T) int64, the C rows of an image adjacent; with a cache, the tokens that follow the cached ones."""
+        """tokens (R, T) int64, the C rows of an image adjacent; with a cache, those that follow the cached ones."""
         states, weights = self.states(tokens, memory, cache, return_weights)
         return DecoderOutput(self.logits(states), weights)
 
