@@ -45,7 +45,7 @@ def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[s
         if images
     ]
     title = f"Captions of {escape(about['model'])}"
-    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _habits(evaluation))
+    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _statistics(evaluation))
     reasons = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in evaluation.scores.reasons.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -67,7 +67,7 @@ def _scores(evaluation: Evaluation) -> str:
     return _table(("metric", "score", "95 % interval"), rows)
 
 
-def _habits(evaluation: Evaluation) -> str:
+def _statistics(evaluation: Evaluation) -> str:
     report = evaluation.to_dict()
     values = report["captions"] | {f"chair_{name}": value for name, value in report.get("chair", {}).items()}
     rows = [(name, "unknown" if value is None else f"{value:.4g}") for name, value in values.items()]
