@@ -50,8 +50,7 @@ def test_tables_and_numbers(model, data, shapes, tmp_path, capsys):
         "heads",
         "pixels",
         "grounding",
-        "invented objects",
-        "null patch",
+        "hallucination",
     }
     for title in (
         "## Pointing in 6 mosaics",
