@@ -172,7 +172,8 @@ def remembering(images: int) -> None:
     references = list(made_up(images, 5, seed=1).values())
     before = peak()
     build, reward = seconds(lambda: CiderReward.of(references, lambda captions: captions))
-    print(f"\n{5 * images} references: {reward.nbytes / 2**20:.0f} MiB, {len(reward.keys)} n-grams, ", end="")
+    size = sum(array.nbytes for array in (*reward.references, reward.keys))
+    print(f"\n{5 * images} references: {size / 2**20:.0f} MiB, {len(reward.keys)} n-grams, ", end="")
     print(f"built in {build:.1f} s (without tokenization), peak of the process {peak() - before:.0f} MiB more")
     chosen = random.Random(0).sample(range(images), BATCH)
     samples = [[text.split() for text in references[image]] for image in chosen]

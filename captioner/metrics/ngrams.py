@@ -1,7 +1,7 @@
 """n-grams of captions as integers.   I images · C captions · T words of all captions · E entries of a table"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, TypeAlias
@@ -17,9 +17,8 @@ MAX_ORDER = 4
 class Vocabulary(defaultdict[str, int]):
     """Word -> its number, from 0; a new word gets the next one."""
 
-    def __init__(self, words: Iterable[str] = ()) -> None:
-        super().__init__(None, {word: number for number, word in enumerate(words)})
-        self.default_factory = self.__len__
+    def __init__(self) -> None:
+        super().__init__(self.__len__)
 
 
 class Text(NamedTuple):

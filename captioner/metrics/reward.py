@@ -84,11 +84,6 @@ class CiderReward:
         """The number of images."""
         return len(self.references.captions) - 1
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the arrays; the vocabulary's dictionary comes on top."""
-        return sum(array.nbytes for array in self._arrays().values())
-
     def save(self, path: str | Path) -> None:
         """Write everything to an npz file of that very name."""
         with Path(path).open("wb") as file:

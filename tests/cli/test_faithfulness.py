@@ -1,6 +1,7 @@
 """`captioner inspect --annotations` from the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -30,15 +31,17 @@ def data(tmp_path_factory, shapes):
     return folder
 
 
-@pytest.fixture
-def model(tmp_path, data):
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    return train(load_config(tmp_path / "tiny.yaml", [f"data.root={data}"]), tmp_path / "run")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    return train(load_config(folder / "tiny.yaml", [f"data.root={data}"]), folder / "run")
 
 
 def test_tables_and_numbers(model, data, shapes, tmp_path, capsys):
     flags = ["--annotations", str(data / "captions.json"), "--split", "train", "--mosaics", "6", "--photos", "2"]
     flags += ["--grounding", str(shapes / "instances.json"), "--perturbation", "--store", "--captions", "4"]
+    model = shutil.copytree(model, tmp_path / "model")
     assert main(["inspect", "--model", str(model), "-o", str(tmp_path / "report"), *flags]) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report" / "faithfulness.json").read_text())

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from captioner.errors import ResourceError
 from captioner.metrics.java import find_java
-from captioner.metrics.meteor import JAR, PARAPHRASES, Meteor, meteor, meteor_of
+from captioner.metrics.meteor import JAR, PARAPHRASES, Meteor, _warm, meteor, meteor_of
 from captioner.metrics.metric import Captions
 from tests.metrics.conftest import Official
 
@@ -33,14 +33,14 @@ def installed() -> Path:
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Meteor]:
+def warm() -> Meteor:
+    """The process that `meteor` and `score` use too: a start takes seconds."""
     installed()
     try:
         find_java()
     except ResourceError as error:
         pytest.skip(str(error))
-    with Meteor() as process:
-        yield process
+    return _warm(os.getpid())
 
 
 def value(process: Meteor, candidate: str, *references: str) -> float:
@@ -61,7 +61,13 @@ def test_scores_come_from_statistics_that_add_up(warm: Meteor, official: Officia
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
-    "run", ["abstract48S/candsB", "coco_karpathy_test/xe", "flickr8k_test_loo/human5", "nlg_eval_example/hyp"]
+    "run",
+    [
+        "abstract48S/candsB",
+        pytest.param("coco_karpathy_test/xe", marks=pytest.mark.slow),
+        "flickr8k_test_loo/human5",
+        "nlg_eval_example/hyp",
+    ],
 )
 def test_equals_the_official_tool_on_shared_sets(run: str, load_shared: Callable[[str], Any]) -> None:
     from captioner.metrics.scores import score
@@ -163,6 +169,7 @@ def test_threads_take_turns(warm: Meteor) -> None:
             np.testing.assert_array_equal(found.per_image, expected)
 
 
+@pytest.mark.slow
 def test_odd_paths_decimal_commas_and_the_end(warm: Meteor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tests in one: a start takes seconds."""
     folder = tmp_path / "my métrics 100%" / "meteor"

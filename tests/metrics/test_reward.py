@@ -77,7 +77,6 @@ def test_a_saved_reward_is_the_same(tmp_path: Path) -> None:
     reward.save(tmp_path / "reward")
     loaded = CiderReward.load(tmp_path / "reward")
     assert len(loaded) == len(reward) == 3
-    assert loaded.nbytes == reward.nbytes > 0
     assert (loaded.words, loaded.eos) == (reward.words, reward.eos)
     arrays = [(*each.references, each.keys, each.starts) for each in (reward, loaded)]
     for mine, other in zip(*arrays, strict=True):
