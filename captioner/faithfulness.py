@@ -81,8 +81,9 @@ class Report:
         sections = []
         if self.grounding is not None:
             sections.append(markdown("Pointing at annotated objects", self.grounding))
-        if self.pointing is not None and self.heads is not None:
+        if self.pointing is not None:
             sections.append(markdown(f"Pointing in {self.options.mosaics} mosaics", self.pointing))
+        if self.heads is not None:
             sections.append(heads_markdown(self.heads))
         if self.pixels is not None:
             sections.append(markdown(f"Deletion and insertion in {self.options.photos} photos, in nats", self.pixels))
@@ -127,7 +128,8 @@ def measure(
     if options.mosaics:
         progress(f"pointing in {options.mosaics} mosaics")
         pointing = mosaic_pointing(model, tokenizer, images, mosaics=options.mosaics, maps=maps, map_model=map_model)
-        report = replace(report, pointing=summarize(pointing), heads=heads_summary(pointing))
+        heads = heads_summary(pointing) if pointing.visual_objects.any() else None
+        report = replace(report, pointing=summarize(pointing), heads=heads)
         if pointing.visual_objects.sum() < MIN_VISUAL_OBJECTS:
             notes.append("so few words that intervals mean little; take more mosaics")
     if options.photos:

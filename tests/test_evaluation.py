@@ -99,6 +99,12 @@ def test_images_are_ranked_worst_first(captions):
     assert (metric, ranked) == ("bleu_1", [1])
 
 
+def test_images_without_a_score_are_ranked_as_the_worst(captions):
+    captions = captions | {2: caption("something blue")}
+    metric, ranked = evaluate_captions(captions, REFERENCES, metrics=["object_words"]).ranked()
+    assert (metric, ranked[0]) == ("object_precision", 2)
+
+
 def test_a_caption_without_words_is_evaluated():
     found = evaluate_captions({1: caption(""), 2: caption("?")}, REFERENCES).statistics
     assert (found.mean_length, found.vocabulary, found.distinct_1, found.object_precision) == (0, 0, 0, None)

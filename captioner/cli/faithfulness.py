@@ -28,19 +28,13 @@ def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
     group("--images", dest="folder", metavar="DIR", help="the image folder; default: as for training")
     group("--split", default="val", help="default: val")
     group("--mosaics", type=number(int, 0), default=500, metavar="N", help="mosaics of four photos; default: 500")
-    group(
-        "--photos",
-        type=number(int, 0),
-        default=0,
-        metavar="N",
-        help="photos for the pixel test, which is slow; default: 0",
-    )
+    group("--photos", type=number(int, 0), default=0, metavar="N", help="photos for the pixel test (slow); default: 0")
     group(
         "--captions",
         type=number(int, 0),
         default=500,
         metavar="N",
-        help="captions to look for hallucinated objects in; default: 500",
+        help="captions to check for hallucination; default: 500",
     )
     group("--grounding", metavar="INSTANCES.json", help="COCO instances of the images: pointing at their objects")
     group("--perturbation", action="store_true", help="measure this map too, the reference; slow")

@@ -1,6 +1,5 @@
 """A sheet for a whole caption: a panel for each word, with its map over the photo.   W words · h·w patches"""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.inspection.trace import AttentionTrace, Method
+from captioner.text import printable
 
 PANEL = 240
 """Longest side of a photo in a panel, in pixels."""
@@ -172,13 +172,6 @@ def draw_sheet(
     return sheet
 
 
-def png_bytes(trace: AttentionTrace) -> bytes:
-    """The sheet as a PNG file's bytes; the same trace gives the same bytes."""
-    stream = io.BytesIO()
-    draw_sheet(trace).save(stream, format="PNG")
-    return stream.getvalue()
-
-
 def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
     """The photo with paper over the parts that were hidden from the model."""
     assert trace.visible is not None
@@ -274,14 +267,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _printable(text: str) -> str:
-    """The text on one line: Pillow measures no line breaks, and FreeType fails on surrogates."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-
-
 def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     """The text, cut to the room with an ellipsis."""
-    text = _printable(text)
+    text = printable(" ".join(text.split()))  # Pillow measures no line breaks, and FreeType fails on surrogates
     if font.getlength(text) <= room:
         return text
     return f"{text[: _fitting(text, font, room - font.getlength('…'))]}…"
@@ -290,7 +278,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
     """The lines of the text, broken at spaces, or inside words that are wider than a line."""
     lines = [""]
-    for word in _printable(text).split():
+    for word in map(printable, text.split()):
         joined = f"{lines[-1]} {word}".lstrip()
         if font.getlength(joined) <= room:
             lines[-1] = joined

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, BinaryIO, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """raw: attention weights; relevance: gradient times attention; perturbation: the cost of hiding patches (slow)."""
 
 FORMAT = 1
+PLAIN_FIELDS = ("text", "words", "log_probs", "grid", "prefix", "method", "needs")
+"""Fields of a trace that are saved as JSON as they are, tuples as lists."""
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -203,18 +205,8 @@ class AttentionTrace:
         arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
         optional = {"evidence": self.evidence, "visible": self.visible}
         arrays |= {name: values for name, values in optional.items() if values is not None}
-        about = {
-            "format": FORMAT,
-            "text": self.text,
-            "words": list(self.words),
-            "log_probs": list(self.log_probs),
-            "grid": list(self.grid),
-            "prefix": self.prefix,
-            "geometry": self.geometry.to_dict(),
-            "method": self.method,
-            "needs": list(self.needs),
-            "hallucination": {str(word): probability for word, probability in self.hallucination.items()},
-        }
+        about = {"format": FORMAT, "geometry": self.geometry.to_dict(), "hallucination": dict(self.hallucination)}
+        about |= {name: getattr(self, name) for name in PLAIN_FIELDS}
         arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
         with Path(path).open("wb") as file:
             np.savez(file, **arrays)
@@ -227,18 +219,14 @@ class AttentionTrace:
                 about: dict[str, Any] = json.loads(arrays["about"].tobytes())
                 photo = Image.open(io.BytesIO(arrays["photo"].tobytes()), formats=["PNG"])
                 photo.load()
+                plain: Any = {name: about[name] for name in PLAIN_FIELDS}
+                plain |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
                 return cls(
-                    text=about["text"],
-                    words=tuple(about["words"]),
-                    log_probs=tuple(about["log_probs"]),
-                    weights=arrays["weights"],
-                    grid=(about["grid"][0], about["grid"][1]),
-                    prefix=about["prefix"],
+                    **plain,
                     geometry=Geometry.from_dict(about["geometry"]),
-                    photo=photo,
-                    method=about["method"],
-                    needs=tuple(about["needs"]),
                     hallucination={int(word): value for word, value in about.get("hallucination", {}).items()},
+                    photo=photo,
+                    weights=arrays["weights"],
                     evidence=arrays.get("evidence"),
                     visible=arrays.get("visible"),
                 )
@@ -246,17 +234,17 @@ class AttentionTrace:
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: not a trace ({reason}); give the .npz that a trace was saved to") from error
 
-    def save_png(self, path: str | Path) -> None:
-        """A sheet with one panel a word over the upright photo."""
+    def save_png(self, path: str | Path | BinaryIO) -> None:
+        """Save a sheet with a panel for each word over the upright photo."""
         from captioner.inspection.sheet import draw_sheet
 
         draw_sheet(self).save(path, format="PNG")
 
     def _repr_png_(self) -> bytes:
-        """For notebooks."""
-        from captioner.inspection.sheet import png_bytes
-
-        return png_bytes(self)
+        """The sheet's PNG, for notebooks; the same trace gives the same bytes."""
+        stream = io.BytesIO()
+        self.save_png(stream)
+        return stream.getvalue()
 
     def _patches(self) -> NDArray[np.float32]:
         """(W, L, H, h·w) the weights on patches."""

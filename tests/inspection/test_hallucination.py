@@ -1,5 +1,7 @@
 """Hallucination: the features of a trace and the regression on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +41,10 @@ def test_object_words_have_their_features(trace):
     assert len(FEATURES) == len(dog.features)
 
 
+def test_phrases_that_name_no_object_are_left_out(trace):
+    assert object_words_of(replace(trace, words=("rock", "climbing", "and", "a", "rock", "concert"))) == []
+
+
 def test_each_object_word_has_a_probability(trace):
     found = hallucination_probabilities(trace, [0.0] * 7 + [0.0])
     assert found == {1: 0.5, 5: 0.5}
@@ -60,3 +66,10 @@ def test_regression_finds_the_weights_that_made_the_labels():
     np.testing.assert_allclose(fit_weights(features, labels), truth - [0, 0, 0, 3], rtol=0.1)
     constant = np.column_stack([features, np.ones(len(features))])
     assert np.isfinite(fit_weights(constant, labels)).all()
+
+
+def test_labels_that_one_feature_decides_leave_the_weights_finite():
+    features = np.random.default_rng(0).normal(size=(200, 2))
+    weights = fit_weights(features, features[:, 0] > 0)
+    assert np.abs(weights).max() < 100
+    assert weights[0] > 10 * abs(weights[1])

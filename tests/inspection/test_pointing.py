@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioner.errors import AnnotationError, ConfigError
+from captioner.geometry import Geometry
 from captioner.inspection.maps import maps_with_perturbation
-from captioner.inspection.pointing import best_heads, instance_pointing, mosaic_pointing
+from captioner.inspection.pointing import _categories, _coverage, best_heads, instance_pointing, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
+from tests.inspection.conftest import network
 from tests.inspection.test_word_table import table_of
 
 
@@ -132,3 +135,23 @@ def test_the_best_heads_are_those_whose_mean_map_points_best():
     heads[:, 1, 0] = [[0.4, 0.4]] * 4  # little mass, all of it right
     assert best_heads(table_of(heads)) == ((1, 0),)
     assert best_heads(table_of(heads, visual_need=[0, 0, 0, 0])) == ()
+
+
+def test_captions_of_an_image_take_turns(images):
+    model, tokenizer = network(["a dog and a cat"])
+    two = [replace(image, captions=("a dog", "a cat")) for image in images]
+    table = mosaic_pointing(model, tokenizer, two, mosaics=8)
+    assert table.words == ("a", "dog") * 4 + ("a", "cat") * 4
+
+
+def test_the_bars_of_a_letterboxed_photo_are_no_part_of_an_object():
+    geometry = Geometry.of(64, 32, size=(64, 64), fit="letterbox")
+    covered = _coverage(np.ones((32, 64), np.uint8), Image.new("RGB", (64, 32)), geometry, (4, 2))
+    np.testing.assert_allclose(covered.reshape(4, 2), [[0, 0], [1, 1], [1, 1], [0, 0]], atol=0.01)
+
+
+def test_words_name_categories_in_both_numbers_and_by_their_synonyms():
+    words = ["Two", "crosses", "a", "cross,", "puppies", "and", "hot", "dogs"]
+    expected = [None, "cross", None, "cross", "dog", None, "hot dog", "hot dog"]
+    assert _categories(words, ["cross", "dog", "hot dog"]) == expected
+    assert _categories(words, []) == [None] * len(words)

@@ -1,6 +1,7 @@
 """Tables of words, and their summaries."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def table_of(heads, is_object=None, visual_need=None):
 
 def test_summaries():
     table = table_of(
-        np.full((6, 1, 2, 2), 0.5, np.float32), is_object=[True] * 4 + [False] * 2, visual_need=[2, 2, 0, 2, 2, 2]
+        np.full((6, 1, 2, 2), 0.5, np.float32), is_object=[True] * 4 + [False] * 2, visual_need=[2, 2, 1, 2, 2, 2]
     )
     found = summarize(table)
     assert [group["words"] for group in found.values()] == [3, 1, 2]
@@ -37,3 +38,15 @@ def test_summaries():
     assert heads_summary(table)["mass_by_layer_and_head"] == [[1, 1]]
     assert "| 0 | 1.000 | 1.000 |" in heads_markdown(heads_summary(table))
     assert json.dumps(found, allow_nan=False)
+
+
+def test_intervals_are_over_photos():
+    """Words of one photo are not independent: two photos whose words are all 0 and all 1 say next to nothing."""
+    heads = np.ones((200, 1, 1, 2), np.float32)
+    columns = {"hit": np.repeat([0, 1], 100).astype(np.float32)}
+    table = replace(table_of(heads), columns=columns)
+    everything = np.ones(200, bool)
+    low, high = table.mean("hit", everything)[1:3]
+    assert 0.4 < low < 0.5 < high < 0.6
+    together = replace(table, photos=np.repeat([0, 1], 100))
+    assert together.mean("hit", everything) == (0.5, 0, 1, 200)
