@@ -69,7 +69,7 @@ def gradients(model: CaptionModel, forced: ForcedPass, *, keys: bool = False, sc
 
 
 def all_steps(model: CaptionModel, forced: ForcedPass) -> NDArray[np.float32]:
-    """Gradients that pass through what a word knows by self-attention of words before it, and their reading too."""
+    """Gradients that also flow through self-attention to earlier words and their attention to the image."""
     return _positive(gradients(model, forced))
 
 

@@ -134,7 +134,7 @@ def evaluate_captions(
     """Score one caption an image against the references of the same id.
 
     `known` are the captions of the training split; `objects` the COCO categories that are in each image, for CHAIR.
-    Raises what `score` raises.
+    Raises the errors of `score`.
     """
     chosen = {image: references[image] for image in captions if image in references}
     texts = {image: caption.text for image, caption in captions.items()}

@@ -22,7 +22,7 @@ def images(shapes):
 
 @pytest.fixture(scope="module")
 def captioner():
-    """It knows objects alone."""
+    """A model whose words are all objects."""
     return Captioner(*network(["dog cat man car bus train horse"]), name="tiny")
 
 

@@ -44,10 +44,9 @@ def pixel_curves(
 ) -> WordTable:
     """`NAME deletion`, `NAME insertion` and `NAME memory` of one object word an image, means over `fractions`.
 
-    In nats: what log p loses where the map's first patches are blurred, what it gains where only they are sharp, and
-    what it loses where they are hidden from memory, the easier test. The rankings `random` (mean of ten), `center` and
-    `edges` know nothing of the word. Images whose caption names no object are skipped. `map_model` makes the maps
-    instead of `model`.
+    In nats: the drop of log p with the map's first patches blurred, its rise with only them sharp, and its drop with
+    them hidden from memory, the easier test. The rankings `random` (mean of ten), `center` and `edges` ignore the word.
+    Images whose caption names no object are skipped. `map_model` makes the maps instead of `model`.
     """
     table = TableBuilder()
     random = np.random.default_rng(seed)

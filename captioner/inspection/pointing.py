@@ -80,10 +80,10 @@ def instance_pointing(
     *,
     maps: MapMaker = standard_maps,
 ) -> WordTable:
-    """`NAME mass` inside COCO's instances, `NAME hit` by the strongest patch, and `area`, the instances' share.
+    """`NAME mass` inside COCO's instances, `NAME hit` by the strongest patch, and `area`, their share of the image.
 
-    Of words that name a category with instances in the image, all of them together; `area` is what a map that knows
-    nothing reaches. Images that the file lacks are skipped. Raises AnnotationError for a file without instances.
+    For words that name a category with instances in the image, all of them together; `area` is the mass of an even map.
+    Images that the file lacks are skipped. Raises AnnotationError for a file without instances.
     """
     objects = _read_instances(instances)
     table = TableBuilder()

@@ -48,13 +48,13 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
             assert isinstance(block, DecoderBlock)
             x = x + block.self_attention(block.self_norm(x), words_before)
             copied = layer._replace(keys=layer.keys.clone(), values=layer.values.clone())
-            attended, looked = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
-            assert looked is not None
+            attended, attention = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
+            assert attention is not None
             x = x + attended
             x = x + block.feed_forward(block.feed_norm(x))
             crosses.append(block.cross_attention)
             added.append(attended)
-            weights.append(looked)
+            weights.append(attention)
         logits = decoder.logits(decoder.final_norm(x))[0].float()
         log_probs = logits.log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=MAX_LOG_PROB)
         log_odds = log_probs - (-log_probs.expm1()).log()
@@ -65,11 +65,11 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
         visible = visible * memory.layers[0].keep[0]
     share = (visible / visible.sum().clamp(min=1.0))[:, None]
     found = []
-    for cross, layer, looked, gradient in zip(crosses, memory.layers, weights, gradients, strict=True):
+    for cross, layer, attention, gradient in zip(crosses, memory.layers, weights, gradients, strict=True):
         values = layer.values[0]  # (H, N, d)
         centered = values - (values * share).sum(dim=1, keepdim=True)
         by_head = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (len(values), -1))  # (T, H, d)
-        found.append(looked[0] * (by_head.transpose(0, 1) @ centered.transpose(1, 2)))
+        found.append(attention[0] * (by_head.transpose(0, 1) @ centered.transpose(1, 2)))
     by_step = torch.stack(found).permute(2, 0, 1, 3).detach()  # (T, L, H, N)
     return torch.stack([by_step[start:stop].sum(dim=0) for start, stop in words]) if words else by_step[:0]
 

@@ -95,7 +95,7 @@ class Meteor:
         self.close()
 
     def _ask(self, question: str, answers: int = 1) -> list[str]:
-        """The lines that answer a question; a second process is asked where the first dies of it."""
+        """The lines that answer a question; if the process dies of it, from a second one."""
         for _ in range(2):
             try:
                 return self._exchange(question, answers)

@@ -1,4 +1,4 @@
-"""What a metric takes and returns.   I images · M names of a metric"""
+"""The input and the output of every metric.   I images · M names of a metric"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

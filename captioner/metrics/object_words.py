@@ -50,7 +50,7 @@ class Chair(NamedTuple):
     instances: float
     """CHAIR_i: mentions of objects that are not there, among all mentions; NaN where there are none."""
     sentences: float
-    """CHAIR_s: captions with such a mention, among all captions."""
+    """CHAIR_s: captions that mention such an object, among all captions."""
     hallucinated: list[list[str]]
     """(I,) the concepts that each caption names though they are not there, one a mention."""
 
@@ -117,7 +117,7 @@ class NounList:
         return Objects(named, possible.union(named))
 
     def phrases(self, words: Sequence[str]) -> Iterator[tuple[int, int, str | None, frozenset[str]]]:
-        """The phrases of the list in tokenized words: first word, one past the last, concept, what else it may be."""
+        """The list's phrases in tokenized words: first word, one past the last, concept, other possible concepts."""
         place = 0
         while place < len(words):
             size = 1

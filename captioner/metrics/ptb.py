@@ -22,7 +22,7 @@ LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """The captions as the official metrics see them: lower-case words joined by one space, without punctuation.
+    """Tokenize as the official metrics do: lower-case words joined by one space, without punctuation.
 
     Order matters: the reading of an abbreviation at the end of a caption depends on the start of the next. A word may
     hold U+00A0, as in `22 3/4`. Every line break in a caption becomes a space; the official tool replaces line feeds

@@ -143,7 +143,7 @@ def score(
     """Score one caption an image, in the candidates' order, against the references of the same id (1 equals "1").
 
     Raises AnnotationError, naming the id, for captions that cannot be scored; ConfigError for an unknown metric or
-    tokenizer; InputError for no candidates; ResourceError where METEOR or SPICE lack what they need.
+    tokenizer; InputError for no candidates; ResourceError where METEOR or SPICE cannot run.
     """
     metrics = check_metrics([metrics] if isinstance(metrics, str) else metrics, spice_dir)
     if tokenizer not in TOKENIZERS:

@@ -1,4 +1,4 @@
-"""Relevance is a derivative, perturbation a difference: both are compared with what they say they are."""
+"""Relevance is compared with a numerical derivative, perturbation with differences."""
 
 from dataclasses import replace
 
