@@ -63,7 +63,7 @@ def test_scores_come_from_statistics_that_add_up(warm: Meteor, official: Officia
 @pytest.mark.parametrize(
     "run",
     [
-        "abstract48S/candsB",
+        pytest.param("abstract48S/candsB", marks=pytest.mark.slow),
         pytest.param("coco_karpathy_test/xe", marks=pytest.mark.slow),
         "flickr8k_test_loo/human5",
         "nlg_eval_example/hyp",
