@@ -112,8 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             record = {"path": path, "model": captioner.name, **_record(trace, shown)}
             record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
-            for word, risk in trace.invented.items():
-                record["words"][word]["invented"] = round(risk, DIGITS)
+            for word, probability in trace.hallucination.items():
+                record["words"][word]["hallucination"] = round(probability, DIGITS)
             written.append(Path(f"{target}.json"))
             text = f"{json.dumps(record, ensure_ascii=False)}\n"
             written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -45,7 +45,7 @@ from captioner.errors import CheckpointError, ConfigError
 from captioner.extraction import extract_features
 from captioner.files import write_whole
 from captioner.gpt2 import language_decoder
-from captioner.inspection.faithfulness import best_heads, mosaic_pointing
+from captioner.inspection.pointing import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 from captioner.training.durability import (

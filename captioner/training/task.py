@@ -210,15 +210,15 @@ class CaptionTask(pl.LightningModule):
     def _tell(self, found: Evaluation) -> None:
         """Scores and some captions, in the log; a warning where all images get the same caption."""
         texts = [caption.text for caption in found.captions.values()]
-        scores, habits = found.scores.corpus, found.habits
+        scores, statistics = found.scores.corpus, found.statistics
         log.info(
             "epoch %d: CIDEr-D %s, BLEU-4 %.4f of %d images; %d %% of the captions distinct, %.1f words",
             self.current_epoch,
             "undefined" if scores["cider_d"] is None else f"{scores['cider_d']:.4f}",
             scores["bleu_4"],
             len(texts),
-            round(100 * habits.distinct_captions),
-            habits.mean_length,
+            round(100 * statistics.distinct_captions),
+            statistics.mean_length,
         )
         for text in texts[: self.config.training.sample_captions]:
             log.info("epoch %d: %s", self.current_epoch, text)
