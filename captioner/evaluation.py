@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.caption import Caption, caption_memory
 from captioner.generation import Strategy
 from captioner.metrics.object_words import chair
 from captioner.metrics.ptb import TOKENIZERS
@@ -21,7 +22,6 @@ from captioner.metrics.scores import DEFAULT_METRICS, Scores, TokenizerName, sco
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import ordered_weights
 from captioner.model.memory import Memory
-from captioner.pipeline import Caption, caption_memory
 from captioner.tokenizer import Tokenizer
 
 ImageId: TypeAlias = int | str

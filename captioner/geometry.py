@@ -87,19 +87,17 @@ class Geometry:
         return self._shares((0.0, 0.0, 1.0, 1.0), grid)
 
     def patches_in(self, region: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.bool_]:
-        """(h, w): the patches of a region (x, y, width, height in fractions): half of what they show lies in it.
+        """(h, w): the patches at least half of whose content lies in a region (x, y, width, height in fractions).
 
-        A region too small for that takes the patch that shows most of it. Raises ConfigError for a region beyond the
-        photo, or one that the model does not see.
+        A region too small for that has the one patch that shows most of it; one that the fit cuts off has none. Raises
+        ConfigError for a region beyond the photo.
         """
         x, y, width, height = region
         if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-6 and 0 < height <= 1 - y + 1e-6):
             raise ConfigError(f"region {x},{y},{width},{height}: not x,y,width,height within the photo; give fractions")
         inside = self._shares((x, y, x + width, y + height), grid)
-        if not inside.any():
-            raise ConfigError(f"region {x},{y},{width},{height}: fit {self.fit} does not show it to the model; move it")
-        keep = inside >= np.maximum(self.visible_share(grid) / 2, np.finfo(np.float64).tiny)
-        return keep if keep.any() else inside == inside.max()
+        keep = (inside > 0) & (inside >= self.visible_share(grid) / 2)
+        return keep if keep.any() else (inside > 0) & (inside == inside.max())
 
     def _shares(self, area: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.float64]:
         """(h, w): the share of each patch that lies in an area (left, top, right, bottom)."""

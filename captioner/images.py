@@ -93,8 +93,10 @@ UPRIGHT = {
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """A photo ready to be looked at, and what had to be done to it."""
+    """A decoded photo, and what had to be done to it."""
 
+    name: str
+    """How messages refer to its source."""
     image: Image.Image
     """Upright, RGB, without metadata."""
     notes: tuple[str, ...]
@@ -136,7 +138,7 @@ def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedI
         raise _refusal(name, data, error) from error
     # Metadata left behind would turn the picture a second time when it is opened again.
     upright.info = {}
-    return OpenedImage(upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
+    return OpenedImage(name, upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
 
 
 def _name(source: ImageSource) -> str:

@@ -5,38 +5,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import ConfigError
+from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions
 
 if TYPE_CHECKING:
     from captioner.generation import Strategy
 
 FORMATS = ("text", "jsonl", "csv", "coco", "sidecar")
-DEFAULT_BEAM = 5
-LENGTHS = {"short": (1, 32, 0.0), "medium": (1, 32, 1.0), "long": (14, 48, 1.5)}
-"""--length -> min_length, max_length, length_penalty. Flickr8k's captions have 12 words on average."""
-DECISIVE = (
-    "format",
-    "model",
-    "int8",
-    "beam",
-    "greedy",
-    "sample",
-    "temperature",
-    "top_p",
-    "seed",
-    "num_captions",
-    "max_length",
-    "length_penalty",
-    "length",
-    "prefix",
-    "region",
-    "hide",
-    "min_confidence",
-    "prepend",
-    "ext",
-    "existing",
-    "allow_truncated",
+UNRELATED = frozenset(
+    (
+        *("verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"),
+        *("device", "batch_size", "workers", "engine"),
+    )
 )
-"""The flags that results depend on: a run is resumed with the same ones."""
+"""Flags that no result depends on: a run may be resumed with other ones."""
 
 Number = TypeVar("Number", int, float)
 
@@ -200,30 +181,17 @@ def check_search_flags(arguments: argparse.Namespace) -> None:
 
 def search_of(arguments: argparse.Namespace) -> "Strategy":
     """The search that the flags describe. Raises ConfigError where its numbers do not fit together."""
-    from captioner.generation import BeamSearch, Greedy, Sampling
-
-    least, most, penalty = LENGTHS[arguments.length]
-    if arguments.max_length is not None:
-        most = arguments.max_length
-        least = min(least, most - 1)
-    if arguments.greedy:
-        return Greedy(min_length=least, max_length=most)
-    if arguments.sample:
-        return Sampling(
-            min_length=least,
-            max_length=most,
-            temperature=1.0 if arguments.temperature is None else arguments.temperature,
-            top_p=0.9 if arguments.top_p is None else arguments.top_p,
-            seed=arguments.seed or 0,
-            samples=arguments.num_captions,
-        )
-    return BeamSearch(
-        min_length=least,
-        max_length=most,
-        width=arguments.beam or max(DEFAULT_BEAM, arguments.num_captions),
-        length_penalty=penalty if arguments.length_penalty is None else arguments.length_penalty,
+    return SearchOptions(
+        method="greedy" if arguments.greedy else "sample" if arguments.sample else "beam",
+        length=arguments.length,
         captions=arguments.num_captions,
-    )
+        beam=arguments.beam,
+        max_length=arguments.max_length,
+        length_penalty=arguments.length_penalty,
+        temperature=1.0 if arguments.temperature is None else arguments.temperature,
+        top_p=0.9 if arguments.top_p is None else arguments.top_p,
+        seed=arguments.seed or 0,
+    ).strategy()
 
 
 def number(kind: type[Number], low: float, high: float = float("inf")) -> Callable[[str], Number]:

@@ -3,22 +3,17 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import region
-from captioner.cli.inputs import Finder, nothing_found
+from captioner.cli.inputs import Finder, nothing_found, standard_input
 from captioner.errors import ConfigError, ImageError, InputError
 from captioner.text import printable
 
-if TYPE_CHECKING:
-    from captioner.inspection.trace import AttentionTrace
-
 METHODS = ("relevance", "raw", "perturbation")
-DIGITS = 6
-"""Decimals of the numbers in JSON; float32 has no more to say about shares."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,14 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"captioner: error: {message}", file=sys.stderr)
         failed = True
 
-    finder = Finder(recursive=arguments.recursive, null=False, stdin=sys.stdin.buffer, complain=complain)
-    finder.check(arguments.images)
+    finder = Finder(recursive=arguments.recursive, null=False, stdin=standard_input(), complain=complain)
     paths = [each.path for each in finder.find(arguments.images)]
     if arguments.images and not paths:
         raise nothing_found(arguments.images)
 
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
+    from captioner.records import trace_record
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
     if arguments.annotations is not None:
@@ -110,10 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
             written.append(Path(f"{target}.npz"))
             trace.save(written[-1])
         if arguments.json:
-            record = {"path": path, "model": captioner.name, **_record(trace, shown)}
+            record = {"path": path, "model": captioner.name, **trace_record(trace, **shown)}
             record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
-            for word, risk in trace.invented.items():
-                record["words"][word]["invented"] = round(risk, DIGITS)
             written.append(Path(f"{target}.json"))
             text = f"{json.dumps(record, ensure_ascii=False)}\n"
             written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -173,35 +166,3 @@ def _targets(images: Sequence[str], folder: Path) -> list[Path]:
         taken.add(name.casefold())
         targets.append(folder / name)
     return targets
-
-
-def _record(trace: "AttentionTrace", shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data: a map (h, w) a word; null_mass is null without a null patch."""
-    chosen = trace.select(**shown)
-    numbers = {
-        name: getattr(chosen, name).tolist() for name in ("entropy", "peak", "null_mass", "prefix_mass", "padding_mass")
-    }
-    if not trace.has_null_patch:
-        numbers["null_mass"] = [None] * len(trace.words)
-    return {
-        "caption": trace.text,
-        "grid": list(trace.grid),
-        "geometry": trace.geometry.to_dict(),
-        "method": trace.method,
-        "layer": "mean" if shown["layer"] is None else shown["layer"],
-        "head": "mean" if shown["head"] is None else shown["head"],
-        **({"heads": [list(pair) for pair in shown["heads"]]} if shown["heads"] else {}),
-        "words": [
-            {
-                "text": text,
-                "log_prob": round(trace.log_probs[word], DIGITS),
-                "need": round(trace.needs[word], DIGITS) if trace.needs else None,
-                **{
-                    name: None if values[word] is None else round(values[word], DIGITS)
-                    for name, values in numbers.items()
-                },
-                "map": [[round(value, DIGITS) for value in row] for row in chosen.patches(word).tolist()],
-            }
-            for word, text in enumerate(trace.words)
-        ],
-    }

@@ -28,7 +28,6 @@ def find(
 ) -> tuple[list[Input], list[str]]:
     complaints: list[str] = []
     finder = Finder(recursive=recursive, null=null, stdin=io.BytesIO(stdin), complain=complaints.append)
-    finder.check(arguments)
     return list(finder.find(arguments)), complaints
 
 
