@@ -1,30 +1,28 @@
 """Images in, captions out: the one place where photos, network, search and words meet."""
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Self, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import Tensor
 
 from captioner.caption import Caption, Captioned, caption_memory
 from captioner.checkpoint import load_model, save_model
 from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Strategy
 from captioner.geometry import Geometry, to_pixels
-from captioner.images import ImageSource, OpenedImage, open_image
+from captioner.images import ImageSource, open_image
 from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.linear import AVAILABLE, Int8Weights, OrderedWeights
 from captioner.model.memory import Memory, concat
+from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
@@ -44,24 +42,6 @@ OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN, which names no cause
 )
 """What PyTorch and its libraries say when memory runs out."""
-
-Region = tuple[float, float, float, float]
-"""x, y, width and height as fractions of the upright photo."""
-
-
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """An image ready for the network. The original, which is much larger, is not kept."""
-
-    name: str
-    """How messages refer to it."""
-    pixels: Tensor
-    """(3, height, width) uint8, at the network's size."""
-    geometry: Geometry
-    key: str
-    """Seeds the noise of Sampling: the file's hash, or that of the pixels where there is no file."""
-    sha256: str | None
-    notes: tuple[str, ...]
 
 
 class Captioner:
@@ -120,7 +100,7 @@ class Captioner:
 
     def prepare(self, source: ImageSource, allow_truncated: bool = False) -> Photo:
         """An image as the network takes it. Raises ImageError for an unusable one."""
-        return self._to_photo(open_image(source, allow_truncated=allow_truncated))
+        return Photo.of(open_image(source, allow_truncated=allow_truncated), self.model.encoder.config)
 
     def caption_photos(
         self,
@@ -176,7 +156,7 @@ class Captioner:
         def read(source: ImageSource) -> Photo | ImageError:
             try:
                 photo = self.prepare(source, allow_truncated)
-                self._shown_patches(photo, region, hide)
+                photo.shown_patches(region, hide, self.model.encoder.grid)
             except ImageError as error:
                 return error
             return photo
@@ -222,8 +202,8 @@ class Captioner:
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
         opened = open_image(image)
-        photo = self._to_photo(opened)
         encoder = self.model.encoder
+        photo = Photo.of(opened, encoder.config)
         if tiles == (1, 1):
             view = View(encoder.grid, encoder.prefix, photo.geometry)
             with torch.inference_mode():
@@ -259,15 +239,6 @@ class Captioner:
             return []
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
-    def _to_photo(self, opened: OpenedImage) -> Photo:
-        encoder = self.model.encoder.config
-        assert encoder.image_size is not None
-        assert encoder.interpolation is not None
-        geometry = Geometry.of(*opened.image.size, size=encoder.image_size, fit=encoder.fit)
-        pixels = torch.from_numpy(to_pixels(opened.image, geometry, encoder.interpolation))
-        key = opened.sha256 or hashlib.sha256(opened.image.tobytes()).hexdigest()
-        return Photo(opened.name, pixels, geometry, key, opened.sha256, opened.notes)
-
     def _memory(self, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
         """The memory of a batch, masked outside `region` and inside `hide`."""
         memory = self.model.encode(torch.stack([photo.pixels for photo in photos]).to(self.device))
@@ -276,27 +247,9 @@ class Captioner:
         encoder = self.model.encoder
         keep = torch.ones(len(photos), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
-        shown = np.stack([self._shown_patches(photo, region, hide) for photo in photos])
+        shown = np.stack([photo.shown_patches(region, hide, encoder.grid) for photo in photos])
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device))
-
-    def _shown_patches(self, photo: Photo, region: Region | None, hide: Region | None) -> NDArray[np.bool_]:
-        """(h, w): the patches inside `region` and outside `hide`; at least one."""
-        grid, geometry = self.model.encoder.grid, photo.geometry
-        shown = np.ones(grid, dtype=bool) if region is None else geometry.patches_in(region, grid)
-        if hide is not None:
-            shown = shown & ~geometry.patches_in(hide, grid)
-        if not shown.any():
-            if geometry.fit == "squash":  # the same for every photo
-                raise ConfigError("region and hide: no patch of the photo is left; enlarge region, or hide less")
-            parts = " without ".join(
-                f"{x:g},{y:g},{width:g},{height:g}" for x, y, width, height in filter(None, (region, hide))
-            )
-            raise ImageError(
-                f"{photo.name}: fit {geometry.fit} leaves no patch of region {parts}; choose a larger one",
-                "out_of_view",
-            )
-        return shown
 
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
         """One memory of the photo's tiles, and the large grid that their patches make together."""

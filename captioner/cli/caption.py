@@ -105,7 +105,7 @@ def _open_output(arguments: argparse.Namespace, format: "Format", tally: Tally) 
     if path.is_dir():
         raise ConfigError(f"{name}: a folder; name a file, or use --format sidecar")
     if path.exists() and not path.is_file():
-        return StreamOutput(path.open("w", encoding="utf-8", newline="\n"), format)
+        return StreamOutput(path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"), format)
     journal = Journal(path, settings, resume=arguments.resume)
     if not journal.entries and existing != "overwrite":
         if journal.path.exists() and not arguments.resume:

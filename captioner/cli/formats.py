@@ -56,23 +56,28 @@ class Result:
         )
         return cls(record, tuple(rows))
 
+    @property
+    def path(self) -> str:
+        path: str = self.record["path"]
+        return path
+
+    @property
+    def failed(self) -> bool:
+        return "error" in self.record
+
 
 @dataclass(frozen=True)
 class Format:
-    """How results become a file: a header, then what `render` makes of each, in lines; a document comes at the end."""
+    """How results become a file: a header, then the lines of each result. A document is written at the end."""
 
     name: FormatName
-    _render: Callable[[Result], str]
+    render: Callable[[Result], str]
     header: str = ""
     is_document: bool = False
 
-    def render(self, result: Result) -> str:
-        """Lines, or nothing, that UTF-8 can encode: bytes of a path that are no text are escaped as in JSON."""
-        return self._render(result).encode("utf-8", "backslashreplace").decode()
-
 
 def format_named(name: FormatName, *, single: bool = False) -> Format:
-    """The format; `single` leaves the path out of `text`, as for a single input."""
+    """The format; `single` leaves paths out of `text`, as for one input."""
     if name == "jsonl":
         return Format(name, render_jsonl)
     if name == "csv":
@@ -83,36 +88,32 @@ def format_named(name: FormatName, *, single: bool = False) -> Format:
 
 
 def render_jsonl(result: Result) -> str:
-    """The record."""
     return json.dumps(result.record, ensure_ascii=False) + "\n"
 
 
 def render_captions(result: Result) -> str:
-    """The captions alone."""
     return "".join(f"{row.caption}\n" for row in result.rows)
 
 
 def render_text(result: Result) -> str:
-    """path<TAB>caption."""
-    return "".join(f"{printable(result.record['path'])}\t{row.caption}\n" for row in result.rows)
+    return "".join(f"{printable(result.path)}\t{row.caption}\n" for row in result.rows)
 
 
 def render_csv(result: Result) -> str:
-    """A row a caption, or the error."""
+    """A row for each caption, or one with the error."""
     record = result.record
-    if "error" in record:
-        return _csv_row((record["path"], *[""] * (len(COLUMNS) - 2), record["error"]["code"]))
+    if result.failed:
+        return _csv_row((result.path, *[""] * (len(COLUMNS) - 2), record["error"]["code"]))
     notes = " ".join(note for note in record["notes"] if note != LOW_CONFIDENCE)
     about = (record["width"], record["height"], record["sha256"], record["model"], notes, "")
-    return "".join(_csv_row((record["path"], *row, *about)) for row in result.rows)
+    return "".join(_csv_row((result.path, *row, *about)) for row in result.rows)
 
 
 def render_coco(result: Result) -> str:
-    """The entry of the best caption: COCO's evaluation takes one an image."""
-    if "error" in result.record or LOW_CONFIDENCE in result.record["notes"]:
+    """The entry of the best caption: COCO's evaluation takes one per image."""
+    if result.failed or LOW_CONFIDENCE in result.record["notes"]:
         return ""
-    entry = {"image_id": coco_id(result.record["path"]), "caption": result.rows[0].caption}
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    return json.dumps({"image_id": coco_id(result.path), "caption": result.rows[0].caption}, ensure_ascii=False) + "\n"
 
 
 def coco_document(entries: Iterable[str]) -> str:

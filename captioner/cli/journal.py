@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -32,33 +31,24 @@ class Entry(NamedTuple):
     failed: bool
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of the journal: a result, and where it is about to be written."""
+class Line(NamedTuple):
+    """A line of the journal: a result that is about to be written to a file of the size `at`."""
 
     stamp: Stamp
-    result: Result
     target: str
     at: int
-    """The size of the target before."""
+    result: Result
 
     @classmethod
     def parse(cls, line: bytes) -> "Line":
         """The inverse of `encode`. Raises ValueError, KeyError or TypeError for anything else."""
         data = json.loads(line)
-        stamp = data["stamp"] and (int(data["stamp"][0]), int(data["stamp"][1]))
-        return cls(stamp, Result(data["record"], tuple(Row(*row) for row in data["rows"])), data["target"], data["at"])
+        stamp = data["stamp"] and (data["stamp"][0], data["stamp"][1])
+        return cls(stamp, data["target"], data["at"], Result(data["record"], tuple(Row(*row) for row in data["rows"])))
 
     def encode(self) -> bytes:
-        """The line, with its end."""
         data = {"stamp": self.stamp, "target": self.target, "at": self.at}
         return json.dumps({**data, "record": self.result.record, "rows": self.result.rows}).encode() + b"\n"
-
-    @property
-    def path(self) -> str:
-        """The input."""
-        path: str = self.result.record["path"]
-        return path
 
 
 class Journal:
@@ -146,8 +136,8 @@ class Journal:
             if found["journal"] != FORMAT:
                 raise ValueError(f"format {found['journal']}")
             for line in self.lines():
-                record = line.result.record
-                self.entries[line.path] = Entry(line.stamp, record.get("sha256"), "error" in record)
+                result = line.result
+                self.entries[result.path] = Entry(line.stamp, result.record.get("sha256"), result.failed)
                 self.last = line
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.path}: not a journal of this program; remove it and start again") from error

@@ -85,8 +85,8 @@ class FileOutput:
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         self._begin()
-        self.journal.add(Line(stamp, result, str(self.path), self.at))
-        self._write((self.lead + self.format.render(result)).encode())
+        self.journal.add(Line(stamp, str(self.path), self.at, result))
+        self._write(encode(self.lead + self.format.render(result)))
         self.lead = ""
 
     def finish(self) -> None:
@@ -96,8 +96,8 @@ class FileOutput:
             return
         if self.format.is_document:
             # An input that changed between runs is there twice: the later one counts.
-            entries = {line.path: self.format.render(line.result) for line in self.journal.lines()}
-            write_whole(self.path, coco_document([*self.old_entries, *entries.values()]).encode())
+            entries = {line.result.path: self.format.render(line.result) for line in self.journal.lines()}
+            write_whole(self.path, encode(coco_document([*self.old_entries, *entries.values()])))
         else:
             self._write(self.lead.encode())
         self.journal.remove()
@@ -137,7 +137,7 @@ class FileOutput:
     def _missing(self, last: Line) -> bytes:
         """What the interrupted run did not write of its last record."""
         if self.path.is_file() and self.path.stat().st_size >= last.at:
-            expected = (self._lead(last.at) + self.format.render(last.result)).encode()
+            expected = encode(self._lead(last.at) + self.format.render(last.result))
             written = self._read(last.at, len(expected) + 1)
             if expected.startswith(written):
                 return expected[len(written) :]
@@ -168,3 +168,8 @@ class FileOutput:
             f"{printable(str(self.path))}: not {self.format.name} of this program, so nothing can be appended; name "
             "another output"
         )
+
+
+def encode(text: str) -> bytes:
+    """UTF-8, in which bytes of a path that are no text are escaped as in JSON."""
+    return text.encode("utf-8", "backslashreplace")

@@ -7,7 +7,7 @@ from pathlib import Path
 from captioner.cli.formats import Format, Result
 from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Line, Stamp, State, write_whole
-from captioner.cli.output import Existing
+from captioner.cli.output import Existing, encode
 from captioner.errors import ConfigError
 from captioner.text import printable
 
@@ -30,7 +30,7 @@ class SidecarOutput:
         last = journal.last if journal else None
         # If the last sidecar was not written, its input is treated as new.
         if journal and last and not self._is_written(last):
-            del journal.entries[last.path]
+            del journal.entries[last.result.path]
 
     def target(self, item: Input) -> Path:
         """Where the captions of an input go."""
@@ -57,11 +57,11 @@ class SidecarOutput:
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         target, old = self.target(item), b""
-        content = self.format.render(result).encode()
+        content = encode(self.format.render(result))
         if content and self.existing == "append":
             old = _with_line_end(_content(target))
         if self.journal:
-            self.journal.add(Line(stamp, result, str(target), len(old)))
+            self.journal.add(Line(stamp, str(target), len(old), result))
         if content:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_whole(target, old + content)
@@ -75,7 +75,7 @@ class SidecarOutput:
             self.journal.close()
 
     def _is_written(self, line: Line) -> bool:
-        content = self.format.render(line.result).encode()
+        content = encode(self.format.render(line.result))
         return not content or _content(Path(line.target))[line.at :] == content
 
 

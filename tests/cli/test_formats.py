@@ -8,6 +8,7 @@ import pytest
 
 from captioner.caption import Caption, Captioned, CaptionWord
 from captioner.cli.formats import COLUMNS, Result, coco_document, coco_id, format_named
+from captioner.cli.output import encode
 from captioner.errors import ImageError
 
 BEST = Caption(
@@ -24,7 +25,7 @@ ODD = 'a\tb\n"c", ü\udce9\r.jpg'
 
 def render(format: str, path: str, outcome: Captioned | ImageError, *, single: bool = False, **settings: object) -> str:
     result = Result.of(path, outcome, model="tiny", **settings)  # type: ignore[arg-type]
-    return format_named(format, single=single).render(result)  # type: ignore[arg-type]
+    return encode(format_named(format, single=single).render(result)).decode()  # type: ignore[arg-type]
 
 
 def rows(text: str) -> list[list[str]]:

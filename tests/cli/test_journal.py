@@ -29,7 +29,7 @@ def photo(tmp_path: Path) -> Path:
 def written(photo: Path, result: Captioned | ImageError) -> Journal:
     """The journal of an interrupted run that had done one input, read again."""
     journal = Journal(photo.with_name("out"), SETTINGS, resume=False)
-    journal.add(Line(stamp(str(photo)), Result.of(str(photo), result, model="tiny"), "out", 0))
+    journal.add(Line(stamp(str(photo)), "out", 0, Result.of(str(photo), result, model="tiny")))
     journal.close()
     return Journal(photo.with_name("out"), SETTINGS, resume=True)
 
@@ -64,10 +64,10 @@ def test_a_torn_line_is_dropped_and_written_over(photo: Path) -> None:
     assert list(journal.entries) == [str(photo)]
     journal.start()
     assert path.read_bytes() == whole
-    line = Line(None, Result.of("b.jpg", ImageError("no", "empty"), model="tiny"), "out", 7)
+    line = Line(None, "out", 7, Result.of("b.jpg", ImageError("no", "empty"), model="tiny"))
     journal.add(line)
     first, last = journal.lines()
-    assert (first.path, last) == (str(photo), line)
+    assert (first.result.path, last) == (str(photo), line)
     journal.remove()
     assert not path.exists()
 
