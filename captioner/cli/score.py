@@ -20,8 +20,8 @@ TOKENIZERS = ("ptb", "char", "none")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Score a caption an image against its references. Prints one JSON object: the metrics as fractions, equal to "
-        "coco-caption's, their 95 % bootstrap intervals over images, and a signature of what decides the numbers."
+        "Score one caption per image against its references. Prints a JSON object: the metrics as fractions, equal to "
+        "coco-caption's, their 95 % bootstrap intervals over images, and a signature of everything they depend on."
     )
     add = parser.add_argument
     add(
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="REFS.json",
         help="COCO annotations, {image_id: [captions]}, or another layout that training takes (Karpathy's JSON, CSV, "
-        "JSONL, Flickr8k's files, a folder of text files); captions of other images are left out",
+        "JSONL, Flickr8k's files, a folder of text files); captions of other images are ignored",
     )
     add(
         "--candidates",
@@ -40,29 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--compare",
         metavar="OTHER.json",
-        help="other captions of the same images: adds the paired differences, CANDIDATES minus OTHER",
+        help="other captions of the same images: adds paired differences, CANDIDATES minus OTHER",
     )
-    add("--per-image", metavar="OUT.json", help="write the scores of each image here")
+    add("--per-image", metavar="OUT.json", help="write the scores of each image to this file")
     add_metric_flags(parser)
 
 
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that `metrics_of` reads, and the tokenizer."""
+    """The flags that `metrics_of` reads, and the tokenizer."""
     add = parser.add_argument
     add(
         "--metrics",
         default="bleu,rouge_l,cider_d",
         metavar="NAMES",
-        help="of bleu, rouge_l, cider_d, meteor (needs Java), spice (needs --spice-dir), object_words, with commas "
-        "between; default: %(default)s",
+        help="any of bleu, rouge_l, cider_d, meteor (needs Java), spice (needs --spice-dir), object_words, separated "
+        "by commas; default: %(default)s",
     )
     add("--spice-dir", metavar="DIR", help="the folder of SPICE 1.0, for spice")
     add(
         "--tokenizer",
         choices=TOKENIZERS,
         default="ptb",
-        help="ptb (default): the official one, for English; char: every character a word; none: words end at spaces, "
-        "and case counts",
+        help="ptb (default): the official one, for English; char: every character is a word; none: words end at "
+        "spaces, and case matters",
     )
 
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def metrics_of(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
-    """The metrics that the flags name, and SPICE's folder. Raises ConfigError where they do not fit together."""
+    """The metrics that the flags name, and SPICE's folder. Raises ConfigError for flags that contradict each other."""
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     if not metrics:
         raise ConfigError(f"--metrics {arguments.metrics!r}: names no metric; give some, such as bleu,cider_d")
@@ -106,7 +106,7 @@ def metrics_of(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
 
 
 def read_references(path: Path) -> dict[str, Any]:
-    """Image id -> captions, of COCO annotations, {image_id: [captions]}, or another layout of captions.
+    """Image id -> captions, from COCO annotations, {image_id: [captions]}, or another layout of captions.
 
     Raises AnnotationError, InputError.
     """
@@ -127,7 +127,7 @@ def read_references(path: Path) -> dict[str, Any]:
 
 
 def _listed(path: Path) -> dict[str, Any]:
-    """Captions in any layout; the pictures need not be there."""
+    """Captions in any layout; the images may be missing."""
     from captioner.data.formats import read_listing
 
     listing = read_listing(path) if path.is_dir() else read_listing(None, path)
@@ -141,7 +141,7 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 
 
 def read_candidates(path: Path) -> dict[str, Any]:
-    """Image id -> caption, of COCO results or {image_id: caption}. Raises AnnotationError, InputError."""
+    """Image id -> caption, from COCO results or {image_id: caption}. Raises AnnotationError, InputError."""
     data = read_json(path)
     if isinstance(data, dict):
         return data
@@ -158,15 +158,15 @@ def read_candidates(path: Path) -> dict[str, Any]:
 
 def _image_id(path: Path, place: str, item: Any) -> str:
     if not isinstance(item, dict) or "image_id" not in item or "caption" not in item:
-        raise AnnotationError(f"{path}: {place}: not an object with image_id and caption; mend or remove it")
+        raise AnnotationError(f"{path}: {place}: not an object with image_id and caption; correct or remove it")
     image = item["image_id"]
     if isinstance(image, bool) or not isinstance(image, int | str):
-        raise AnnotationError(f"{path}: {place}: image_id {image!r} is neither an integer nor a text; mend it")
+        raise AnnotationError(f"{path}: {place}: image_id {image!r} is neither an integer nor a string; correct it")
     return str(image)
 
 
 def _same_images(path: Path, candidates: dict[str, Any]) -> dict[str, Any]:
-    """The other captions, of the candidates' images in their order."""
+    """The other captions of the candidates' images, in the same order."""
     others = read_candidates(path)
     for image in candidates:
         if image not in others:
@@ -175,7 +175,7 @@ def _same_images(path: Path, candidates: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, gzipped or not, in which no object has a key twice. Raises AnnotationError, InputError."""
+    """The content of a JSON file, gzipped or not, without duplicate keys. Raises AnnotationError, InputError."""
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
@@ -190,7 +190,7 @@ def read_json(path: Path) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise AnnotationError(f"{path}: {twice}: twice in one object; keep one of them")
+            raise AnnotationError(f"{path}: {twice}: a duplicate key; keep one of them")
         return found
 
     try:
