@@ -147,12 +147,12 @@ def _pending(inputs: Iterable["Input"], output: "Output", tally: Tally) -> Itera
 def _preview(pending: Iterable["Input"], output: "Output", tally: Tally) -> None:
     from captioner.cli.sidecars import SidecarOutput
 
-    count = 0
-    for count, item in enumerate(pending, start=1):  # noqa: B007
+    for item in pending:
+        tally.count("to caption")
         target = f" -> {printable(str(output.target(item)))}" if isinstance(output, SidecarOutput) else ""
         print(f"{printable(item.path)}{target}")
-    failed, skipped = tally.counts["failed"], tally.counts["skipped"]
-    tally.note(f"{count} to caption, {failed} failed, {skipped} skipped (--dry-run: nothing is written)")
+    counts = [f"{tally.counts[outcome]} {outcome}" for outcome in ("to caption", "failed", "skipped")]
+    tally.note(f"{', '.join(counts)} (--dry-run: nothing is written)")
 
 
 def _caption(pending: Iterable["Input"], output: "Output", arguments: argparse.Namespace, tally: Tally) -> None:

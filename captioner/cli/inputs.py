@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePath
 from typing import BinaryIO
 
@@ -57,29 +58,30 @@ class Finder:
                 )
         for argument in arguments:
             if argument == STDIN:
-                yield from self._listed(_split(self.stdin, b"\0" if self.null else b"\n"))
+                yield from chain.from_iterable(map(self._named, _split(self.stdin, b"\0" if self.null else b"\n")))
             elif argument.startswith("@"):
                 with open(argument[1:], "rb") as file:
-                    yield from self._listed(_split(file, b"\n"))
+                    yield from chain.from_iterable(map(self._named, _split(file, b"\n")))
             elif MAGIC.search(argument) and not os.path.lexists(argument):
                 yield from self._matching(argument)
             else:
                 yield from self._named(argument)
 
-    def _listed(self, paths: Iterator[str]) -> Iterator[Input]:
-        for path in paths:
-            yield from self._named(path)
-
     def _named(self, path: str) -> Iterator[Input]:
         if not os.path.isdir(path):
-            yield _named_file(path)
-            return
-        count = 0
-        for count, found in enumerate(self._scan(path), start=1):  # noqa: B007
-            yield Input(found, os.path.relpath(found, path))
-        if count == 0:
-            hint = "" if self.recursive else "; -r looks into subfolders"
-            self.complain(f"{printable(path)}: no images in this folder{hint}")
+            return iter([_named_file(path)])
+        hint = "" if self.recursive else "; -r searches subfolders"
+        inputs = (Input(found, os.path.relpath(found, path)) for found in self._scan(path))
+        return self._at_least_one(inputs, f"{printable(path)}: no images in this folder{hint}")
+
+    def _at_least_one(self, inputs: Iterator[Input], problem: str) -> Iterator[Input]:
+        """The inputs; if there are none, the problem is reported."""
+        first = next(inputs, None)
+        if first is None:
+            self.complain(problem)
+        else:
+            yield first
+            yield from inputs
 
     def _scan(self, folder: str) -> Iterator[str]:
         """Images of a folder. Links to folders are not followed: they may form loops."""
@@ -98,11 +100,8 @@ class Finder:
         root = parts[: bool(PurePath(pattern).anchor)]
         # Two ** in a row would find everything twice.
         rest = [part for part, before in zip(parts, ("", *parts), strict=False) if (part, before) != ("**", "**")]
-        count = 0
-        for count, found in enumerate(self._expand("".join(root), rest[len(root) :]), start=1):  # noqa: B007
-            yield _named_file(found)
-        if count == 0:
-            self.complain(f"{printable(pattern)}: no file matches")
+        found = map(_named_file, self._expand("".join(root), rest[len(root) :]))
+        return self._at_least_one(found, f"{printable(pattern)}: no file matches")
 
     def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
         if not parts:

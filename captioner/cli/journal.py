@@ -73,10 +73,13 @@ class Journal:
             return "pending"
         return "failed" if entry.failed else "done"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether writing has begun."""
+        return self._file is not None
+
     def start(self) -> None:
         """Begin to write: after the entries that were read, or from scratch where there are none."""
-        if self._file is not None:
-            return
         if self.entries:
             self._file = self.path.open("r+b", buffering=0)
             # A line without an end was being written when the run was interrupted.
@@ -90,7 +93,8 @@ class Journal:
 
     def add(self, line: Line) -> None:
         """Record that an input is done and about to be written."""
-        self.start()
+        if not self.is_open:
+            self.start()
         self._append(line.encode())
 
     def lines(self) -> Iterator[Line]:
@@ -102,7 +106,7 @@ class Journal:
     def remove(self) -> None:
         """Delete the file, as the run is complete; one that was neither read nor written stays."""
         self.close()
-        if self.entries or self._file is not None:
+        if self.entries or self.is_open:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -119,7 +123,7 @@ class Journal:
             return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
 
     def _append(self, line: bytes) -> None:
-        assert self._file is not None, "start first"
+        assert self._file is not None
         with full_disk_error(self.path):
             write_all(self._file, line)
 

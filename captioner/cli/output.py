@@ -4,8 +4,9 @@ import io
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal, Protocol, TextIO, TypeAlias
+from typing import Literal, TextIO, TypeAlias
 
 from captioner.cli.formats import Format, Result, coco_document
 from captioner.cli.inputs import Input
@@ -16,32 +17,39 @@ from captioner.text import printable
 Existing: TypeAlias = Literal["skip", "overwrite", "append", "error"]
 
 
-class Output(Protocol):
-    """Where results go."""
+class Output(ABC):
+    """Where results go; with a journal, a run can be resumed."""
+
+    def __init__(self, format: Format, existing: Existing = "error", journal: Journal | None = None) -> None:
+        self.format, self.existing, self.journal = format, existing, journal
 
     def state(self, item: Input) -> State:
         """Whether an input has to be captioned. Raises ConfigError where it must not be."""
+        return "pending" if self.journal is None else self.journal.state(item.path)
 
+    @abstractmethod
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         """Write the result of an input whose file had the stamp."""
 
     def finish(self) -> None:
         """Complete the output: all inputs are done."""
+        if self.journal:
+            self.journal.remove()
 
     def close(self) -> None:
         """Close files, however the run ended."""
+        if self.journal:
+            self.journal.close()
 
 
-class StreamOutput:
+class StreamOutput(Output):
     """Standard output, a pipe or a device."""
 
     def __init__(self, stream: TextIO, format: Format) -> None:
-        self.stream, self.format = stream, format
+        super().__init__(format)
+        self.stream = stream
         self.lead = format.header
         self.entries: list[str] = []
-
-    def state(self, item: Input) -> State:
-        return "pending"
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         text = self.format.render(result)
@@ -63,25 +71,24 @@ class StreamOutput:
         self.stream.flush()
 
 
-class FileOutput:
+class FileOutput(Output):
     """A file that grows by whole records; a document is written at the end, from the journal.
 
     Nothing of an existing file is touched before the first result. Raises ConfigError for a file to append to that is
     of another format, and for one to resume that has changed.
     """
 
+    journal: Journal
+
     def __init__(self, path: Path, format: Format, existing: Existing, journal: Journal) -> None:
-        self.path, self.format, self.existing, self.journal = path, format, existing, journal
+        super().__init__(format, existing, journal)
+        self.path = path
         self.file: io.FileIO | None = None
         self.lead = ""
         self.at = 0
-        self.begun = False
         self.old_entries = self._old_entries() if existing == "append" and path.exists() else []
         if journal.last is not None and not format.is_document:
             self._missing(journal.last)
-
-    def state(self, item: Input) -> State:
-        return self.journal.state(item.path)
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         self._begin()
@@ -92,7 +99,7 @@ class FileOutput:
     def finish(self) -> None:
         if self.journal.entries or not self.path.exists():
             self._begin()
-        if not self.begun:
+        if not self.journal.is_open:
             return
         if self.format.is_document:
             # An input that changed between runs is there twice: the later one counts.
@@ -100,17 +107,16 @@ class FileOutput:
             write_whole(self.path, encode(coco_document([*self.old_entries, *entries.values()])))
         else:
             self._write(self.lead.encode())
-        self.journal.remove()
+        super().finish()
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
-        self.journal.close()
+        super().close()
 
     def _begin(self) -> None:
-        if self.begun:
+        if self.journal.is_open:
             return
-        self.begun = True
         self.journal.start()  # first: an old journal would be taken for that of the file's new content
         if self.format.is_document:
             return
@@ -152,7 +158,7 @@ class FileOutput:
             return file.read(count)
 
     def _old_entries(self) -> list[str]:
-        """The entries of a document to append to; none of other formats. Raises ConfigError where nothing can be."""
+        """The entries of a document to append to. Raises ConfigError for a file of another format."""
         if self.format.is_document:
             try:
                 entries = json.loads(self.path.read_bytes())
@@ -160,14 +166,10 @@ class FileOutput:
                 entries = None
             if isinstance(entries, list):
                 return [json.dumps(each, ensure_ascii=False) for each in entries]
-        else:
-            header = self.format.header.encode()
-            if self._read(0, len(header)) in (b"", header):
-                return []
-        raise ConfigError(
-            f"{printable(str(self.path))}: not {self.format.name} of this program, so nothing can be appended; name "
-            "another output"
-        )
+        elif self._read(0, len(self.format.header)) in (b"", self.format.header.encode()):
+            return []
+        problem = f"not {self.format.name} of this program, so nothing can be appended"
+        raise ConfigError(f"{printable(str(self.path))}: {problem}; name another output")
 
 
 def encode(text: str) -> bytes:

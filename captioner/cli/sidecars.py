@@ -7,13 +7,13 @@ from pathlib import Path
 from captioner.cli.formats import Format, Result
 from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Line, Stamp, State, write_whole
-from captioner.cli.output import Existing, encode
+from captioner.cli.output import Existing, Output, encode
 from captioner.errors import ConfigError
 from captioner.text import printable
 
 
-class SidecarOutput:
-    """A text file for each photo: beside it, or below `root`, whose runs have a journal."""
+class SidecarOutput(Output):
+    """A text file for each photo: beside it, or below the folder `root`, whose runs have a journal."""
 
     def __init__(
         self,
@@ -24,13 +24,11 @@ class SidecarOutput:
         journal: Journal | None,
         note: Callable[[str], None],
     ) -> None:
-        self.root, self.extension, self.format, self.existing = root, extension, format, existing
-        self.journal, self.note = journal, note
+        super().__init__(format, existing, journal)
+        self.root, self.extension, self.note = root, extension, note
         self.claimed: set[int] = set()
-        last = journal.last if journal else None
-        # If the last sidecar was not written, its input is treated as new.
-        if journal and last and not self._is_written(last):
-            del journal.entries[last.result.path]
+        if journal and journal.last and not self._is_written(journal.last):
+            del journal.entries[journal.last.result.path]  # its input is treated as new
 
     def target(self, item: Input) -> Path:
         """Where the captions of an input go."""
@@ -43,7 +41,7 @@ class SidecarOutput:
         claim = hash(os.path.normcase(target))
         taken, known = claim in self.claimed, self.journal is not None and item.path in self.journal.entries
         self.claimed.add(claim)
-        if self.journal and (state := self.journal.state(item.path)) != "pending":
+        if (state := super().state(item)) != "pending":
             return state
         if taken and self.existing != "append":
             problem = f"{printable(str(target))} belongs to another input already"
@@ -56,23 +54,15 @@ class SidecarOutput:
         raise ConfigError(f"{printable(str(target))}: exists; choose --existing skip, overwrite or append")
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
-        target, old = self.target(item), b""
-        content = encode(self.format.render(result))
-        if content and self.existing == "append":
-            old = _with_line_end(_content(target))
+        target, content = self.target(item), encode(self.format.render(result))
+        old = _content(target) if content and self.existing == "append" else b""
+        if old and not old.endswith(b"\n"):
+            old += b"\n"
         if self.journal:
             self.journal.add(Line(stamp, str(target), len(old), result))
         if content:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_whole(target, old + content)
-
-    def finish(self) -> None:
-        if self.journal:
-            self.journal.remove()
-
-    def close(self) -> None:
-        if self.journal:
-            self.journal.close()
 
     def _is_written(self, line: Line) -> bool:
         content = encode(self.format.render(line.result))
@@ -80,11 +70,4 @@ class SidecarOutput:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _with_line_end(content: bytes) -> bytes:
-    return content if not content or content.endswith(b"\n") else content + b"\n"
+    return path.read_bytes() if path.exists() else b""

@@ -84,7 +84,7 @@ def test_what_is_not_there_is_told() -> None:
     assert find("none", "*.bmp", "z", "nowhere/*/x") == (
         [Input(os.path.join("z", "c.webp"), "c.webp")],
         [
-            "none: no images in this folder; -r looks into subfolders",
+            "none: no images in this folder; -r searches subfolders",
             "*.bmp: no file matches",
             f"{os.path.join('nowhere', '*', 'x')}: no file matches".replace(os.sep, "/"),
         ],
