@@ -2,15 +2,17 @@
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from captioner.cli.inputs import Finder, Input
+from captioner.cli.inputs import Finder, Input, standard_input
 from captioner.errors import ConfigError, InputError
 from captioner.text import printable
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not allow")
 
 
@@ -154,6 +156,25 @@ def test_standard_input_is_read_no_further_than_needed() -> None:
         found = finder.find(["-"])
         pipe.write(b"a.jpg\nb.jpg\nc")
         assert [next(found).path, next(found).path] == ["a.jpg", "b.jpg"]
+
+
+def test_a_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert standard_input().read() == b""
+
+
+@posix
+def test_standard_input_is_read_without_a_lock() -> None:
+    """Else Python aborts where a thread still reads when the process ends."""
+    read, write = os.pipe()
+    program = (
+        "import threading; from captioner.cli.inputs import standard_input; stream = standard_input();"
+        "threading.Thread(target=stream.read, args=(9,), daemon=True).start(); print(flush=True); threading.Event().wait(0.2)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=read, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.wait(60) == 0
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.parametrize(
