@@ -1,7 +1,7 @@
 """Reading ahead: full batches of fast sources, no waiting for slow ones, and no thread that holds anything up."""
 
 import itertools
-import os
+import signal
 import subprocess
 import sys
 import threading
@@ -37,6 +37,12 @@ def test_what_has_arrived_is_not_held_back():
     for number, batch in enumerate(prefetch(sources(), slowly, 4, 2)):
         assert batch == [number]
         out.release()
+
+
+def test_short_pauses_between_sources_do_not_split_batches(monkeypatch):
+    monkeypatch.setattr("captioner.prefetch.PATIENCE", 10.0)
+    batches = prefetch(map(slowly, range(6)), lambda number: number, 4, 2)
+    assert [len(batch) for batch in batches] == [4, 2]
 
 
 def test_an_incomplete_batch_waits_for_its_reads():
@@ -128,10 +134,7 @@ print(next(batches), flush=True)
     assert process.stdin is not None
     process.stdin.write(b"a\n")
     process.stdin.flush()
-    started = time.monotonic()
     code = process.wait(30)
-    assert time.monotonic() - started < 20
     out, error = process.communicate()
     assert out == b"[b'a']\n"
-    assert (code != 0) == ("KeyboardInterrupt" in end) == bool(error)
-    assert os.name != "posix" or code >= -2
+    assert (b"KeyboardInterrupt" in error, code) == ((True, -signal.SIGINT) if "Interrupt" in end else (False, 0))

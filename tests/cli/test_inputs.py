@@ -169,7 +169,7 @@ def test_standard_input_is_read_without_a_lock() -> None:
     read, write = os.pipe()
     program = (
         "import threading; from captioner.cli.inputs import standard_input; stream = standard_input();"
-        "threading.Thread(target=stream.read, args=(9,), daemon=True).start(); print(flush=True); threading.Event().wait(0.2)"
+        "threading.Thread(target=stream.read, args=(9,), daemon=True).start(); threading.Event().wait(0.2)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=read, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.wait(60) == 0
