@@ -1,1 +1,1 @@
-"""Measurements of the program: `python -m benchmarks` runs those without data sets, `python -m benchmarks.NAME` one."""
+"""Benchmarks: `python -m benchmarks` runs all that need no data set, `python -m benchmarks.NAME` runs one."""

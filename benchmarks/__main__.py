@@ -1,4 +1,4 @@
-"""Run every benchmark that needs nothing but this repository, each in a process of its own."""
+"""Run every benchmark that needs nothing but this repository, each in a separate process."""
 
 import subprocess
 import sys

@@ -18,8 +18,8 @@ from captioner.inspection.faithfulness import mosaic_pointing, standard_maps
 from captioner.inspection.reading import Reading
 from captioner.inspection.summary import markdown, summarize
 from captioner.model.caption_model import CaptionModel
-from captioner.model.linear import plain_products
 from captioner.model.memory import Memory
+from captioner.model.packed import pack
 
 STEPS = 4
 """Of integrated gradients."""
@@ -54,15 +54,15 @@ def value_norm(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
 
 def gradients(model: CaptionModel, forced: Reading, *, keys: bool = False, scale: float = 1.0) -> Tensor:
     """(W, L, H, P) gradient times value less the mean patch's, at values moved to `scale` of the way from that mean."""
-    with torch.inference_mode(False), torch.enable_grad(), plain_products():
+    with torch.inference_mode(False), torch.enable_grad():
         watched, leaves, moved = _watched(model, forced, keys, scale)
         odds = _odds(model, forced, watched)
-        chosen = torch.zeros(len(forced.spans), len(odds))
-        for word, (start, stop) in enumerate(forced.spans):
-            chosen[word, start:stop] = 1
-        found = torch.autograd.grad(odds, leaves, chosen, is_grads_batched=True)
+        by_word = []
+        for start, stop in forced.spans:
+            found = torch.autograd.grad(odds[start:stop].sum(), leaves, retain_graph=True)
+            by_word.append(torch.stack([(move * part[0]).sum(2) for move, part in zip(moved, found, strict=True)]))
+        each = torch.stack(by_word)  # (W, L or 2 L, H, N)
         layers = len(forced.memory.layers)
-        each = torch.stack([(move * gradient[:, 0]).sum(3) for move, gradient in zip(moved, found, strict=True)], 1)
         each = each[:, :layers] + each[:, layers:] if keys else each
         return each[..., model.encoder.patches].detach()
 
@@ -94,7 +94,7 @@ def _watched(
 
 def _odds(model: CaptionModel, forced: Reading, memory: Memory) -> Tensor:
     tokens = forced.tokens.clone()
-    logits = model.decoder(tokens[:, :-1], memory).logits[0].log_softmax(-1)
+    logits = pack(model.decoder)(tokens[:, :-1], memory).logits[0].log_softmax(-1)  # packed weights get no gradients
     log_probs = logits.gather(1, tokens[0, 1:, None])[:, 0].clamp(max=-1e-6)
     return log_probs - (-log_probs.expm1()).log()  # type: ignore[no-any-return]
 

@@ -1,9 +1,9 @@
-"""What reading photos adds to the encoder's own time when a data set's features are computed once.
+"""How much reading photos adds to the encoder's own time when the features of a data set are extracted.
 
-python -m benchmarks.extraction                             the photos of docs, over and over
+python -m benchmarks.extraction                             the demo photos, repeated
 python -m benchmarks.extraction --images 512 --folder DIR
 
-The encoder has no trained weights: they make no difference to the time.
+The encoder has random weights, which take the same time as trained ones.
 """
 
 import argparse
@@ -29,7 +29,7 @@ GOAL = 0.85
 
 
 def photos(folder: Path, count: int) -> CaptionSet:
-    """So many photos of a folder, the same ones again where there are too few."""
+    """`count` photos from a folder, repeated if there are too few."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS)
     if not paths:
         sys.exit(f"{folder}: no photos in this folder")
@@ -38,17 +38,17 @@ def photos(folder: Path, count: int) -> CaptionSet:
 
 
 def extraction_seconds(encoder: VisionEncoder, captions: CaptionSet, batch: int) -> float:
-    """From files to a finished feature store."""
+    """Seconds from files to a finished feature store."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         store = extract_features(encoder, captions, Path(folder), batch_size=batch)
         seconds = time.perf_counter() - start
-        del store  # lets go of the mapped file, which Windows would not delete
+        del store  # closes the mapped file, which Windows could not delete otherwise
     return seconds
 
 
 def encoder_seconds(encoder: VisionEncoder, batches: tuple[torch.Tensor, ...]) -> float:
-    """From pixels in memory to features."""
+    """Seconds from pixels in memory to features."""
     start = time.perf_counter()
     with torch.inference_mode():
         for pixels in batches:
@@ -57,13 +57,15 @@ def encoder_seconds(encoder: VisionEncoder, batches: tuple[torch.Tensor, ...]) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Feature extraction against the encoder alone.")
-    parser.add_argument("--images", type=int, default=128, metavar="N", help="photos a round (%(default)s)")
-    parser.add_argument("--folder", type=Path, default=PHOTOS, metavar="DIR", help="photos from here")
-    parser.add_argument("--encoder", default="tf_efficientnet_lite2", metavar="NAME", help="timm's name (%(default)s)")
-    parser.add_argument("--batch", type=int, default=32, metavar="B", help="images a batch (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="times each is run (%(default)s)")
-    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads of the encoder; default PyTorch's choice")
+    parser = argparse.ArgumentParser(description="Compare feature extraction with the encoder alone.")
+    parser.add_argument("--images", type=int, default=128, metavar="N", help="photos per round (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=PHOTOS, metavar="DIR", help="folder with the photos")
+    parser.add_argument(
+        "--encoder", default="tf_efficientnet_lite2", metavar="NAME", help="timm model name (%(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=32, metavar="B", help="images per batch (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="number of rounds (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="T", help="CPU threads of the encoder (PyTorch's default)")
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -25,7 +25,7 @@ from benchmarks.peers import LAYERS, VOCABULARY, WIDTH, ctranslate2_translator, 
 from captioner.convert import from_transformers
 from captioner.generation import BeamSearch, Greedy, Strategy, generate
 from captioner.model.caption_model import CaptionModel
-from captioner.model.linear import Int8Weights, OrderedWeights
+from captioner.model.packed import pack
 
 TOKENS, PATCHES = 20, 197
 CASES = ((1, 1), (1, 5), (8, 5), (32, 1), (32, 5))
@@ -145,7 +145,7 @@ def pictures(images: int) -> torch.Tensor:
 def ours(folder: Path) -> Prepare:
     model, tokenizer = from_transformers(folder)
     encode = cache(lambda images: model.encoder(pictures(images)))
-    kept = {"float32": OrderedWeights(model.decoder), "int8": Int8Weights(model.decoder)}  # as a Captioner keeps them
+    packed = {"float32": pack(model.decoder), "int8": pack(model.decoder, int8=True)}  # as a Captioner keeps one
 
     def prepare(images: int, beams: int) -> dict[str, Work]:
         lengths: dict[str, int] = {"max_length": TOKENS, "min_length": TOKENS - 1}
@@ -154,8 +154,7 @@ def ours(folder: Path) -> Prepare:
 
         def decode(features: torch.Tensor, numbers: str = "float32") -> None:
             memory = model.decoder.project(features)
-            with kept[numbers].used():
-                generate(model.decoder, memory, strategy, bos=tokenizer.bos, eos=tokenizer.eos)
+            generate(packed[numbers], memory, strategy, bos=tokenizer.bos, eos=tokenizer.eos)
 
         return {
             "whole": lambda: decode(model.encoder(pictures(images))),

@@ -1,8 +1,9 @@
-"""What changes of this repository brought to speed: `python -m benchmarks.history COMMIT [COMMIT ...]`.
+"""Compare the speed of commits of this repository: `python -m benchmarks.history COMMIT [COMMIT ...]`.
 
-Each commit in a worktree of its own; they take turns, a process a turn. Milliseconds, medians over turns: decoding with
-the weights of `benchmarks.generation` (20 tokens, no early end), and a photo of docs/photos by the commit's own bundled
-model, with beam 5, 16 at once. Extra `benchmark`; needs git and the repository's history.
+Each commit gets its own worktree. Commits take turns, with a new process for each turn. Prints medians over turns, in
+milliseconds: decoding with the weights of `benchmarks.generation` (20 tokens, no early stop), and captioning one of the
+photos in docs/photos with the commit's own bundled model (beam 5, batches of 16). Needs the extra `benchmark`, git and
+the repository's history.
 """
 
 import argparse
@@ -27,8 +28,15 @@ from captioner import Captioner
 from captioner.convert import from_transformers
 from captioner.generation import BeamSearch, Greedy, generate
 
+try:
+    from captioner.model.packed import pack
+except ImportError:  # a commit before it
+    def pack(decoder):
+        return decoder
+
 weights, photos = map(Path, sys.argv[1:])
 model, tokenizer = from_transformers(weights)
+packed = pack(model.decoder)
 lengths = {"max_length": 20, "min_length": 19}
 found = {}
 for images, beams in ((1, 1), (1, 5), (32, 5)):
@@ -38,7 +46,7 @@ for images, beams in ((1, 1), (1, 5), (32, 5)):
     for turn in range(3 if images > 1 else 9):
         start = time.perf_counter()
         with torch.inference_mode():
-            generate(model.decoder, model.decoder.project(features), strategy, bos=tokenizer.bos, eos=tokenizer.eos)
+            generate(packed, model.decoder.project(features), strategy, bos=tokenizer.bos, eos=tokenizer.eos)
         seconds.append(time.perf_counter() - start)
     found[f"decode {images}x{beams}"] = sorted(seconds[1:])[(len(seconds) - 1) // 2]
 captioner = Captioner.from_pretrained()

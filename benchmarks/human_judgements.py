@@ -1,10 +1,11 @@
-"""How far metrics agree with people: `python -m benchmarks.human_judgements --data FLICKR8K`.
+"""Measure how well metrics agree with people: `python -m benchmarks.human_judgements --data FLICKR8K`.
 
-FLICKR8K is the data set's folder: captions in a format that captioner reads, and ExpertAnnotations.txt and
-CrowdFlowerAnnotations.txt (Hodosh et al. 2013), there or in its folder human_judgements. A line of both is an image, a
-caption that may be another image's, and judgements. Each caption is scored against the five of the image; captions of
-the image itself are left out. Metrics are Kendall's tau x 100 with the experts' grades, 1 to 4, each of the three
-counted, and with the share of the crowd that said yes. METEOR is left out where Java or its jar is missing.
+FLICKR8K is the folder of the data set. It holds captions in a format that captioner reads, and ExpertAnnotations.txt
+and CrowdFlowerAnnotations.txt (Hodosh et al. 2013), either there or in its subfolder human_judgements. Each line of
+these files has an image, a caption that may belong to another image, and judgments. Each caption is scored against the
+five of the image; captions of the image itself are left out. Prints Kendall's tau x 100 between each metric and the
+three experts' grades (1 to 4, each counted), and the share of the crowd that said yes. METEOR is left out if Java or
+its jar is missing.
 """
 
 import argparse
@@ -30,11 +31,11 @@ SOURCES = {
     "experts": ("ExpertAnnotations.txt", slice(2, 5)),  # image, caption, three grades
     "crowd": ("CrowdFlowerAnnotations.txt", slice(2, 3)),  # image, caption, share of yes, number of yes, of no
 }
-"""Whose judgements -> their file, and its columns that are grades."""
+"""Group of people -> the file with their judgments, and its columns with grades."""
 
 
 class Judgements(NamedTuple):
-    """Captions that people judged against images.   P pairs · J judgements of a pair"""
+    """Captions judged against images.   P pairs · J judgments per pair"""
 
     candidates: list[str]
     """(P,) tokenized."""
@@ -44,7 +45,7 @@ class Judgements(NamedTuple):
 
 
 def kendall(values: NDArray[np.float64], grades: NDArray[np.float64]) -> tuple[float, float]:
-    """Kendall's tau-b and tau-c of values and grades (n,); quick where there are few different grades."""
+    """Kendall's tau-b and tau-c between values (n,) and grades (n,); fast if there are few distinct grades."""
     count = len(values)
     groups = [np.sort(values[grades == grade]) for grade in np.unique(grades)]
     surplus = 0  # concordant pairs minus discordant ones
@@ -59,7 +60,7 @@ def kendall(values: NDArray[np.float64], grades: NDArray[np.float64]) -> tuple[f
 
 
 def read_judgements(path: Path, columns: slice, captions: Mapping[str, Sequence[str]]) -> Judgements:
-    """The pairs of a file; `captions` of each image by its file's name, in the data set's order."""
+    """Read the pairs of a file; `captions` maps the file name of each image to its captions, in data set order."""
     candidates: list[str] = []
     references: list[Sequence[str]] = []
     grades: list[list[float]] = []
@@ -85,14 +86,16 @@ def scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> di
         print(f"METEOR left out: {error}", file=sys.stderr)
     found["CIDEr-D"] = cider_d(candidates, references).per_image
     objects = object_words(candidates, references).per_image
-    # A caption that names no object has no precision: the worst, for what it says of the image.
+    # A caption that names no object has no precision; count it as the worst.
     found["object precision"], found["object recall"] = np.nan_to_num(objects).T
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Agreement of metrics with human judgements of Flickr8k captions.")
-    parser.add_argument("--data", type=Path, required=True, metavar="FLICKR8K", help="the data set's folder")
+    parser = argparse.ArgumentParser(
+        description="Measure how well metrics agree with human judgments of Flickr8k captions."
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FLICKR8K", help="folder of the data set")
     arguments = parser.parse_args(argv)
     listing = read_listing(arguments.data)
     captions = {Path(image.file_name).name: [str(each.text) for each in image.captions] for image in listing.images}

@@ -1,4 +1,4 @@
-"""Peak memory of `captioner caption` on folders of more and more photos; it should not grow with them. Unix only.
+"""Peak memory of `captioner caption` on folders of increasing size; it should stay constant. Unix only.
 
 python -m benchmarks.memory                                 with a tiny untrained model
 python -m benchmarks.memory --model bundled --counts 50 200 800
@@ -22,11 +22,11 @@ from captioner.tokenizer import Tokenizer
 
 PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in a unit of `ru_maxrss`."""
+"""Bytes per unit of `ru_maxrss`."""
 
 
 def tiny_model(folder: Path) -> Path:
-    """A model folder that has learned nothing."""
+    """Save a tiny untrained model."""
     tokenizer = Tokenizer.train(["a dog runs on the grass", "two people near a horse"], TokenizerConfig(min_count=1))
     decoder = DecoderConfig(width=64, layers=2, heads=4, max_length=16)
     config = ModelConfig(encoder=EncoderConfig(name="test_vit"), decoder=decoder)
@@ -35,7 +35,7 @@ def tiny_model(folder: Path) -> Path:
 
 
 def measure(photos: list[Path], count: int, model: str) -> tuple[float, float]:
-    """Peak resident MiB, and seconds, of a process that captions so many copies of these photos."""
+    """Peak resident memory in MiB and seconds of a process that captions `count` copies of these photos."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photos"
         folder.mkdir()
@@ -55,10 +55,10 @@ def measure(photos: list[Path], count: int, model: str) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Peak memory of captioning folders of different sizes.")
-    parser.add_argument("--counts", type=int, nargs="+", default=[50, 200, 800], metavar="N", help="photos a folder")
-    parser.add_argument("--folder", type=Path, default=PHOTOS, metavar="DIR", help="photos to copy from here")
-    parser.add_argument("--model", metavar="M", help="a model folder or bundled; default a tiny untrained one")
+    parser = argparse.ArgumentParser(description="Measure peak memory while captioning folders of different sizes.")
+    parser.add_argument("--counts", type=int, nargs="+", default=[50, 200, 800], metavar="N", help="photos per folder")
+    parser.add_argument("--folder", type=Path, default=PHOTOS, metavar="DIR", help="folder with the photos to copy")
+    parser.add_argument("--model", metavar="M", help="a model folder or bundled (a tiny untrained model)")
     arguments = parser.parse_args(argv)
     photos = sorted(path for path in arguments.folder.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS)
     if not photos:

@@ -1,6 +1,7 @@
-"""Captions of a split, scored with the official tool: `python -m benchmarks.official_scores --data FOLDER`.
+"""Caption a split and score it with the official tool: `python -m benchmarks.official_scores --data FOLDER`.
 
-Needs Java and the extra `meteor`. Prints BLEU, ROUGE-L, METEOR and CIDEr-D as fractions, and the distinct captions.
+Needs Java and the extra `meteor`. Prints BLEU, ROUGE-L, METEOR and CIDEr-D as fractions, and the number of distinct
+captions.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from captioner.data.formats import load_captions
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--data", required=True, help="a data set's folder")
-    parser.add_argument("--annotations", help="its annotation file, where there are several")
+    parser.add_argument("--data", required=True, help="folder of the data set")
+    parser.add_argument("--annotations", help="its annotation file, if there are several")
     parser.add_argument("--split", default="val")
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--length-penalty", type=float, default=1.0)
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     references = {image.image_id: [{"caption": text} for text in image.captions] for image in images}
     candidates = {image.image_id: [{"caption": text}] for image, text in zip(images, texts, strict=True)}
     scores: dict[str, float] = {}
-    with contextlib.redirect_stdout(sys.stderr):  # the official tool talks
+    with contextlib.redirect_stdout(sys.stderr):  # the official tool prints
         tokenizer = PTBTokenizer()
         references, candidates = tokenizer.tokenize(references), tokenizer.tokenize(candidates)
         bleu, _ = Bleu(4).compute_score(references, candidates)

@@ -1,4 +1,4 @@
-"""Peers to be compared with, of equal sizes and random weights: a transformers captioner, a CTranslate2 translator."""
+"""Models to compare with, of equal size and with random weights: a transformers captioner, a CTranslate2 translator."""
 
 import importlib
 import itertools
@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-# Not checked by types: not every environment has them.
+# Typed as Any, because not every environment has these packages.
 ctranslate2: Any = importlib.import_module("ctranslate2")
 specs: Any = importlib.import_module("ctranslate2.specs")
 transformers: Any = importlib.import_module("transformers")
@@ -22,7 +22,7 @@ END = "<|endoftext|>"
 
 
 def save_transformers(folder: Path) -> None:
-    """A random VisionEncoderDecoderModel into the folder, with a tokenizer and an image processor."""
+    """Save a random VisionEncoderDecoderModel with a tokenizer and an image processor."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = (f"{one}{other}" for one in pieces for other in pieces)
     vocabulary = [*list(itertools.islice(itertools.chain(pieces, pairs), VOCABULARY - 1)), END]
@@ -53,7 +53,7 @@ def save_transformers(folder: Path) -> None:
 
 
 def ctranslate2_translator(folder: Path, compute_type: str, threads: int) -> Any:
-    """A random translator with the same decoder; its encoder is one layer whose feed-forward is next to nothing."""
+    """A random translator with the same decoder and a one-layer encoder of negligible cost."""
     random = np.random.default_rng(0)
     spec = specs.transformer_spec.TransformerSpec.from_config(
         (1, LAYERS), HEADS, pre_norm=True, activation=specs.common_spec.Activation.GELUTanh

@@ -14,16 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioner.config import EncoderConfig
 from captioner.model.attention import attention_weights
 from captioner.model.encoder import VisionEncoder
-from captioner.model.linear import AVAILABLE, Int8Weights, LinearMode
-from captioner.model.linear import ROWS as ORDERED_FOR
+from captioner.model.linear import AVAILABLE, onednn_product
+from captioner.model.packed import PACKED_FOR, Int8Linear, matrix_vector
 
 SHAPES = ((1536, 512), (2048, 512), (512, 2048), (10_000, 512))
 """(outputs, inputs)"""
@@ -34,7 +35,7 @@ IMAGES = ((1, 1), (1, 5), (8, 5), (32, 5))
 """(images, words of each)"""
 BYTES = 100_000_000
 PATCHES, HEADS, HEAD_WIDTH, LAYERS = 197, 8, 64, 6
-Ways = dict[str, tuple[Callable[..., object], Sequence[tuple[Tensor, ...]]]]
+Ways = dict[str, tuple[Callable[..., object], Sequence[tuple[Any, ...]]]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,10 +62,8 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
         weights = [torch.randn(outputs, inputs) for _ in range(count)]
         columns = [weight.t().contiguous().t() for weight in weights]
         bias = torch.randn(outputs)
-        whole = Int8Weights(nn.ParameterList(nn.Parameter(weight.clone(), requires_grad=False) for weight in weights))
-        with whole.used():  # which makes the copies
-            pass
-        ordered = [torch.ops.mkldnn._reorder_linear_weight(weight, ORDERED_FOR) for weight in weights if AVAILABLE]
+        ordered = [torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) for weight in weights if AVAILABLE]
+        rounded = [Int8Linear(weight, bias) for weight in weights if AVAILABLE]
         for rows in ROWS:
             x = torch.randn(rows, inputs)
             plain, turned_weights = ([(x, weight, bias) for weight in each] for each in (weights, columns))
@@ -73,6 +72,8 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
                 "PyTorch, (W x^T)^T": (turned, plain),
                 "PyTorch, columns adjacent": (F.linear, turned_weights),
             }
+            if rows == 1:
+                ways["PyTorch, matrix and vector"] = (matrix_vector, plain)
             if torch.backends.mkl.is_available():
                 packed = [torch.ops.mkl._mkl_reorder_linear_weight(weight, rows) for weight in weights]
                 ways["MKL, packed for so many rows"] = (
@@ -80,15 +81,15 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
                     [(x, pack, weight, bias) for pack, weight in zip(packed, weights, strict=True)],
                 )
             if AVAILABLE:
-                ways["oneDNN"] = (onednn, plain)
-                ways["oneDNN, its own order"] = (onednn, [(x, weight, bias) for weight in ordered])
-                ways["8 bits"] = (whole.product, [(x, weight, bias) for weight in whole.module.parameters()])
+                ways["oneDNN"] = (onednn_product, plain)
+                ways["oneDNN, its own order"] = (onednn_product, [(x, weight, bias) for weight in ordered])
+                ways["8 bits"] = (multiply, [(x, layer) for layer in rounded])
             found[f"{rows} rows, {inputs} to {outputs}"] = measured(ways, rounds)
     return found
 
 
-def onednn(x: Tensor, weight: Tensor, bias: Tensor) -> object:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def multiply(x: Tensor, layer: Int8Linear) -> object:
+    return layer(x)
 
 
 def packed_product(x: Tensor, pack: Tensor, weight: Tensor, bias: Tensor) -> object:
@@ -126,14 +127,13 @@ def encoder_ways(rounds: int) -> dict[str, dict[str, float]]:
         for images in BATCHES:
             apart = torch.randn(images, 3, *encoder.image_size)
             adjacent = apart.contiguous(memory_format=torch.channels_last)
-            with LinearMode():
-                found[f"{name}, {images} images"] = measured(
-                    {
-                        "colors apart": (encoder.backbone.forward_features, [(apart,)]),
-                        "colors adjacent": (encoder.backbone.forward_features, [(adjacent,)]),
-                    },
-                    rounds,
-                )
+            found[f"{name}, {images} images"] = measured(
+                {
+                    "colors apart": (encoder.backbone.forward_features, [(apart,)]),
+                    "colors adjacent": (encoder.backbone.forward_features, [(adjacent,)]),
+                },
+                rounds,
+            )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Fewer patches for words to look at: k x k averages (`encoder.pool`), and learned queries, which stayed an experiment.
+"""Ways to reduce the number of patches: k x k averages (`encoder.pool`), and learned queries (an experiment).
 
 B images · N patches · M queries · E encoder width
 """
@@ -11,7 +11,7 @@ from captioner.model.attention import CrossAttention
 
 
 class Pooled(nn.Module):
-    """What `encoder.pool` does, for features that are there already."""
+    """What `encoder.pool` does, for features that are already computed."""
 
     def __init__(self, grid: tuple[int, int], pool: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Pooled(nn.Module):
 
 
 class LearnedQueries(nn.Module):
-    """M queries that every image answers by cross-attention, as a perceiver does (Jaegle et al. 2021), one layer."""
+    """M learned queries that read each image by cross-attention, in one layer (Perceiver, Jaegle et al. 2021)."""
 
     def __init__(self, width: int, queries: int, heads: int = 8) -> None:
         super().__init__()

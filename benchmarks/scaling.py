@@ -1,8 +1,8 @@
 """How time and memory grow with the patches m and the words n: `python -m benchmarks.scaling`.
 
-A decoder of 6 layers of width 512: keys and values once an image, one step of beam search (8 images, beam 5, ten words
-before it), a training step (8 images, 5 captions of 12 words), against m; training against n. The same with reducers.
-Growth is the slope of log time over log size, from all sizes and from the last three.
+For a 6-layer decoder of width 512, measures against m: keys and values (once per image), one step of beam search (8
+images, beam 5, after ten words), and a training step (8 images, 5 captions of 12 words); with and without reducers.
+Measures training against n. Growth is the slope of log time over log size, for all sizes and for the last three.
 
 B images · m patches · n words · E encoder width
 """
@@ -25,13 +25,13 @@ from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 
 SIDES = (7, 9, 14, 24, 32, 48)
-"""Of square grids: m = 49, 81, 196, 576, 1024, 2304."""
+"""Sides of square grids: m = 49, 81, 196, 576, 1024, 2304."""
 WORDS = (4, 8, 16, 32, 63)
 IMAGES, BEAMS, CAPTIONS, BEFORE, LENGTH = 8, 5, 5, 10, 12
 ENCODER_WIDTH, VOCABULARY, QUERIES, POOL = 384, 10_000, 64, 2
 CONFIG = DecoderConfig(width=512, layers=6, heads=8, null_patch=False)
 FLOAT = 4
-"""Bytes of a number."""
+"""Bytes of a float32 number."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     parser.add_argument("--words", type=int, nargs="+", default=WORDS)
-    parser.add_argument("--output", type=Path, help="write the numbers here too")
+    parser.add_argument("--output", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     found = {
@@ -96,7 +96,7 @@ def project(decoder: TextDecoder, reducer: nn.Module, features: Tensor) -> Calla
 
 
 def step(decoder: TextDecoder, memory: Memory) -> Callable[[], object]:
-    """One more token for every beam."""
+    """Decode one more token for every beam."""
 
     @torch.inference_mode()
     def take() -> None:
@@ -119,7 +119,7 @@ def train(decoder: TextDecoder, reducer: nn.Module, features: Tensor, tokens: Te
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
-    """The median time of the work, or of the part of it that it timed itself."""
+    """Median seconds of `work`, or of the part that it timed itself."""
     found = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -129,7 +129,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def growth(rows: Sequence[dict[str, float]], size: str) -> dict[str, list[float]]:
-    """Exponents of every time: over all sizes, and over the last three."""
+    """The growth exponent of each time, over all sizes and over the last three."""
     names = [name for name in rows[0] if name.endswith("seconds")] if rows else []
     return {name: [slope(part, size, name) for part in (rows, rows[-3:])] for name in names if len(rows) > 1}
 

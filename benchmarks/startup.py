@@ -1,7 +1,7 @@
 """How long the first caption takes: `python -m benchmarks.startup`.
 
-Whole processes in turns, medians: Python alone, `import torch`, `import timm` (which takes torch), the imports of
-`captioner caption`, that command on one photo, and on nine. Then the modules that took longest to import.
+Medians over whole processes that take turns: Python alone, `import torch`, `import timm` (which imports torch), the
+imports of `captioner caption`, that command on one photo, and on all. Then the modules that took longest to import.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
-    parser.add_argument("--output", type=Path, help="write the numbers here too")
+    parser.add_argument("--output", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
     photos = sorted(map(str, arguments.photos.glob("*.jpg")))
     if not photos:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, command in commands.items():
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
-            if turn:  # the first one reads from the disk
+            if turn:  # skip the first turn, which reads from disk
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
     found = {
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def slowest_imports() -> dict[str, int]:
-    """Module -> milliseconds of its own."""
+    """Module -> milliseconds to import, without the modules it imports."""
     told = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", IMPORTS], check=True, capture_output=True, text=True
     )

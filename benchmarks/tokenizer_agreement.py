@@ -1,8 +1,9 @@
-"""Our PTB tokenizer against the official one: `python -m benchmarks.tokenizer_agreement [--captions FILE ...]`.
+"""Compare our PTB tokenizer with the official one: `python -m benchmarks.tokenizer_agreement [--captions FILE ...]`.
 
-Needs Java and the extra `meteor`. Tokenizes every source in one go, as the metrics do, and counts the captions that
-differ, by class. Without files: the shared data that is there (CAPTIONER_SHARED, default ../shared), and odd captions
-made up from pieces. A file is text, a caption a line, or JSON: COCO annotations or {image: [captions]}.
+Needs Java and the extra `meteor`. Tokenizes each source in one call, as the metrics do, and counts the captions that
+differ, by class. Without files, uses the shared data that exists (CAPTIONER_SHARED, default ../shared), and odd
+captions generated from pieces. A file is text with one caption per line, or JSON: COCO annotations or
+{image: [captions]}.
 """
 
 import argparse
@@ -35,11 +36,11 @@ http://www.x.com/a?b=c www.foo.com foo.com/bar foo.jpg @user #tag <b> </b> <br/>
 AT&T R&B black&white C++ C# A+ and/or w/ w/o a-b t-shirt half-eaten -x x- word.word word!word 😀 ❤ ☺ ★ ™ \ufe0f
 \u200d
 """
-"""What captions are made up from."""
+"""Pieces to generate captions from."""
 
 
 def jar() -> Path:
-    """The official tokenizer, in the installed pycocoevalcap. Raises ResourceError where that is missing."""
+    """Path of the official tokenizer in the installed pycocoevalcap. Raises ResourceError if it is missing."""
     spec = importlib.util.find_spec("pycocoevalcap")
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder, "tokenizer", "stanford-corenlp-3.4.1.jar")).is_file():
@@ -48,7 +49,7 @@ def jar() -> Path:
 
 
 def official(captions: Sequence[str]) -> list[str]:
-    """What coco-caption makes of captions that are one line each. Raises ResourceError without Java or the jar."""
+    """Tokenize one-line captions with coco-caption. Raises ResourceError without Java or the jar."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "captions.txt")
         path.write_bytes("\n".join(captions).encode())
@@ -62,7 +63,7 @@ def official(captions: Sequence[str]) -> list[str]:
 
 
 def difference(caption: str) -> str:
-    """The known class that a caption with another result belongs to."""
+    """The known class of differences that a caption belongs to."""
     if "Σ" in caption:
         return "capital sigma beside digits or hyphens"
     if max(map(ord, caption), default=0) > 0xFFFF:
@@ -71,7 +72,7 @@ def difference(caption: str) -> str:
 
 
 def made_up(count: int, seed: int = 0) -> list[str]:
-    """Odd captions: pieces that the tokenizer treats in some way of their own, with and without spaces."""
+    """Generate odd captions from pieces that the tokenizer treats specially, with and without spaces."""
     chance = random.Random(seed)
     pieces = PIECES.split()
     gaps = ("", "  ", " ", " ", " ", " ", " ", " ")
@@ -81,7 +82,7 @@ def made_up(count: int, seed: int = 0) -> list[str]:
 
 
 def read_captions(path: Path) -> list[str]:
-    """The captions of a file, in its order."""
+    """The captions of a file, in order."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     text = content.decode()
     if ".jsonl" in path.suffixes:
@@ -97,7 +98,7 @@ def read_captions(path: Path) -> list[str]:
 
 
 def shared_sources(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(name, captions) of the shared data that is there."""
+    """Yield (name, captions) for the shared data that exists."""
     names = ["coco_captions_text_only.json", "flickr8k/captions.json"]
     names += sorted(str(path.relative_to(folder)) for path in folder.glob("metric_fixtures/*/refs.json*"))
     names += sorted(str(path.relative_to(folder)) for path in folder.glob("metric_fixtures/*/cand_*.json"))
@@ -118,10 +119,10 @@ def shared_sources(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--captions", nargs="*", type=Path, help="files to compare on instead")
-    parser.add_argument("--made-up", type=int, default=50_000, help="how many odd captions to make up")
+    parser.add_argument("--captions", nargs="*", type=Path, help="compare on these files instead")
+    parser.add_argument("--made-up", type=int, default=50_000, help="number of odd captions to generate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--examples", type=int, default=5, help="how many differences of a source to print")
+    parser.add_argument("--examples", type=int, default=5, help="number of differences to print per source")
     arguments = parser.parse_args(argv)
 
     if arguments.captions:

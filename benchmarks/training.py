@@ -1,9 +1,9 @@
 """Cross-entropy training from stored features: `python -m benchmarks.training`.
 
-Drawn features of the bundled model's shape or another, drawn captions of Flickr8k's lengths. In turns: bare steps in
-which the captions of an image share its keys and values, bare steps with one caption a row (as many captions), and the
-machine's matrix product; then Lightning's loop with the package's task and loader, against a bare loop that does the
-same. Useful operations only: padding does not count.
+Uses random features of the bundled model's shape, or of another encoder's, and random captions of Flickr8k's lengths.
+Three measurements take turns: bare steps in which the captions of an image share its keys and values, bare steps with
+the same number of captions and one caption per image, and the machine's matrix product. Then Lightning's loop, with the
+package's task and loader, is compared with a bare loop that does the same. Padding does not count as useful operations.
 """
 
 import argparse
@@ -36,15 +36,15 @@ from captioner.training.task import CaptionTask
 
 IMAGES, CAPTIONS, VOCABULARY = 32, 5, 3500
 WORDS_MEAN, WORDS_SPREAD = 10.8, 3.7
-"""Words of a Flickr8k caption, mean and standard deviation."""
+"""Words per Flickr8k caption: mean and standard deviation."""
 DECODER = DecoderSettings(width=384, layers=3, heads=6, max_length=40, dropout=0.3)
-"""The bundled model's."""
+"""The shape of the bundled model's decoder."""
 TURNS = 3
-"""Of a bare loop and of Lightning's."""
+"""How often the bare loop and Lightning's take turns."""
 
 
 class Clock(pl.Callback):
-    """Seconds between the starts of batches."""
+    """Records when each batch starts."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -55,11 +55,13 @@ class Clock(pl.Callback):
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="of each kind")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each kind")
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--captions", type=int, default=CAPTIONS, help="of an image in a batch, of its five")
-    parser.add_argument("--encoder", default="tf_efficientnet_lite2", help="of whose features' shape they are drawn")
-    parser.add_argument("--output", type=Path, help="write the numbers here too")
+    parser.add_argument("--captions", type=int, default=CAPTIONS, help="captions per image in a batch, of its five")
+    parser.add_argument(
+        "--encoder", default="tf_efficientnet_lite2", help="timm encoder that gives the shape of the features"
+    )
+    parser.add_argument("--output", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), arguments)
@@ -135,7 +137,7 @@ def lightning(
     optimizer: torch.optim.Optimizer,
     steps: int,
 ) -> tuple[float, float]:
-    """Median seconds from batch to batch: of a bare loop, and of Lightning's, over the same batches, in turns."""
+    """Median seconds per batch of a bare loop and of Lightning's, which take turns over the same batches."""
     task = CaptionTask(model, tokenizer, config)
     module = datamodule(config, captions, tokenizer, model, store)
     bare: list[float] = []
@@ -155,7 +157,7 @@ def lightning(
             callbacks=[clock],
             logger=pl.loggers.CSVLogger(folder),
             enable_checkpointing=False,
-            enable_progress_bar=False,  # which would stand among the numbers
+            enable_progress_bar=False,  # keeps the output clean
             enable_model_summary=False,
             accelerator="cpu",
             use_distributed_sampler=False,
@@ -166,12 +168,12 @@ def lightning(
 
 
 def useful_operations(model: CaptionModel, batch: Batch, pad: int) -> float:
-    """Floating-point operations of a step's real tokens and patches, backward twice forward."""
+    """Floating-point operations of a step for real tokens and patches; backward counts as twice forward."""
     assert batch.features is not None
     images, patches, encoder_width = batch.features.shape
     width, layers = DECODER.width, DECODER.layers
     inputs = batch.tokens[:, :-1] != pad
-    tokens = float(inputs.sum()) - len(inputs)  # the last real one predicts nothing
+    tokens = float(inputs.sum()) - len(inputs)  # the last real token predicts nothing
     a_token = layers * 14 * width**2 + model.decoder.vocabulary * width
     read = 2 * layers * width * (patches + tokens / len(inputs) / 2)
     project = images * patches * width * (encoder_width + layers * 2 * width)
@@ -221,7 +223,7 @@ def loader(config: Config, captions: CaptionSet, tokenizer: Tokenizer, model: Ca
 
 
 def timed(batches: Any, seconds: list[float]) -> Any:
-    """The batches; how long each took to come."""
+    """Yield the batches, and append how long each took to load."""
     iterator = iter(batches)
     while True:
         start = time.perf_counter()

@@ -20,8 +20,8 @@ from captioner.metrics.object_words import chair
 from captioner.metrics.ptb import TOKENIZERS
 from captioner.metrics.scores import DEFAULT_METRICS, Scores, TokenizerName, score
 from captioner.model.decoder import TextDecoder
-from captioner.model.linear import ordered_weights
 from captioner.model.memory import Memory
+from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
 
 ImageId: TypeAlias = int | str
@@ -103,20 +103,20 @@ def caption_features(
     Sampling's noise depends on the images' ids.
     """
     captions: dict[ImageId, Caption] = {}
-    with ordered_weights(decoder):
-        for images, seen in batches:
-            first = {image: place for place, image in reversed(list(enumerate(images))) if image not in captions}
-            if not first:
-                continue
-            places = torch.tensor(sorted(first.values()))
-            chosen = [images[place] for place in places.tolist()]
-            if isinstance(seen, Tensor):
-                with torch.inference_mode():
-                    memory = decoder.project(seen[places.to(seen.device)].to(decoder.token_embedding.weight.dtype))
-            else:
-                memory = seen.select(places.to(seen.layers[0].keys.device))
-            found = caption_memory(decoder, tokenizer, memory, search, keys=[str(image) for image in chosen])
-            captions.update((image, best) for image, [best, *_] in zip(chosen, found, strict=True))
+    decoder = pack(decoder)
+    for images, seen in batches:
+        first = {image: place for place, image in reversed(list(enumerate(images))) if image not in captions}
+        if not first:
+            continue
+        places = torch.tensor(sorted(first.values()))
+        chosen = [images[place] for place in places.tolist()]
+        if isinstance(seen, Tensor):
+            with torch.inference_mode():
+                memory = decoder.project(seen[places.to(seen.device)].to(decoder.token_embedding.weight.dtype))
+        else:
+            memory = seen.select(places.to(seen.layers[0].keys.device))
+        found = caption_memory(decoder, tokenizer, memory, search, keys=[str(image) for image in chosen])
+        captions.update((image, best) for image, [best, *_] in zip(chosen, found, strict=True))
     return captions
 
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from captioner.geometry import Geometry, to_pixels
 from captioner.images import ImageSource, open_image
 from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
-from captioner.model.linear import AVAILABLE, Int8Weights, OrderedWeights
+from captioner.model.decoder import TextDecoder
+from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory, concat
+from captioner.model.packed import pack
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.text import first_line
@@ -56,7 +58,19 @@ class Captioner:
         self.device = torch.device(device)
         if int8 and (self.device.type != "cpu" or not AVAILABLE):
             raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
-        self._weights = (Int8Weights if int8 else OrderedWeights)(self.model.decoder)
+        self.int8 = int8
+        self._packed: TextDecoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed decoder, which cannot be pickled; it is made again when it is needed."""
+        return self.__dict__ | {"_packed": None}
+
+    @property
+    def _decoder(self) -> TextDecoder:
+        """The model's decoder, packed at its first use."""
+        if self._packed is None:
+            self._packed = pack(self.model.decoder, int8=self.int8)
+        return self._packed
 
     @classmethod
     def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:
@@ -120,15 +134,10 @@ class Captioner:
             return []
         with torch.inference_mode():
             memory = self._memory(photos, region, hide)
-        with self._weights.used():
-            found = caption_memory(
-                self.model.decoder,
-                self.tokenizer,
-                memory,
-                search,
-                prefix=self._prefix_tokens(prefix),
-                keys=[photo.key for photo in photos],
-            )
+        keys = [photo.key for photo in photos]
+        found = caption_memory(
+            self._decoder, self.tokenizer, memory, search, prefix=self._prefix_tokens(prefix), keys=keys
+        )
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
     def stream(
@@ -214,22 +223,21 @@ class Captioner:
             memory, view = self._tiled(opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
-        with self._weights.used():
-            if caption is None:
-                [[found, *_]] = caption_memory(self.model.decoder, self.tokenizer, memory, search, keys=[photo.key])
-                tokens = list(found.tokens)
-            else:
-                tokens = self._caption_tokens(caption)
-            trace = AttentionTrace.of(
-                self.model.decoder,
-                memory,
-                tokens,
-                self.tokenizer,
-                view=view,
-                photo=opened.image,
-                method=method,
-                blind=blind,
-            )
+        if caption is None:
+            [[found, *_]] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[photo.key])
+            tokens = list(found.tokens)
+        else:
+            tokens = self._caption_tokens(caption)
+        trace = AttentionTrace.of(
+            self._decoder,
+            memory,
+            tokens,
+            self.tokenizer,
+            view=view,
+            photo=opened.image,
+            method=method,
+            blind=blind,
+        )
         weights = self.model.config.hallucination if method == "relevance" else ()
         return replace(trace, invented=risks(trace, weights)) if weights else trace
 

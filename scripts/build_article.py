@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the Python of docs/cross_attention.md, compare what it prints with the article, and draw its figures."""
+"""Run the Python in docs/cross_attention.md, compare its output with the article, and draw the figures."""
 
 import argparse
 import contextlib
@@ -20,7 +20,7 @@ CELL, MARGIN = 64, 96
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--figures", type=Path, default=DOCS / "figures", help="folder; default: docs/figures")
+    parser.add_argument("--figures", type=Path, default=DOCS / "figures", help="output folder (docs/figures)")
     arguments = parser.parse_args(argv)
     names, problems = run(ARTICLE.read_text(encoding="utf-8"))
     for problem in problems:
@@ -28,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not problems:
         arguments.figures.mkdir(parents=True, exist_ok=True)
         matrix(names["alignment"].tolist(), names["french"], names["english"]).save(arguments.figures / "alignment.png")
-        print(f"the article is true; figures in {arguments.figures}")
+        print(f"the article matches its output; figures in {arguments.figures}")
     return 1 if problems else 0
 
 
 def run(text: str) -> tuple[dict[str, Any], list[str]]:
-    """The names that the article's Python leaves behind, and where it prints other than the text block after it."""
+    """Run the Python blocks of `text`: the variables they define, and a message for each block whose output differs."""
     names: dict[str, Any] = {}
     problems, printed, start = [], "", 0
     for found in BLOCK.finditer(text):
@@ -52,7 +52,7 @@ def run(text: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def matrix(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Weights as a picture: the darker, the larger."""
+    """Draw weights as a matrix; larger is darker."""
     font = ImageFont.load_default(15)
     picture = Image.new("RGB", (MARGIN + CELL * len(columns) + 8, 40 + CELL * len(rows) + 8), "white")
     draw = ImageDraw.Draw(picture)

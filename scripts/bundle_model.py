@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Make a trained model the bundled one: float16 matrices, under the model card that is there, and a known caption."""
+"""Make a trained model the bundled one: store its matrices in float16, keep the existing model card, and record the
+caption that `captioner doctor` expects.
+"""
 
 import argparse
 import json

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Describe images: the same as `captioner caption`."""
+"""Caption images: the same as `captioner caption`."""
 
 import sys
 from collections.abc import Sequence

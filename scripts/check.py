@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Everything that must hold before a change lands, step by step; without arguments what takes minutes: all but the demo
-and the tests that are marked slow."""
+"""Check format, lint, types, layers and tests. Without arguments, skip the demo and the tests marked slow."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ QUICK = ("format", "lint", "types", "layers", "quick-tests")
 
 
 def command(step: str, scratch: str) -> list[str]:
-    """A step's command, with the tools of .venv where there is one: git hooks start this file with any Python."""
+    """The command of a step, with the tools of .venv if it exists: git hooks may run this file with any Python."""
     program, *words = STEPS[step]
     folder = VENV if VENV.exists() else Path(sys.executable).parent
     return [str(folder / program), *(scratch if word == SCRATCH else word for word in words)]

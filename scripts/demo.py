@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Caption the photos of docs/photos and show where each word looked, in pictures and a page."""
+"""Caption the photos in docs/photos and show where each word looked, on an HTML page."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
 OUT_OF_DOMAIN = {"astronaut.jpg", "coffee.jpg", "koala.jpg", "rocket.jpg"}
 NOTE = """
 <p class="note">Out of domain: the model was trained on everyday scenes of people and dogs and has seen nothing like
-this, so do not expect the caption to be right.</p>"""
+this, so the caption is unlikely to be right.</p>"""
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -26,9 +26,9 @@ p {{ margin: .4rem 0 }}
 img {{ max-width: 100% }}
 </style>
 <h1>Where each word looked</h1>
-<p>Each caption below was written by the model {model}. A panel is a word: the brighter the color, the more the patch
-under it raised the odds of the word through cross-attention. How far such pictures can be trusted, and what they cannot
-tell, stands in docs/overlays.md.</p>
+<p>The model {model} wrote each caption below. Each panel shows one word: the brighter the color, the more the patch
+under it raised the odds of the word through cross-attention. docs/overlays.md explains how far such pictures can be
+trusted and what they cannot show.</p>
 {sections}
 </html>
 """
@@ -41,8 +41,8 @@ SECTION = """<section>
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled", help="a model folder or a .ckpt; default: bundled")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder; default: demo-output")
+    parser.add_argument("--model", default="bundled", help="a model folder or a .ckpt (bundled)")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="output folder (demo-output)")
     arguments = parser.parse_args(argv)
 
     from captioner import Captioner, CaptionerError

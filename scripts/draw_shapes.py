@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw a tiny captioned data set: colored shapes on plain or striped grounds, with captions, splits and boxes.
+"""Draw a tiny captioned data set: colored shapes on plain or striped backgrounds, with captions, splits and boxes.
 
-The same seed and number of images give the same bytes. What it draws and says is free for any use.
+The same seed and number of images give the same bytes. The images and captions are free for any use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GROUNDS = {"white": (252, 252, 252), "gray": (200, 200, 200), "beige": (240, 224
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 DIAMETERS = {"small": (18, 24), "large": (34, 40)}  # pixels
 CANVASES = ((96, 96),) * 8 + ((128, 96), (96, 128))
-FINER = 4  # drawn so many times larger, then reduced: smooth edges
+FINER = 4  # supersampling factor, for smooth edges
 RELATIONS = {
     "left": ("{a} to the left of {b}", "{b} to the right of {a}", "{b} has {a} on its left"),
     "above": ("{a} above {b}", "{b} below {a}", "{b} under {a}"),
@@ -41,7 +41,7 @@ TWO = ("{a} and {b}", "two shapes: {a} and {b}", "{a} and {b} on a {ground} back
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing in a picture; `x`, `y` are its center and `diameter` its extent, in pixels."""
+    """A shape in a picture, with its center `x`, `y` and its `diameter` in pixels."""
 
     kind: str
     color: str
@@ -60,13 +60,13 @@ class Shape:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """left, top, right, bottom"""
+        """(left, top, right, bottom) in pixels."""
         xs, ys = zip(*self.corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
 
 def outline(kind: str) -> list[tuple[float, float]]:
-    """A shape's corners in the square from -1 to 1, y downwards."""
+    """The corners of a shape in the square from -1 to 1, with y pointing down."""
     if kind == "circle":
         return [(math.cos(math.tau * i / 40), math.sin(math.tau * i / 40)) for i in range(40)]
     if kind == "star":
@@ -84,7 +84,7 @@ def outline(kind: str) -> list[tuple[float, float]]:
 
 
 def arrange(relation: str | None, width: int, height: int, rng: random.Random) -> list[Shape]:
-    """One shape, or two of which the first stands in the relation to the second, wholly on the canvas."""
+    """One shape, or two shapes with the first in the given relation to the second, placed wholly on the canvas."""
     shapes = []
     for kind, color in zip(rng.sample(SHAPES, 2), rng.sample(sorted(COLORS), 2), strict=True):
         size = rng.choice(sorted(DIAMETERS))
@@ -107,7 +107,7 @@ def arrange(relation: str | None, width: int, height: int, rng: random.Random) -
 
 
 def draw(shapes: list[Shape], colors: list[tuple[int, int, int]], width: int, height: int) -> Image.Image:
-    """The picture; a second color makes stripes."""
+    """Draw the shapes on a background of one color, or of stripes in two."""
     image = Image.new("RGB", (width * FINER, height * FINER), colors[0])
     pen = ImageDraw.Draw(image)
     if len(colors) > 1:
@@ -119,7 +119,7 @@ def draw(shapes: list[Shape], colors: list[tuple[int, int, int]], width: int, he
 
 
 def describe(shapes: list[Shape], relation: str | None, ground: str, rng: random.Random) -> list[str]:
-    """Three to five different captions, in no fixed order."""
+    """Three to five different captions, in random order."""
     templates = ONE if relation is None else (*RELATIONS[relation], *TWO)
     first, last = shapes[0], shapes[-1]
     fields = {"a": first.noun, "b": last.noun, "ground": ground}
@@ -128,7 +128,7 @@ def describe(shapes: list[Shape], relation: str | None, ground: str, rng: random
 
 
 def instance(shape: Shape) -> dict[str, object]:
-    """Box, outline and area as COCO's instances files hold them, in pixels."""
+    """Box, outline and area in pixels, in the format of COCO's instances files."""
     left, top, right, bottom = shape.box
     corners = shape.corners
     pairs = zip(corners, corners[1:] + corners[:1], strict=True)
@@ -143,8 +143,10 @@ def instance(shape: Shape) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("data/shapes"), metavar="DIR", help="default data/shapes")
-    parser.add_argument("--images", type=int, default=400, metavar="N", help="how many, at least 10; default 400")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/shapes"), metavar="DIR", help="output folder (data/shapes)"
+    )
+    parser.add_argument("--images", type=int, default=400, metavar="N", help="number of images, at least 10 (400)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     if arguments.images < 10:

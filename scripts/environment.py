@@ -1,8 +1,8 @@
-"""Make .venv with everything the project needs, in the versions it was tested with; do nothing where that is done.
+"""Create .venv with everything the project needs, in the tested versions. Do nothing if it is up to date.
 
-python3 scripts/environment.py                      to develop: all extras
-python3 scripts/environment.py --extras ""          to use it
-python3 scripts/environment.py --torch-index URL    PyTorch from another package index, such as its CPU builds
+python3 scripts/environment.py                      for development: all extras
+python3 scripts/environment.py --extras ""          for use only
+python3 scripts/environment.py --torch-index URL    with PyTorch from another package index, such as its CPU builds
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ EXTRAS = "convert,dev,heif,lite2,meteor"
 
 
 def interpreter(environment: Path) -> Path:
-    """Where a virtual environment keeps its Python on this system."""
+    """The Python executable of a virtual environment on this system."""
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def fingerprint() -> str:
-    """What an environment depends on, as one hash."""
+    """A hash of the files that an environment depends on."""
     digest = hashlib.sha256()
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -36,7 +36,7 @@ def fingerprint() -> str:
 
 
 def installed(stamp: Path) -> set[str] | None:
-    """The extras that an up-to-date environment has; None where it is missing or out of date."""
+    """The extras of an up-to-date environment, or None if it is missing or out of date."""
     try:
         record = json.loads(stamp.read_text(encoding="utf-8"))
         return set(record["extras"]) if record["fingerprint"] == fingerprint() else None
@@ -45,9 +45,10 @@ def installed(stamp: Path) -> set[str] | None:
 
 
 def commands(environment: Path, extras: set[str], torch_index: str | None) -> list[list[str]]:
-    """What makes and fills an environment: PyTorch first, since it may come from an index of its own.
+    """The commands that create an environment and install into it.
 
-    Without dependencies then: such an index need not have the versions of theirs that are pinned here.
+    PyTorch comes first, because it may come from another index. It is then installed without its dependencies, because
+    that index may lack the versions pinned here.
     """
     python = interpreter(environment)
     create = [] if python.exists() else [[sys.executable, "-m", "venv", str(environment)]]
@@ -63,10 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{found} is too old: captioner needs Python {OLDEST[0]}.{OLDEST[1]} or newer", file=sys.stderr)
         return 2
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", type=Path, default=ROOT / ".venv", help="the environment's folder (.venv)")
-    parser.add_argument("--extras", default=EXTRAS, help="optional parts to install (%(default)s)")
-    parser.add_argument("--torch-index", metavar="URL", help="index to fetch torch and torchvision from")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument("--path", type=Path, default=ROOT / ".venv", help="folder of the environment (.venv)")
+    parser.add_argument("--extras", default=EXTRAS, help="extras to install (%(default)s)")
+    parser.add_argument("--torch-index", metavar="URL", help="package index for torch and torchvision")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     arguments = parser.parse_args(argv)
 
     stamp = arguments.path / "captioner-environment.json"

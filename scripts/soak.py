@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Kill training (SIGKILL) at random steps, resume, and compare with a run that nobody killed, bit for bit: weights,
-their average, the optimizer's state, metrics.csv.
+"""Kill training (SIGKILL) at random steps, resume it, and compare with an uninterrupted run, bit for bit: weights,
+their average, the state of the optimizer, and metrics.csv.
 
-Checkpoints are taken at every step, and a kill may fall into one. Prints a line a variant; exit code 1 where one
-differs.
+A checkpoint is saved at every step, and a kill may hit one being written. Prints one line per variant; the exit code is
+1 if one differs.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/shapes"), help="a small data set (draw_shapes.py)")
-    parser.add_argument("--kills", type=int, default=10, help="in each variant")
+    parser.add_argument("--kills", type=int, default=10, help="kills per variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seed", type=int, default=0, help="of the steps at which a run is killed")
+    parser.add_argument("--seed", type=int, default=0, help="seed that chooses the steps at which a run is killed")
     arguments = parser.parse_args(argv)
     failed = 0
     for name in arguments.variants:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def soak(folder: Path, data: Path, settings: Sequence[str], kills: int, seed: int) -> tuple[str, bool]:
-    """Two runs, one of them killed; what was done, and whether both come to the same."""
+    """Run training twice, killing one of the runs: a summary, and whether both end the same."""
     (folder / "tiny.yaml").write_text(CONFIG % data.resolve())
     whole, cut = folder / "whole", folder / "cut"
     sets = [word for each in settings for word in ("--set", each.replace("STORE", str(folder / "store")))]
@@ -92,7 +92,7 @@ def soak(folder: Path, data: Path, settings: Sequence[str], kills: int, seed: in
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Plain data with tensors, to the bit."""
+    """Whether two structures of plain data and tensors are bit-identical."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
@@ -103,13 +103,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _legs(run: Path) -> int:
-    """How often it was begun or gone on with."""
+    """How often the run was started or resumed."""
     lines = run / "environment.jsonl"
     return len(lines.read_text().splitlines()) if lines.exists() else 0
 
 
 def _steps(run: Path) -> int:
-    """The last step in its metrics.csv."""
+    """The last step in the run's metrics.csv."""
     table = run / "metrics.csv"
     return max(read_table(table), default=0) if table.exists() else 0
 

@@ -1,10 +1,10 @@
-"""Which timm backbones work as the encoder: small ones of every family.   P prefix tokens · E width
+"""Find out which timm backbones work as the encoder.   P prefix tokens · E width
 
-python scripts/sweep_encoders.py                                 two of every family, without weights
-python scripts/sweep_encoders.py --names 'vit_*tiny*' 'swin*'     these only
+python scripts/sweep_encoders.py                                 two small backbones per family, without weights
+python scripts/sweep_encoders.py --names 'vit_*tiny*' 'swin*'     only these
 python scripts/sweep_encoders.py --all --limit 2000 --output encoders.md
 
-It prints a Markdown table and exits 1 where a backbone fails other than by a ConfigError about its size.
+Prints a Markdown table. The exit code is 1 if a backbone fails with anything but a ConfigError about its size.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SIZES = (
     *("test", "atto", "femto", "pico", "nano", "xxs", "xx", "xxtiny", "xs", "xtiny", "tiny", "ti", "t", "t0"),
     *("small", "s", "s0", "m0", "b0", "050", "18", "base", "b"),
 )
-"""Words of backbones' names, from the smallest members of their families on."""
+"""Parts of backbone names that say a size, smallest first."""
 STEP = 32
-"""Pixels by which the second size is tried smaller than the first: the stride of most backbones."""
+"""How many pixels smaller than the first the second size is: the stride of most backbones."""
 LOCAL_IMAGES = 2
 EDGE = 8
-"""Pixels along the bottom and the right edge, some of which every backbone must see."""
+"""Width in pixels of the strips along the bottom and right edges; features must depend on both."""
 COLUMNS = (
     *("name", "family", "params (M)", "size", "stride", "grid", "P", "E", "second size", "non-square"),
     *("local", "last layers", "left out", "seconds", "result"),
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 def chosen(patterns: list[str], everything: bool, most: float) -> Iterator[tuple[str, str, float]]:
-    """Name, family and millions of parameters of the backbones to try; families' members from the smallest names on."""
+    """Yield name, family and millions of parameters of each backbone to try, smallest names first within a family."""
     for family in timm.list_modules():
         names = timm.list_models(module=family)
         if patterns:
@@ -66,7 +66,7 @@ def _rank(name: str) -> tuple[int, list[int], str]:
 
 
 def sweep(name: str, family: str, millions: float) -> dict[str, str]:
-    """A row of the table; `result` begins with `ok`, or says what is wrong."""
+    """A row of the table; `result` is `ok` or says what is wrong."""
     start = time.perf_counter()
     row = dict.fromkeys(COLUMNS, "") | {"name": name, "family": family, "params (M)": f"{millions:.1f}"}
     try:
@@ -82,19 +82,19 @@ def sweep(name: str, family: str, millions: float) -> dict[str, str]:
         row["second size"] = _accepted(name, (height, width), ((height - STEP, width - STEP), (2 * height, 2 * width)))
         row["non-square"] = _accepted(name, (height, width), ((height - STEP, width), (2 * height, width)))
         row["result"] = f"unused: {', '.join(unused[:3])}" if unused else "ok"
-    except Exception as error:  # whatever a backbone raises is what the table is for
+    except Exception as error:  # the table reports whatever a backbone raises
         row["result"] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     row["seconds"] = f"{time.perf_counter() - start:.0f}"
     return row
 
 
 def _built(name: str, size: tuple[int, int] | None) -> VisionEncoder:
-    """The encoder, once what it says of its features was seen to be true."""
+    """Build an encoder and assert that its features are as it says."""
     torch.manual_seed(0)
     encoder = VisionEncoder(EncoderConfig(name=name, image_size=size)).eval()
     encoder.freeze("all")
     for parameter in encoder.parameters():
-        if not parameter.any():  # residual branches begin at zero in many families: pixels would pass them unseen
+        if not parameter.any():  # many families initialize residual branches to zero, which would hide the pixels
             torch.nn.init.normal_(parameter, std=0.1)
     plain = _images(encoder, 1)
     below, beside = plain.clone(), plain.clone()
@@ -113,7 +113,7 @@ def _built(name: str, size: tuple[int, int] | None) -> VisionEncoder:
 
 
 def _accepted(name: str, default: tuple[int, int], wishes: tuple[tuple[int, int], ...]) -> str:
-    """The first of these sizes that the backbone takes, or one that its refusal recommends; `no` without any."""
+    """The first of these sizes that the backbone accepts or that its error recommends, else `no`."""
     for wish in wishes:
         try:
             return _by(_built(name, wish).image_size)
@@ -128,14 +128,14 @@ def _accepted(name: str, default: tuple[int, int], wishes: tuple[tuple[int, int]
 
 
 def _unused(encoder: VisionEncoder) -> list[str]:
-    """Trained parameters that a loss over all features leaves without a gradient."""
+    """Trained parameters that get no gradient from a loss over all features."""
     encoder.train()
     encoder(_images(encoder, 2)).square().mean().backward()
     return [key for key, parameter in encoder.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
 
 def _last_layers(encoder: VisionEncoder) -> str:
-    """Whether the last layers alone can be trained."""
+    """Whether the last layers can be trained alone."""
     try:
         encoder.freeze(1)
     except ConfigError:
@@ -146,7 +146,7 @@ def _last_layers(encoder: VisionEncoder) -> str:
 
 
 def _local(encoder: VisionEncoder) -> str:
-    """Whether pixels under the top right and the bottom left patch change the features there, or next to it, most."""
+    """Where features change most if pixels under a corner patch change: that patch (`yes`), `next` to it, or `no`."""
     (rows, columns), (height, width) = encoder.grid, encoder.image_size
     high, wide = height // rows, width // columns
     worst = 0
@@ -185,13 +185,15 @@ def _printer(output: Path | None) -> Callable[[str], None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Try timm's backbones as the encoder and print a table.")
-    parser.add_argument("--names", nargs="+", default=[], metavar="PATTERN", help="only these, instead of two a family")
+    parser = argparse.ArgumentParser(description="Try timm backbones as the encoder and print a table.")
+    parser.add_argument(
+        "--names", nargs="+", default=[], metavar="PATTERN", help="only these, instead of two per family"
+    )
     parser.add_argument("--all", action="store_true", help="every member of every family")
     parser.add_argument(
-        "--limit", type=float, default=60, metavar="M", help="most millions of parameters (%(default)s)"
+        "--limit", type=float, default=60, metavar="M", help="largest number of parameters, in millions (%(default)s)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table here, too")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)

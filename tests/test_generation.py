@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from captioner.config import DecoderConfig
 from captioner.errors import ConfigError
-from captioner.generation import BeamSearch, Greedy, Hypothesis, Sampling, generate
+from captioner.generation import BeamSearch, Greedy, Hypothesis, Sampling, Search, generate, mask_choices
 from captioner.model.decoder import TextDecoder
 
 PAD, BOS, EOS = 0, 1, 2
@@ -32,8 +32,8 @@ STRATEGIES = [
 
 def network(seed, vocabulary=V):
     """A decoder with opinions: the standard initialization would make all words equally probable."""
-    config = DecoderConfig(width=16, layers=1, heads=2, feed_forward=2, max_length=12, dropout=0.1)
-    decoder = TextDecoder(config, vocabulary=vocabulary, encoder_width=E)
+    config = DecoderConfig(width=16, layers=1, heads=2, feed_forward=2, max_length=12)
+    decoder = TextDecoder(config, vocabulary=vocabulary, encoder_width=E, dropout=0.1)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
@@ -311,6 +311,110 @@ def test_a_decoder_in_training_is_searched_without_dropout_and_goes_on_training(
     assert all(module.training for module in decoder.modules())
 
 
+# Step by step
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("prefix", [(), (5, 3)], ids=len)
+def test_stepping_equals_generating(strategy, prefix):
+    decoder = network(7)
+    memory = see(decoder, images=4)
+    search, steps = Search(decoder, memory, strategy, **SPECIAL, prefix=prefix), 0
+    while not search.done:
+        search.step()
+        steps += 1
+    expected = generate(decoder, memory, strategy, **SPECIAL, prefix=prefix)
+    assert search.captions() == expected
+    assert steps <= strategy.max_length - len(prefix)
+    found = search.sequences()
+    assert found.tokens.shape == found.log_probs.shape == (4, len(expected[0]), len(prefix) + steps)
+    for image, hypotheses in enumerate(expected):
+        assert found.counts[image] == len(hypotheses)
+        for row, hypothesis in enumerate(hypotheses):
+            length = len(hypothesis.tokens)
+            assert found.tokens[image, row].tolist() == hypothesis.tokens + [PAD] * (len(prefix) + steps - length)
+            assert found.log_probs[image, row, :length].tolist() == hypothesis.token_log_probs
+            assert not found.log_probs[image, row, length:].any()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_a_search_may_be_left_after_any_step(strategy):
+    """What it has then are the captions of a search with that longest length."""
+    decoder = network(7)
+    memory = see(decoder, images=4)
+    search = Search(
+        decoder, memory, replace(strategy, length_penalty=0.0) if is_beam(strategy) else strategy, **SPECIAL
+    )
+    before = search.captions()
+    assert all(not hypothesis.tokens for hypothesis in itertools.chain(*before))
+    for length in range(1, 10):
+        if search.done:
+            break
+        search.step()
+        partial = search.captions()
+        assert max(len(hypothesis.tokens) for hypothesis in itertools.chain(*partial)) <= length
+        if not is_beam(strategy) and length > strategy.min_length:
+            whole = generate(decoder, memory, strategy, **SPECIAL)
+            for some, everything in zip(itertools.chain(*partial), itertools.chain(*whole), strict=True):
+                assert some.tokens == everything.tokens[:length]
+        if is_beam(strategy) and length > strategy.min_length:
+            shorter = replace(strategy, max_length=length, length_penalty=0.0)
+            assert_same(partial, generate(decoder, memory, shorter, **SPECIAL))
+
+
+def is_beam(strategy):
+    return isinstance(strategy, BeamSearch)
+
+
+def test_sequences_can_be_trained_on():
+    decoder = network(3)
+    features = torch.randn(2, N, E)
+    search = Search(decoder, decoder.project(features), Sampling(samples=2, max_length=6, top_p=1.0), **SPECIAL)
+    while not search.done:
+        search.step()
+    found = search.sequences()
+    tokens = found.tokens.flatten(0, 1)
+    inputs = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=BOS)
+    log_probs = decoder(inputs, decoder.project(features)).logits.log_softmax(-1).gather(2, tokens[:, :, None])[..., 0]
+    real = found.log_probs.flatten(0, 1) != 0
+    assert_close(log_probs[real], found.log_probs.flatten(0, 1)[real], atol=1e-5, rtol=1e-5)
+    (log_probs * real).sum().backward()
+    assert decoder.token_embedding.weight.grad.any()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_choices_are_masked_as_in_the_search(strategy):
+    """What a search chose, and nothing that it may not choose, is left by the pure function."""
+    decoder, strategy = network(7), replace(strategy, no_repeat_ngram=2, min_length=4)
+    suppressed = torch.tensor((PAD, BOS))
+    memory = see(decoder)
+    for image, hypotheses in enumerate(generate(decoder, memory, strategy, **SPECIAL)):
+        for hypothesis in hypotheses:
+            for length, token in enumerate(hypothesis.tokens):
+                before = hypothesis.tokens[:length]
+                log_probs = next_log_probs(decoder, memory.select(torch.tensor([image])), before)
+                given = torch.tensor([log_probs])
+                tokens = torch.tensor([before], dtype=torch.long)
+                options = {"no_repeat_ngram": 2, "min_length": 4}
+                masked = mask_choices(given, tokens, eos=EOS, suppressed=suppressed, **options)
+                assert given.tolist() == [log_probs]  # nothing is written into what is given
+                allowed = {place: value for place, value in enumerate(masked[0].tolist()) if value > -math.inf}
+                expected = allowed_choices(log_probs, before, strategy, (PAD, BOS))
+                assert allowed == pytest.approx(expected)
+                assert token in allowed
+
+
+def test_gradients_go_through_the_mask():
+    choices = torch.randn(2, V, requires_grad=True)
+    tokens = torch.tensor([[3, 4, 3], [5, 6, 5]])
+    masked = mask_choices(choices, tokens, eos=EOS, suppressed=torch.tensor([PAD]), no_repeat_ngram=2, min_length=5)
+    masked.softmax(dim=1).square().sum().backward()
+    blocked = torch.zeros(2, V, dtype=torch.bool)
+    blocked[:, [PAD, EOS]] = blocked[0, 4] = blocked[1, 6] = True
+    assert torch.equal(masked.isneginf(), blocked)
+    assert torch.equal(choices.grad != 0, ~blocked)
+
+
 # Beams
 
 
@@ -364,6 +468,15 @@ def test_fewer_captions_exist_than_are_asked_for():
 
 
 # Sampling
+
+
+def test_the_whole_distribution_is_drawn_from_without_sorting(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "sort", None)
+    probabilities = torch.tensor([[0.5, 0.0, 0.2, 0.3], [0.0, 0.0, 1.0, 0.0]])
+    drawn = [Sampling(top_p=1.0).draw(probabilities.log(), torch.full((2,), u)) for u in (0.0, 0.49, 0.51, 0.69, 0.71)]
+    assert [each.tolist() for each in drawn] == [[0, 2], [0, 2], [2, 2], [2, 2], [3, 2]]
+    last = math.nextafter(1.0, 0.0)
+    assert Sampling(top_p=1.0).draw(probabilities.log(), torch.full((2,), last)).tolist() == [3, 2]
 
 
 def draw(decoder, memory, **options):

@@ -1,11 +1,15 @@
 """Captioner: the same caption for a photo whatever it comes as, whatever comes with it, and the attention behind it."""
 
+import copy
 import io
 import itertools
 import math
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -418,6 +422,29 @@ def test_the_bundled_model_is_part_of_the_package(tmp_path, monkeypatch):
     assert model_folder("bundled") == Path(package.__file__).parent / "bundled"
     (tmp_path / "bundled").mkdir()
     assert model_folder("bundled") == Path("bundled")
+
+
+def caption_remotely(captioner, path):
+    """In a spawned process."""
+    return captioner(path, search=Greedy())
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=pytest.mark.skipif(not AVAILABLE, reason="no x86"))])
+def test_a_captioner_that_has_captioned_can_be_copied_and_pickled(photos, int8):
+    tiny = make()
+    original = Captioner(tiny.model, tiny.tokenizer, name="tiny", int8=int8)
+    expected = original(photos[0])
+    for other in (copy.copy(original), copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert other(photos[0]) == expected
+        assert other.int8 == int8
+    assert original(photos[0]) == expected
+
+
+@pytest.mark.slow
+def test_a_captioner_that_has_captioned_can_be_sent_to_a_spawned_process(captioner, photos):
+    expected = captioner(photos[0], search=Greedy())
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert same(pool.submit(caption_remotely, captioner, photos[0]).result(), expected)
 
 
 def test_batches_are_halved_until_memory_suffices(captioner, photos, caplog):

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.model.decoder import TextDecoder
-from captioner.model.linear import ordered_weights
 from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer
 
@@ -52,7 +51,7 @@ class Reading:
         def by_word(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.array([log_probs[start:stop].sum() for start, stop in spans], np.float32)
 
-        with torch.inference_mode(), ordered_weights(decoder):
+        with torch.inference_mode():
             logits, weights = decoder(forced[:, :-1], memory, return_weights=True)
             log_probs = by_word(_chosen(logits, forced))
             needs = shares = None

@@ -12,7 +12,6 @@ from captioner.inspection.reading import Span
 from captioner.model.attention import CrossAttention
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import DecoderBlock, TextDecoder
-from captioner.model.linear import fixed_weights
 from captioner.model.memory import Memory
 
 SURE = 1e-6
@@ -41,7 +40,7 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
     crosses: list[CrossAttention] = []
     added: list[Tensor] = []  # by each layer to a word, from memory (1, T, D)
     weights: list[Tensor] = []  # (1, H, T, N) each
-    with torch.inference_mode(False), torch.enable_grad(), fixed_weights():
+    with torch.inference_mode(False), torch.enable_grad():
         # Copies: what was made in inference mode can have no gradient.
         x = decoder.embed(tokens[:, :-1].clone()).requires_grad_()
         # The block's own lines, as gradients are asked for of what stands between them.

@@ -19,12 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.model.efficientnet_lite import lite_to_timm
-from captioner.model.linear import LinearMode
+from captioner.model.linear import replace_linear_layers
 from captioner.text import first_line
 
 PACKAGE = "package:"
 CPU_IMAGES = 4
-"""So many are encoded at once on a CPU: convolutional networks' features stay in its caches (benchmarks.products)."""
+"""Images encoded at a time on a CPU: the features of a convolutional network then stay in its caches."""
+WINDOWS = (1, 2, 4, 6, 7, 8, 12, 14, 16)
+"""Image sizes must be multiples of the stride times one of these: windows of attention, in patches."""
 
 
 class VisionEncoder(nn.Module):
@@ -41,25 +43,30 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, *, pretrained: bool = False, weights: str | None = None) -> None:
         super().__init__()
-        self.backbone = _backbone(config, pretrained, weights)
+        try:
+            self.backbone = _backbone(config, pretrained, weights)
+        except (AssertionError, ValueError) as error:  # as transformers raise for an image size
+            raise _size_error(config, error) from error
         defaults = resolve_model_data_config(self.backbone)
         self.config = replace(
             config,
             image_size=config.image_size or defaults["input_size"][1:],
             interpolation=config.interpolation or _interpolation(defaults["interpolation"]),
         )
-        # Some families add their class token after the last feature map (CaiT, XCiT), or keep it to themselves.
+        # Some families add their class token after the last feature map (CaiT, XCiT), or do not return it.
         offered = inspect.signature(self.backbone.forward_intermediates).parameters
         self.prefix: int = self.backbone.num_prefix_tokens if "return_prefix_tokens" in offered else 0
         self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         for module in self.backbone.modules():
             if isinstance(module, nn.LayerNorm) and config.norm_eps is not None:
                 module.eps = config.norm_eps
+        replace_linear_layers(self.backbone)
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
-        grid, self.width, self._used = self._dry_run(defaults["input_size"][1:])
+        grid, self.width = self._layout(defaults["input_size"][1:])
         self.grid = self._pooled(grid)
+        self._used: frozenset[str] = frozenset()  # names of the parameters that features depend on, once one is trained
         self.freeze("none")
 
     @property
@@ -83,8 +90,7 @@ class VisionEncoder(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         # Colors of a pixel side by side: convolutions on a CPU are twice as fast so (benchmarks.products).
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with LinearMode():
-            patches, prefix = self._intermediates(pixels)
+        patches, prefix = self._intermediates(pixels)
         if self.config.pool > 1:
             patches = F.avg_pool2d(patches, self.config.pool)
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
@@ -96,31 +102,59 @@ class VisionEncoder(nn.Module):
         `batch_norm` says whether running statistics of trained batch norms are updated. Raises ConfigError for k where
         timm does not group this backbone's layers.
         """
-        trained: set[str] = set()
-        if isinstance(train, int) and train > 0:
-            try:
-                groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
-            except (AssertionError, AttributeError) as error:
-                raise ConfigError(
-                    f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
-                    "write none or all"
-                ) from error
-            useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
-            trained.update(*[names for names in useful if names][-train:])
+        trained = self._names_to_train(train)
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(name in self._used and (train == "all" or name in trained))
-        self._trained = any(parameter.requires_grad for parameter in self.backbone.parameters())
+            parameter.requires_grad_(name in trained)
+        self._trained = bool(trained)
         self._batch_norm_frozen = batch_norm == "frozen"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Frozen parts stay in evaluation mode: their running statistics and dropout never change."""
+        """Frozen parts stay in evaluation mode with everything inside them: running statistics, dropout, drop path."""
         super().train(mode)
-        for module in self.backbone.modules():
-            frozen_norm = isinstance(module, _BatchNorm) and self._batch_norm_frozen
-            if frozen_norm or not any(parameter.requires_grad for parameter in module.parameters()):
-                module.training = False
+        if mode:
+            used = {id(parameter) for name, parameter in self.backbone.named_parameters() if name in self._used}
+            self._set_mode(self.backbone, used, parent_trained=False)
         return self
+
+    def _set_mode(self, part: nn.Module, used: set[int], *, parent_trained: bool) -> None:
+        """Training mode where a parameter of the part is trained; a part without parameters follows its parent, and
+        trains where all of the parent does."""
+        trained = {parameter.requires_grad for parameter in part.parameters() if id(parameter) in used}
+        part.training = True in trained or (not trained and parent_trained)
+        if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
+            part.training = False
+        for child in part.children():
+            self._set_mode(child, used, parent_trained=trained == {True} if trained else parent_trained)
+
+    def _names_to_train(self, train: Literal["none", "all"] | int) -> frozenset[str]:
+        """Parameters that features depend on: none, all, or those in the last k layer groups."""
+        if train == "none" or train == 0:
+            return frozenset()
+        self._used = self._used or self._find_used()
+        if train == "all":
+            return self._used
+        try:
+            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
+                "write none or all"
+            ) from error
+        useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
+        return frozenset().union(*[names for names in useful if names][-train:])
+
+    def _find_used(self) -> frozenset[str]:
+        """The names of the parameters that features depend on.
+
+        A few families keep parameters that the last feature map does not need (CrossViT, CoaT): a gradient would never
+        reach them, which distributed training refuses.
+        """
+        self.backbone.eval().requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            patches, prefix = self._intermediates(self.mean.new_zeros(1, 3, *self.image_size))
+        used = _ancestors([patches] if prefix is None else [patches, prefix])
+        return frozenset(name for name, parameter in self.backbone.named_parameters() if id(parameter) in used)
 
     def _intermediates(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """pixels (B, 3, height, width) -> the last feature map (B, E, h, w), and prefix tokens (B, P, E) if any."""
@@ -132,7 +166,7 @@ class VisionEncoder(nn.Module):
         return patches, None
 
     def _pooled(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The grid after pooling. Raises ConfigError where it does not go up."""
+        """The grid after pooling. Raises ConfigError where the pool does not divide it."""
         pool = self.config.pool
         if grid[0] % pool or grid[1] % pool:
             fitting = ", ".join(str(k) for k in range(1, min(grid) + 1) if grid[0] % k == 0 and grid[1] % k == 0)
@@ -142,16 +176,12 @@ class VisionEncoder(nn.Module):
             )
         return grid[0] // pool, grid[1] // pool
 
-    def _dry_run(self, default_size: tuple[int, int]) -> tuple[tuple[int, int], int, set[str]]:
-        """The grid (h, w), E, and the names of the parameters that features depend on, as they come out.
-
-        A backbone's own `num_features` is wrong for some families, and a few keep parameters that the last feature map
-        does not need (CrossViT, CoaT): a gradient would never reach them, which distributed training refuses.
-        """
+    def _layout(self, default_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        """The grid (h, w) and E as they come out: a backbone's own `num_features` is wrong for some families."""
         self.backbone.eval()
         try:
-            with torch.inference_mode(False), torch.enable_grad():
-                patches, prefix = self._intermediates(torch.zeros(1, 3, *self.image_size))
+            with torch.no_grad():
+                patches, _ = self._intermediates(torch.zeros(1, 3, *self.image_size))
         except (AttributeError, TypeError) as error:
             raise ConfigError(
                 f"encoder.name: {self.config.name} gives no feature map as other timm models do "
@@ -159,13 +189,14 @@ class VisionEncoder(nn.Module):
             ) from error
         except Exception as error:
             raise _size_error(self.config, error) from error
-        _, width, *grid = patches.shape
+        _, width, high, wide = patches.shape
         stride = max(info["reduction"] for info in self.backbone.feature_info)
-        cut = any(side % stride and cells * stride < side for side, cells in zip(self.image_size, grid, strict=True))
+        cut = any(
+            side % stride and cells * stride < side for side, cells in zip(self.image_size, (high, wide), strict=True)
+        )
         if cut and self.image_size != default_size:
             raise _size_error(self.config, ValueError(f"patches of {stride} pixels would not reach the photo's edge"))
-        used = _ancestors([patches] if prefix is None else [patches, prefix])
-        return (grid[0], grid[1]), width, {name for name, each in self.backbone.named_parameters() if id(each) in used}
+        return (high, wide), width
 
 
 def _ancestors(outputs: list[Tensor]) -> set[int]:
@@ -218,15 +249,13 @@ def _is_known(name: str) -> bool:
 
 
 def _create(config: EncoderConfig, options: dict[str, Any]) -> Any:
-    """Transformers want the image size at construction, convolutional networks do not know the option."""
-    if config.image_size is None:
-        return timm.create_model(config.name, **options)
-    try:
-        return timm.create_model(config.name, img_size=config.image_size, **options)
-    except TypeError:
-        return timm.create_model(config.name, **options)
-    except (AssertionError, ValueError) as error:
-        raise _size_error(config, error) from error
+    """Transformers need the image size at construction; convolutional networks do not have the option."""
+    if config.image_size is not None:
+        try:
+            return timm.create_model(config.name, img_size=config.image_size, **options)
+        except TypeError:
+            pass
+    return timm.create_model(config.name, **options)
 
 
 def _read_weights(weights: str) -> Mapping[str, Tensor]:
@@ -252,9 +281,16 @@ def _read_weights(weights: str) -> Mapping[str, Tensor]:
         raise ConfigError(f"encoder.weights: {weights} cannot be read ({first_line(error)})") from error
 
 
-def _size_error(config: EncoderConfig, error: Exception) -> ConfigError:
-    height, width = config.image_size or (0, 0)
-    for step in _steps(config.name):
+def _size_error(config: EncoderConfig, error: Exception) -> Exception:
+    """What is wrong with an image size, and the multiples that the backbone can take."""
+    if config.image_size is None:
+        return error
+    height, width = config.image_size
+    with torch.device("meta"):
+        backbone: Any = timm.create_model(config.name)
+    stride = max(info["reduction"] for info in backbone.feature_info)
+    for window in WINDOWS:
+        step = stride * window
         sizes = (max(step, round(height / step) * step), max(step, round(width / step) * step))
         if sizes != (height, width) and _takes(replace(config, image_size=sizes)):
             return ConfigError(
@@ -264,31 +300,15 @@ def _size_error(config: EncoderConfig, error: Exception) -> ConfigError:
     return ConfigError(f"encoder.image_size: {config.name} cannot take {height}x{width} ({first_line(error)})")
 
 
-def _steps(name: str) -> list[int]:
-    """Candidates for what a backbone's image sizes must be multiples of: its stride, times a window."""
-    with torch.device("meta"):
-        backbone: Any = timm.create_model(name)
-    stride = max(info["reduction"] for info in backbone.feature_info)
-    return [stride * window for window in (1, 2, 4, 6, 7, 8, 12, 14, 16)]
-
-
 def _takes(config: EncoderConfig) -> bool:
     try:
         with torch.device("meta"), torch.no_grad():
-            backbone = _create_unchecked(config)
-            backbone.eval().forward_intermediates(
+            _create(config, {}).eval().forward_intermediates(
                 torch.zeros(1, 3, *(config.image_size or ())), indices=1, intermediates_only=True, norm=False
             )
     except Exception:  # whatever a backbone raises, it does not take this size
         return False
     return True
-
-
-def _create_unchecked(config: EncoderConfig) -> Any:
-    try:
-        return timm.create_model(config.name, img_size=config.image_size)
-    except TypeError:
-        return timm.create_model(config.name)
 
 
 def _interpolation(name: str) -> Any:

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.model.encoder import VisionEncoder
+from captioner.model.linear import Linear
 
 # Name -> prefix tokens, stride of the grid, width.
 FAMILIES = {
@@ -173,10 +174,67 @@ def test_freezing_can_change_its_mind():
     assert len(trained(model)) == len(list(model.parameters()))
     model.freeze("none")
     assert not trained(model)
-    assert model.config.train == "none"
     assert not any(module.training for module in model.backbone.modules())
     model.freeze("all")
     assert all(module.training for module in model.backbone.modules() if list(module.parameters()))
+
+
+def drop_paths(model):
+    return {
+        name: module.training for name, module in model.backbone.named_modules() if type(module).__name__ == "DropPath"
+    }
+
+
+@pytest.mark.parametrize("train", ["none", 1, "all"])
+def test_stochastic_depth_is_active_where_it_is_trained_and_nowhere_else(train):
+    model = encoder("swin_tiny_patch4_window7_224", image_size=(64, 64), train=train).train()
+    active = drop_paths(model)
+    assert len(active) == 22
+    expected = {"none": (), 1: ("layers.3.",), "all": ("layers.",)}[train]
+    assert active == {name: name.startswith(expected) if expected else False for name in active}
+    torch.manual_seed(0)
+    images = pixels(model)
+    with torch.no_grad():
+        first = model(images)
+        assert all(torch.equal(model(images), first) for _ in range(9)) == (train == "none")
+    model.eval()
+    assert not any(drop_paths(model).values())
+    assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_running_statistics_change_only_where_asked(batch_norm):
+    model = encoder("test_efficientnet", image_size=(64, 64))
+    model.freeze("all", batch_norm)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1)
+    model(pixels(model)).square().sum().backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert any(key.endswith("bn1.weight") for key in changed)
+    assert any("running" in key for key in changed) == (batch_norm == "train")
+
+
+def test_gradients_are_followed_only_where_something_is_trained(monkeypatch):
+    passes = []
+    original = VisionEncoder._find_used
+    monkeypatch.setattr(VisionEncoder, "_find_used", lambda self: passes.append(self) or original(self))
+    model = encoder("test_resnet", image_size=(64, 64))
+    assert not passes
+    for train in ("none", 0, "all", 1):
+        model.freeze(train)
+    assert passes == [model]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_linear_layers_keep_their_parameters_and_names(name):
+    model = encoder(name, image_size=(32, 64))
+    plain = timm.create_model(name, **({"img_size": (32, 64)} if name == "test_vit" else {}))
+    plain.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+    assert list(model.backbone.state_dict()) == list(plain.state_dict())
+    layers = [module for module in model.backbone.modules() if isinstance(module, nn.Linear)]
+    assert layers
+    assert {type(layer) for layer in layers} == {Linear}
 
 
 # What is refused

@@ -7,27 +7,17 @@ from torch import nn
 from torch.testing import assert_close
 
 from captioner.model import linear as module
-from captioner.model.linear import (
-    AVAILABLE,
-    Int8Weights,
-    Linear,
-    LinearMode,
-    OrderedWeights,
-    linear,
-    ordered_weights,
-    plain_products,
-)
+from captioner.model.linear import AVAILABLE, Linear, linear, replace_linear_layers
 
 needs_onednn = pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
 
 
 @pytest.fixture
 def products(monkeypatch):
-    """The products that were oneDNN's, which gets those of few rows too."""
-    monkeypatch.setattr(module, "BY_MKL", 0)
+    """The products that oneDNN computed."""
     done = []
-    original = module._onednn
-    monkeypatch.setattr(module, "_onednn", lambda *given: done.append(given) or original(*given))
+    original = module.onednn_product
+    monkeypatch.setattr(module, "onednn_product", lambda *given: done.append(given) or original(*given))
     return done
 
 
@@ -90,100 +80,6 @@ def test_it_is_onednn_that_multiplies(products):
     with torch.inference_mode():
         layer(x)
     assert len(products) == 4
-    with plain_products():
-        layer(x).sum().backward()
-    assert len(products) == 4
-
-
-@needs_onednn
-@pytest.mark.parametrize("rows", [1, 2, 5, 40])
-def test_weights_in_onednns_order_multiply_the_same(rows, products):
-    layer, x = Linear(24, 40), torch.randn(rows, 24)
-    expected = F.linear(x, layer.weight, layer.bias)
-    with torch.inference_mode(), ordered_weights(layer):
-        assert_close(layer(x), expected)
-        assert_close(linear(x, layer.weight.clone()), expected - layer.bias)  # another weight, as it is
-    assert [given[1].layout == torch._mkldnn for given in products] == [True, False]
-
-
-@pytest.mark.parametrize("rows", [1, 8, 9])
-def test_few_rows_may_go_pytorchs_way(rows, products, monkeypatch):
-    monkeypatch.setattr(module, "BY_MKL", 8)
-    layer, x = Linear(24, 40), torch.randn(1, rows, 24)
-    with torch.inference_mode(), ordered_weights(layer):
-        assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-    assert len(products) == (rows > 8 and AVAILABLE)
-
-
-@needs_onednn
-def test_kept_copies_follow_the_weights(products):
-    layer, x = Linear(8, 5), torch.randn(3, 8)
-    ordered = OrderedWeights(layer)
-    used = []
-    changes = (
-        lambda: None,
-        lambda: layer.weight.detach().mul_(2),
-        lambda: setattr(layer.weight, "data", torch.randn(5, 8)),
-        lambda: setattr(layer, "weight", nn.Parameter(torch.randn(5, 8))),
-    )
-    for change in changes:
-        change()
-        with torch.inference_mode(), ordered.used():
-            assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-        used.append(products[-1][1])
-    with torch.inference_mode(), ordered.used(), ordered_weights(layer):
-        layer(x)
-    assert products[-1][1] is used[-1]  # kept, and taken where copies are asked for within
-    assert len({id(each) for each in used}) == len(changes)
-
-
-@needs_onednn
-@pytest.mark.parametrize("shape", [(1,), (40,), (2, 3)], ids=str)
-def test_weights_of_8_bits(shape):
-    layer, x = Linear(24, 40), torch.randn(*shape, 24)
-    layer.weight.data[3] = 0  # a row without a scale
-    x[..., 0, :] *= 1000
-    with torch.inference_mode(), Int8Weights(layer).used():
-        found = layer(x)
-    steps = [each.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 127 for each in (x, layer.weight)]
-    rounded = [(each / step).round() * step for each, step in zip((x, layer.weight), steps, strict=True)]
-    assert_close(found, F.linear(*rounded, layer.bias), rtol=1e-5, atol=1e-4)
-    error = (found - layer(x)).norm(dim=-1) / layer(x).norm(dim=-1)
-    assert 0 < error.max() < 0.02
-
-
-@needs_onednn
-def test_with_8_bits_no_row_depends_on_the_others():
-    layer, x = Linear(512, 40), torch.randn(7, 3, 512)
-    with torch.inference_mode(), Int8Weights(layer).used():
-        together = layer(x)
-        x[3:] *= 50
-        assert torch.equal(layer(x)[:3], together[:3])
-        assert torch.equal(layer(x[1:2]), together[1:2])
-
-
-@needs_onednn
-def test_copies_that_nobody_keeps_are_new_each_time():
-    """Averages of weights are swapped in behind autograd's back (pytorch_lightning's WeightAveraging)."""
-    layer, x = Linear(8, 5), torch.randn(3, 8)
-    for _ in range(2):
-        with torch.inference_mode(), ordered_weights(layer):
-            assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-        layer.weight.data.copy_(torch.randn(5, 8))
-    other = Linear(8, 5)
-    with torch.inference_mode(), ordered_weights(layer), ordered_weights(other):
-        assert_close(other(x), F.linear(x, other.weight, other.bias))
-
-
-@needs_onednn
-def test_gradients_and_what_comes_after_take_the_weights_themselves(products):
-    layer, x = Linear(8, 5), torch.randn(3, 8)
-    with ordered_weights(layer):
-        layer(x).sum().backward()
-    with torch.inference_mode():
-        layer(x)
-    assert layer.weight.grad is not None
-    assert all(given[1].layout == torch.strided for given in products)
 
 
 def test_a_bias_alone_can_be_trained():
@@ -194,17 +90,29 @@ def test_a_bias_alone_can_be_trained():
     assert layer.weight.grad is None
 
 
-def test_other_modules_within_the_mode(products):
-    module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).train()
-    x = torch.randn(2, 5, 16)
-    expected = module(x)
+def test_replaced_layers_share_their_parameters(products):
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).train()
+    x, before = torch.randn(2, 5, 16), dict(block.named_parameters())
+    expected = block(x)
     assert not products
-    with LinearMode():
-        found = module(x)
-    assert len(products) == (2 if AVAILABLE else 0)  # the feed-forward; attention is one function to PyTorch
+    replace_linear_layers(block)
+    assert type(block.linear1) is type(block.linear2) is Linear
+    assert type(block.self_attn.out_proj) is not Linear  # a subclass keeps its own way
+    assert all(parameter is before[name] for name, parameter in block.named_parameters())
+    found = block(x)
+    assert len(products) == (2 if AVAILABLE else 0)
     assert_close(found, expected)
     found.sum().backward()
-    assert all(each.grad is not None for each in module.parameters())
+    assert all(each.grad is not None for each in block.parameters())
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_replaced_layer_keeps_its_mode_and_hyperparameters(biased):
+    block = nn.Sequential(nn.Linear(3, 4, bias=biased).eval())
+    replace_linear_layers(block)
+    assert repr(block[0]) == f"Linear(in_features=3, out_features=4, bias={biased})"
+    assert not block[0].training
+    assert_close(block(torch.ones(2, 3)), F.linear(torch.ones(2, 3), block[0].weight, block[0].bias))
 
 
 def test_an_exported_graph_has_standard_operators():

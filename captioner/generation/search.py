@@ -1,0 +1,188 @@
+"""The loop that all strategies share.   B images · K rows of an image · R = B·K rows · T tokens so far · V vocabulary
+
+A step is one pass of the decoder over all rows, one choice for all rows, and one check for images that are done.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captioner.errors import ConfigError
+from captioner.generation.strategies import Hypothesis, Sequences, Start, Strategy, image_rows
+from captioner.model.decoder import TextDecoder
+from captioner.model.memory import Memory
+
+COMPACT_SHARE = 0.25
+"""Compact the batch once this share of its images has finished."""
+
+
+class Search:
+    """One search, advanced a token at a time: `step` until `done`, or stop earlier; `captions` gives what there is.
+
+    `prefix` forces the first tokens, `suppressed` are never chosen, `keys` (B) name the images to Sampling's noise.
+    Memory may hide positions by image, (B, N), not by row. Raises ConfigError where the requested lengths do not fit
+    the decoder's positions. The decoder, packed or not, must be in evaluation mode.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        memory: Memory,
+        strategy: Strategy,
+        *,
+        bos: int,
+        eos: int,
+        pad: int = 0,
+        suppressed: Sequence[int] = (),
+        prefix: Sequence[int] = (),
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        limit = decoder.config.max_length
+        if strategy.max_length > limit - 1 or len(prefix) >= strategy.max_length:
+            raise ConfigError(
+                f"max_length {strategy.max_length} with a prefix of {len(prefix)} tokens: this model takes captions of "
+                f"at most {limit - 1} tokens, and the prefix must be shorter than the caption"
+            )
+        images, device = memory.images, memory.layers[0].keys.device
+        self._decoder, self._memory, self._strategy, self._eos, self._pad = decoder, memory, strategy, eos, pad
+        self._suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
+        self._cache = decoder.new_cache(strategy.max_length)
+        # The forced tokens are the same for every row of an image, so they pass once an image.
+        forced = torch.tensor([bos, *prefix], device=device).expand(images, -1)
+        log_probs = decoder(forced, memory, self._cache).logits.float().log_softmax(dim=-1)  # (B, 1 + P, V)
+        prefix_log_probs = log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2)
+        names = keys if keys is not None else [str(number) for number in range(images)]
+        self._state = strategy.start(Start(forced[:, 1:], prefix_log_probs, eos, pad, names))
+        self._log_probs: Tensor | None = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
+        self._cache.select(torch.arange(images, device=device).repeat_interleave(strategy.rows))
+        self._images = torch.arange(images)  # those still searched
+        self._finished: list[tuple[Tensor, Sequences]] = []
+        self.done = False
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Choose one more token for every row; `done` says whether that was the last one."""
+        state, strategy = self._state, self._strategy
+        log_probs = self._log_probs
+        if log_probs is None:
+            logits = self._decoder(state.tokens[:, -1:], self._memory, self._cache).logits
+            log_probs = logits[:, -1].float().log_softmax(dim=-1)
+        self._log_probs = None
+        choices = mask_choices(
+            log_probs,
+            state.tokens,
+            eos=self._eos,
+            suppressed=self._suppressed,
+            no_repeat_ngram=strategy.no_repeat_ngram,
+            min_length=strategy.min_length,
+        )
+        rows = state.step(choices)
+        settled = state.settled().cpu()
+        count = int(settled.sum())
+        if state.length == strategy.max_length or count == len(settled):
+            self.done = True
+            return
+        if count >= COMPACT_SHARE * len(settled):
+            self._finished.append((self._images[settled], state.select(settled.nonzero()[:, 0]).sequences()))
+            left = (~settled).nonzero()[:, 0]
+            self._state, self._images = state.select(left), self._images[left]
+            left = left.to(log_probs.device)
+            self._memory = self._memory.select(left)
+            kept = image_rows(left, strategy.rows)
+            rows = kept if rows is None else rows[kept]
+        if rows is not None:
+            self._cache.select(rows)
+
+    def sequences(self) -> Sequences:
+        """The best captions so far as tensors, best first (samples: in order); those unfinished end where they are."""
+        parts = [*self._finished, (self._images, self._state.sequences())]
+        last = parts[-1][1].tokens
+        shape = (sum(len(images) for images, _ in parts), *last.shape[1:])
+        tokens = torch.full(shape, self._pad, device=last.device)
+        log_probs = torch.zeros(shape, device=last.device)
+        counts = torch.zeros(shape[0], dtype=torch.long)
+        for images, part in parts:
+            length = part.tokens.shape[2]
+            tokens[images.to(last.device), :, :length] = part.tokens
+            log_probs[images.to(last.device), :, :length] = part.log_probs
+            counts[images] = part.counts.cpu()
+        return Sequences(tokens, log_probs, counts)
+
+    def captions(self) -> list[list[Hypothesis]]:
+        """The same as lists: of each image its captions, each up to its end token."""
+        found = self.sequences()
+        captions = []
+        for rows, log_probs, count in zip(*(part.tolist() for part in found), strict=True):
+            ends = [row.index(self._eos) + 1 if self._eos in row else len(row) for row in rows[:count]]
+            captions.append(
+                [Hypothesis(row[:end], values[:end]) for row, values, end in zip(rows, log_probs, ends, strict=False)]
+            )
+        return captions
+
+
+def generate(
+    decoder: TextDecoder,
+    memory: Memory,
+    strategy: Strategy,
+    *,
+    bos: int,
+    eos: int,
+    pad: int = 0,
+    suppressed: Sequence[int] = (),
+    prefix: Sequence[int] = (),
+    keys: Sequence[str] | None = None,
+) -> list[list[Hypothesis]]:
+    """B lists of captions, best first (samples: in order): a whole `Search`, which says what the options are.
+
+    A decoder in training is put in evaluation mode meanwhile.
+    """
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        search = Search(
+            decoder, memory, strategy, bos=bos, eos=eos, pad=pad, suppressed=suppressed, prefix=prefix, keys=keys
+        )
+        while not search.done:
+            search.step()
+        return search.captions()
+    finally:
+        decoder.train(was_training)
+
+
+def mask_choices(
+    choices: Tensor,
+    tokens: Tensor,
+    *,
+    eos: int,
+    suppressed: Tensor,
+    no_repeat_ngram: int = 0,
+    min_length: int = 0,
+) -> Tensor:
+    """choices (R, V), logits or log-probabilities of what follows tokens (R, T), with -inf for what is not allowed.
+
+    Not allowed are the tokens `suppressed` (any number), those that would repeat an n-gram, and the end token before
+    `min_length`, except in a row that has no other choice.
+    """
+    if len(suppressed):
+        choices = choices.index_fill(1, suppressed, -math.inf)
+    if 0 < no_repeat_ngram <= tokens.shape[1]:
+        choices = choices.masked_fill(_repeats(choices, tokens, no_repeat_ngram), -math.inf)
+    if tokens.shape[1] < min_length:
+        others = choices.index_fill(1, torch.tensor([eos], device=choices.device), -math.inf)
+        stuck = others.amax(dim=1, keepdim=True).isneginf()
+        choices = torch.where(stuck, choices, others)
+    return choices
+
+
+def _repeats(choices: Tensor, tokens: Tensor, size: int) -> Tensor:
+    """(R, V) whether a token would end an n-gram that tokens (R, T) hold already."""
+    repeats = torch.zeros_like(choices, dtype=torch.bool)
+    if size == 1:
+        return repeats.scatter_(1, tokens, True)
+    windows = tokens.unfold(1, size, 1)  # (R, T - n + 1, n)
+    seen = (windows[:, :, :-1] == tokens[:, None, 1 - size :]).all(dim=2)
+    counts = torch.zeros_like(choices).scatter_add_(1, windows[:, :, -1], seen.to(choices.dtype))
+    return counts > 0
