@@ -4,11 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captioner.caption import Caption
     from captioner.config_files import load_config
     from captioner.errors import CaptionerError
     from captioner.generation import BeamSearch, Greedy, Sampling
     from captioner.inspection.trace import AttentionTrace
-    from captioner.pipeline import Caption, Captioner
+    from captioner.pipeline import Captioner
 
     __version__: str
 
@@ -28,7 +29,7 @@ __all__ = [
 _HOMES = {
     "AttentionTrace": "captioner.inspection.trace",
     "BeamSearch": "captioner.generation",
-    "Caption": "captioner.pipeline",
+    "Caption": "captioner.caption",
     "Captioner": "captioner.pipeline",
     "CaptionerError": "captioner.errors",
     "Greedy": "captioner.generation",

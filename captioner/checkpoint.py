@@ -1,4 +1,4 @@
-"""A model folder: config.json, model.safetensors, tokenizer.json, README.md. Plain data that describes itself."""
+"""Model folders: config.json, model.safetensors, tokenizer.json, README.md. Self-describing plain data."""
 
 import json
 from importlib.metadata import PackageNotFoundError, version
@@ -15,14 +15,15 @@ from captioner.config_files import config_from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import write_whole
 from captioner.model.caption_model import CaptionModel
+from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 MODEL = "model"
-"""A training run's folder of its model."""
+"""The model's folder in a training run."""
 MODEL_PREFIX = "model."
-"""Where a training task keeps the network."""
+"""Prefix of the network's weights in a training checkpoint."""
 TRAINING_SETTINGS = frozenset({"pretrained", "weights", "train", "dropout", "init", "language"})
 """Keys that the first model folders stored beside the network's own."""
 
@@ -38,7 +39,7 @@ def describe(model: CaptionModel, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card: str, half: bool = False) -> None:
-    """Write a model folder; `half` stores matrices as float16. A file appears whole or not at all."""
+    """Write a model folder; `half` stores matrices as float16. Each file is written as a whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
@@ -58,7 +59,7 @@ def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card:
 def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
     """The model of a folder, or of a training checkpoint (.ckpt), ready to caption.
 
-    Raises CheckpointError where something is missing, damaged, foreign, or newer than this program.
+    Raises CheckpointError for anything missing, damaged, of another program, or newer than this one.
     """
     if source.is_dir():
         return _load_folder(source)
@@ -68,12 +69,11 @@ def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
 
 
 def load_training_file(path: Path) -> dict[str, Any]:
-    """A training checkpoint as plain data. Raises CheckpointError where it is damaged or foreign."""
+    """A training checkpoint as plain data. Raises CheckpointError for a damaged one, or one of another program."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: not a whole checkpoint of plain data ({reason})") from error
+        raise CheckpointError(f"{path}: not a complete checkpoint of plain data ({first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "captioner" not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of this program; name one that `captioner train` wrote")
     return checkpoint

@@ -1,4 +1,4 @@
-"""Captioners of transformers (VisionEncoderDecoderModel: ViT, DeiT or BEiT with GPT-2) as model folders.
+"""Conversion of transformers' captioners (VisionEncoderDecoderModel: ViT, DeiT or BEiT with GPT-2).
 
 The decoder here is GPT-2's with cross-attention to the letter, so that the same weights give the same logits.
 """
@@ -21,7 +21,7 @@ from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""As Pillow numbers them."""
+"""Pillow's numbers -> names."""
 ENCODERS = {
     "vit": (
         "test_vit",
@@ -32,9 +32,9 @@ ENCODERS = {
     "deit": tuple(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")),
     "beit": ("beit_base_patch16_224", "beit_large_patch16_224"),
 }
-"""transformers' model type -> the timm models that it may be."""
+"""transformers' model type -> candidates among timm's models."""
 
-# transformers' name of an encoder weight -> timm's; what is not here is left out (poolers, mask tokens).
+# transformers' name of an encoder weight -> timm's; others are left out (poolers, mask tokens).
 ENCODER_NAMES = {
     r"embeddings\.cls_token": "cls_token",
     r"embeddings\.distillation_token": "dist_token",

@@ -17,7 +17,7 @@ class ImageError(CaptionerError):
     """An image that cannot be used.
 
     Codes: `empty`, `truncated`, `corrupt`, `too_many_pixels`, `not_an_image`, `needs_extra`, `unreadable`,
-    `decoder_crash`, `timeout`.
+    `out_of_view` (the model's fit cuts off the requested region), `decoder_crash`, `timeout`.
     """
 
     code = "corrupt"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.caption import Caption, caption_memory
 from captioner.generation import Strategy
 from captioner.metrics.metric import Captions
 from captioner.metrics.object_words import chair, object_words
@@ -22,7 +23,6 @@ from captioner.metrics.scores import DEFAULT_METRICS, Scores, TokenizerName, sco
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.model.packed import pack
-from captioner.pipeline import Caption, caption_memory
 from captioner.tokenizer import Tokenizer
 
 ImageId: TypeAlias = int | str

@@ -1,4 +1,4 @@
-"""Files that are on the disk as a whole or not at all."""
+"""Files that are written as a whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object], *, sync: bool = False) -> None:
-    """Write bytes, or what a function writes, beside `path` and put it in its place; what was there before stays where
-    that fails. `sync` waits until the file, and that it has its name, would survive a power failure.
+    """Write bytes, or whatever a function writes, to a temporary file and rename it to `path`; if that fails, an old
+    file stays. `sync` waits until both the content and the name would survive a power failure.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -25,7 +25,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object], *, sy
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # Windows opens no folders
+    with suppress(OSError):  # Windows cannot open folders
         if sync:
             folder = os.open(path.parent, os.O_RDONLY)
             try:

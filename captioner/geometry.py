@@ -1,4 +1,4 @@
-"""Where the model's patches lie on a photo, and how a photo becomes its pixels.   h·w patches, row by row"""
+"""The geometry of patches on a photo, and the photo's pixels at the model's size.   h·w patches, row by row"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeAlias
@@ -13,14 +13,15 @@ from captioner.errors import ConfigError
 Interpolation: TypeAlias = Literal["bicubic", "bilinear", "lanczos"]
 
 BAR = (128, 128, 128)
-"""Color of the bars that letterbox puts around a photo."""
+"""Color of the bars around a letterboxed photo."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the model's patches lie on the photo, for any of the three fits.
+    """How the model's patches map to a photo, for each of the three fits.
 
-    Fractions are of the upright photo: (0, 0) its top left corner, (1, 1) its bottom right one. A grid is (h, w).
+    Coordinates are fractions of the upright photo, from (0, 0) at the top left to (1, 1) at the bottom right. A grid is
+    (h, w).
     """
 
     width: int
@@ -31,7 +32,7 @@ class Geometry:
 
     @classmethod
     def of(cls, width: int, height: int, *, size: tuple[int, int], fit: Fit) -> Self:
-        """Of a photo of `width` x `height` pixels."""
+        """The geometry of a photo of `width` x `height` pixels."""
         return cls(width, height, (size[0], size[1]), fit)
 
     @property
@@ -58,7 +59,7 @@ class Geometry:
 
     @property
     def _inner(self) -> tuple[int, int, int, int]:
-        """(left, top, width, height) of the letterboxed photo in whole pixels of the input: so fractions are exact."""
+        """(left, top, width, height) of the letterboxed photo in the input, in whole pixels."""
         rows, columns = self.size
         scale = min(columns / self.width, rows / self.height)
         width, height = max(1, round(self.width * scale)), max(1, round(self.height * scale))
@@ -83,23 +84,21 @@ class Geometry:
         return left + column * wide, top + row * high, left + (column + 1) * wide, top + (row + 1) * high
 
     def visible_share(self, grid: tuple[int, int]) -> NDArray[np.float64]:
-        """(h, w): how much of each patch lies on the photo, 0 to 1; the rest lies on bars."""
+        """(h, w): the share of each patch that lies on the photo, 0 to 1; the rest lies on bars."""
         return self._shares((0.0, 0.0, 1.0, 1.0), grid)
 
     def patches_in(self, region: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.bool_]:
-        """(h, w): the patches of a region (x, y, width, height in fractions): half of what they show lies in it.
+        """(h, w): the patches at least half of whose content lies in a region (x, y, width, height in fractions).
 
-        A region too small for that takes the patch that shows most of it. Raises ConfigError for a region beyond the
-        photo, or one that the model does not see.
+        A region too small for that has the one patch that shows most of it; one that the fit cuts off has none. Raises
+        ConfigError for a region beyond the photo.
         """
         x, y, width, height = region
         if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-6 and 0 < height <= 1 - y + 1e-6):
             raise ConfigError(f"region {x},{y},{width},{height}: not x,y,width,height within the photo; give fractions")
         inside = self._shares((x, y, x + width, y + height), grid)
-        if not inside.any():
-            raise ConfigError(f"region {x},{y},{width},{height}: fit {self.fit} does not show it to the model; move it")
-        keep = inside >= np.maximum(self.visible_share(grid) / 2, np.finfo(np.float64).tiny)
-        return keep if keep.any() else inside == inside.max()
+        keep = (inside > 0) & (inside >= self.visible_share(grid) / 2)
+        return keep if keep.any() else (inside > 0) & (inside == inside.max())
 
     def _shares(self, area: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.float64]:
         """(h, w): the share of each patch that lies in an area (left, top, right, bottom)."""
@@ -111,9 +110,9 @@ class Geometry:
     def heatmap(
         self, values: NDArray[np.floating[Any]], *, size: tuple[int, int] | None = None, nearest: bool = False
     ) -> NDArray[np.float32]:
-        """(height, width): the patches' values (h, w) laid over the photo, at `size` (width, height) or its own.
+        """(height, width): the patches' values (h, w) over the photo, at `size` (width, height) or its own.
 
-        Bilinear between the centers of patches, or each patch's own value; 0 where the model sees nothing.
+        Bilinear between patch centers, or the nearest patch's value; 0 outside the model's input.
         """
         width, height = size or (self.width, self.height)
         left, top, right, bottom = self.box
@@ -139,18 +138,18 @@ def _overlaps(low: float, high: float, count: int) -> NDArray[np.float64]:
 
 
 def _spread(pixels: int, low: float, high: float, count: int, nearest: bool) -> NDArray[np.float64]:
-    """(pixels, count): what each of `count` patches over [low, high] gives to each pixel of [0, 1]."""
+    """(pixels, count): the weight of each of `count` patches over [low, high] at each pixel of [0, 1]."""
     places = ((np.arange(pixels) + 0.5) / pixels - low) / (high - low) * count
     seen = (places >= 0) & (places <= count)
     if nearest:
         weights = np.eye(count)[np.clip(places.astype(np.int64), 0, count - 1)]
     else:
-        # Beyond the outer patches' centers their value goes on to the edge.
+        # Outside the centers of the outer patches, their value is constant.
         centers = np.clip(places - 0.5, 0, count - 1)
         weights = np.clip(1 - np.abs(centers[:, None] - np.arange(count)), 0.0, None)
     return weights * seen[:, None]
 
 
 def to_pixels(image: Image.Image, geometry: Geometry, interpolation: Interpolation) -> NDArray[np.uint8]:
-    """The photo as the model takes it: (3, height, width) uint8, contiguous and writable."""
+    """(3, height, width) uint8, contiguous and writable: the photo at the model's size."""
     return np.array(np.asarray(geometry.apply(image, interpolation)).transpose(2, 0, 1), order="C")

@@ -1,4 +1,4 @@
-"""GPT-2's weights as those of a decoder, which is GPT-2's to the letter, with cross-attention."""
+"""GPT-2's weights for our decoder, which is exactly GPT-2's with cross-attention."""
 
 import json
 import re
@@ -30,7 +30,7 @@ GPT2 = {
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
-"""What a configuration that leaves a key out means."""
+"""GPT-2's defaults for keys that a configuration leaves out."""
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 NAMES = {
     r"wte\.weight": "token_embedding.weight",
@@ -47,25 +47,25 @@ NAMES = {
     r"h\.(\d+)\.mlp\.c_fc\.(\w+)": r"blocks.\1.feed_forward.0.\2",
     r"h\.(\d+)\.mlp\.c_proj\.(\w+)": r"blocks.\1.feed_forward.2.\2",
 }
-"""A weight's name in GPT-2 -> in our decoder."""
+"""Name of a weight in GPT-2 -> in our decoder."""
 
 
 def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig, dict[str, Tensor], Tokenizer]:
-    """A decoder of the shape of the GPT-2 in a folder, its weights but those of cross-attention, and its tokenizer.
+    """A decoder config of the shape of the GPT-2 in a folder, its weights without cross-attention, and its tokenizer.
 
     The folder is one that transformers' `save_pretrained` writes, or a download of GPT-2 or DistilGPT-2. Positions
-    beyond `config.max_length` are left out. Raises CheckpointError where the folder holds something else.
+    beyond `config.max_length` are left out. Raises CheckpointError if the folder holds anything else.
     """
     try:
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: not a whole GPT-2 ({error}); a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER} is needed"
+            f"{folder}: not a complete GPT-2 ({error}); a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER} is needed"
         ) from error
     problems = departures(about) if isinstance(about, dict) else [f"{CONFIG} that is no mapping"]
     if problems:
-        raise CheckpointError(f"{folder}: cannot begin from it: {'; '.join(problems)}")
+        raise CheckpointError(f"{folder}: cannot initialize from it: {'; '.join(problems)}")
     about = GPT2 | about
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     shape = replace(
@@ -79,7 +79,7 @@ def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig
     weights = decoder_weights({name.removeprefix("transformer."): value for name, value in state.items()})
     if "position_embedding.weight" in weights:
         weights["position_embedding.weight"] = weights["position_embedding.weight"][: shape.max_length].clone()
-    with torch.device("meta"):  # only names and shapes are wanted
+    with torch.device("meta"):  # only names and shapes are needed
         expected = TextDecoder(shape, vocabulary=len(tokenizer), encoder_width=shape.width).state_dict()
     for name, value in expected.items():
         if any(part in name for part in READS_THE_IMAGE):
@@ -93,8 +93,8 @@ def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig
 
 
 def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our decoder's weights of GPT-2's, without prefix in their names."""
-    # GPT-2's matrices are those of a convolution, input first.
+    """GPT-2's weights, without prefix, under our decoder's names."""
+    # GPT-2's matrices are those of a convolution, with the input first.
     turned = {
         name: value.T.contiguous() if value.ndim == 2 and re.search(r"\.(c|q)_\w+\.weight", name) else value
         for name, value in theirs.items()
@@ -103,7 +103,7 @@ def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def departures(about: Mapping[str, Any]) -> list[str]:
-    """In what a language model, by its config, is no GPT-2 as the decoder is one."""
+    """How a language model, by its config, differs from the GPT-2 that our decoder implements."""
     if about.get("model_type") != "gpt2":
         return [f"decoder {about.get('model_type')}, not gpt2"]
     about = GPT2 | dict(about)
@@ -118,7 +118,7 @@ def departures(about: Mapping[str, Any]) -> list[str]:
 
 
 def renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The weights whose names one of the patterns matches, by their new names."""
+    """The weights whose names match a pattern, under their new names."""
     found = {}
     for name, value in theirs.items():
         for pattern, ours in names.items():

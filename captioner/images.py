@@ -1,4 +1,4 @@
-"""Photos from anywhere, safely: upright RGB, or an error that says why not."""
+"""Photos from any source, decoded safely: upright RGB, or an error that says why not."""
 
 import hashlib
 import io
@@ -34,13 +34,13 @@ IMAGE_EXTENSIONS = frozenset(
         *(".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
     )
 )
-"""Lower-case suffixes that a scan of a folder takes for images; what a file is, its bytes say."""
+"""Lower-case suffixes by which a folder is searched for images. A file's format is told by its bytes."""
 MAX_PIXELS = 50_000_000
 MAX_DRAFT_PIXELS = 89_000_000
-"""A JPEG may have so many, as it is decoded at half its size."""
+"""The limit for a JPEG, which can be decoded at half its size."""
 MAX_FILE_BYTES = 256 * 2**20
 
-# Plugins are called by class: `Image.open` adds only a warning about size (global state) and MPO's table of frames.
+# Plugins are called by class: `Image.open` would add a warning about size (global state) and MPO's table of frames.
 DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -51,34 +51,28 @@ DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "AVIF": AvifImageFile,
 }
 SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
-"""Sizes of a BMP's second header: `BM` alone begins many a text."""
+"""Sizes of a BMP's second header, as texts may start with `BM` too."""
 HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
 REFUSED = {
-    b"<": "SVG, XML or HTML",
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"8BPS": "Photoshop",
-    b"\0\0\1\0": "an icon",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
+    "SVG, XML or HTML": (b"<",),
+    "PDF": (b"%PDF",),
+    "PostScript": (b"%!PS",),
+    "Photoshop": (b"8BPS",),
+    "an icon": (b"\0\0\1\0",),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
 }
 CUT_SHORT = (
     *("file is truncated", "truncated file", "truncated data", "incomplete checksum"),
     *("end of file", "insufficient input", "cannot read full"),
 )
-"""Words by which Pillow and libheif say that bytes are missing."""
+"""How Pillow and libheif say that bytes are missing."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -88,13 +82,15 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what sets the picture upright."""
+"""EXIF orientation -> the transposition that undoes it."""
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """A photo ready to be looked at, and what had to be done to it."""
+    """A decoded photo, and what had to be done to it."""
 
+    name: str
+    """How messages refer to its source."""
     image: Image.Image
     """Upright, RGB, without metadata."""
     notes: tuple[str, ...]
@@ -107,20 +103,18 @@ class OpenedImage:
 def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedImage:
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
-    Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that was cut short gives what could be
-    decoded. Pillow's warnings about odd metadata pass through: no global filter is touched.
+    Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that is cut short yields the part that
+    can be decoded. Pillow's warnings about odd metadata pass through: no global filter is touched.
     """
-    name, data = _name(source), b""
+    name, data = _name(source), source if isinstance(source, bytes) else b""
     notes: list[str] = []
     try:
         if isinstance(source, str | os.PathLike):
             data = _read(source, name)
-        elif isinstance(source, bytes):
-            data = source
         if isinstance(source, str | os.PathLike | bytes):
             image: Image.Image = _decode(data, name, allow_truncated, notes)
         else:
-            image = _given(source, name)
+            image = _from_memory(source, name)
         orientation = _orientation(image, notes)
         upright = _to_rgb(image, notes)
         if orientation in UPRIGHT:
@@ -132,24 +126,20 @@ def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedI
     except ImageError:
         raise
     except Exception as error:
-        # Decoders of hostile bytes raise nearly anything: ValueError, SyntaxError, struct.error, MemoryError, ...
-        raise _refusal(name, data, error) from error
-    # Metadata left behind would turn the picture a second time when it is opened again.
-    upright.info = {}
-    return OpenedImage(upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
+        # Given hostile bytes, decoders raise nearly anything: ValueError, SyntaxError, struct.error, MemoryError, ...
+        raise _image_error(name, data, error) from error
+    upright.info = {}  # an orientation in it would be applied again where the picture is saved and opened
+    return OpenedImage(name, upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
 
 
 def _name(source: ImageSource) -> str:
-    """What messages call a source: one line, whatever a file is named."""
-    if isinstance(source, str | os.PathLike):
-        return printable(os.fsdecode(source))
-    return f"<{type(source).__name__}>"
+    """How messages refer to a source, on one line."""
+    return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
 
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:
     try:
-        status = os.stat(path)
-        # Opening a FIFO waits for ever, whatever its name.
+        status = os.stat(path)  # first, as opening a FIFO blocks
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ImageError(f"{name}: {what}; name an image file", "unreadable")
@@ -165,8 +155,8 @@ def _check_bytes(count: int, name: str) -> None:
     if count == 0:
         raise ImageError(f"{name}: the file is empty; get it again", "empty")
     if count > MAX_FILE_BYTES:
-        limit = MAX_FILE_BYTES // 2**20
-        raise ImageError(f"{name}: {count:,} bytes, over the limit of {limit} MiB; make it smaller", "unreadable")
+        limit = f"over the limit of {MAX_FILE_BYTES // 2**20} MiB"
+        raise ImageError(f"{name}: {count:,} bytes, {limit}; make it smaller", "unreadable")
 
 
 def _check_size(image: Image.Image, name: str, most: int = MAX_PIXELS) -> None:
@@ -180,10 +170,9 @@ def _check_size(image: Image.Image, name: str, most: int = MAX_PIXELS) -> None:
         raise ImageError(f"{name}: {megapixels}; make it smaller", "too_many_pixels")
 
 
-def _given(source: Image.Image | NDArray[np.uint8], name: str) -> Image.Image:
+def _from_memory(source: Image.Image | NDArray[np.uint8], name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
-        gray, color = source.ndim == 2, source.ndim == 3 and source.shape[2] in (3, 4)
-        if source.dtype != np.uint8 or not (gray or color):
+        if source.dtype != np.uint8 or not (source.ndim == 2 or source.shape[2:] in ((3,), (4,))):
             what = f"an array of {source.dtype} {source.shape}"
             raise ImageError(f"{name}: {what}; give uint8 (H, W), (H, W, 3) or (H, W, 4)", "not_an_image")
         if source.size == 0:
@@ -197,9 +186,9 @@ def _given(source: Image.Image | NDArray[np.uint8], name: str) -> Image.Image:
 
 
 def _kind(data: bytes, name: str) -> str:
-    """The format by signature; names say nothing."""
-    for signature, kind in SIGNATURES.items():
-        if data.startswith(signature):
+    """The format, by signature."""
+    for kind, signatures in SIGNATURES.items():
+        if data.startswith(signatures):
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -213,8 +202,8 @@ def _kind(data: bytes, name: str) -> str:
         if brands & HEIC_BRANDS:
             return "HEIC"
     start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
-    what = next((f"{kind} is not accepted" for prefix, kind in REFUSED.items() if start.startswith(prefix)), None)
-    what = what or "not an image, or of an unknown format"
+    refused = [f"{kind} is not accepted" for kind, prefixes in REFUSED.items() if start.startswith(prefixes)]
+    what = refused[0] if refused else "not an image, or of an unknown format"
     raise ImageError(f"{name}: {what}; give JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC", "not_an_image")
 
 
@@ -224,13 +213,12 @@ def _decoder(kind: str, name: str) -> Callable[[io.BytesIO], ImageFile]:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        remedy = 'pip install "captioner[heif]"'
-        raise ImageError(f"{name}: HEIC needs an extra decoder; {remedy}", "needs_extra") from error
+        raise ImageError(f'{name}: HEIC needs a decoder; pip install "captioner[heif]"', "needs_extra") from error
     return cast(Callable[[io.BytesIO], ImageFile], HeifImageFile)
 
 
 def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> ImageFile:
-    """Pixels of the first frame; Pillow's switch for truncated files is global, so it is left alone."""
+    """The first frame, with its pixels. Pillow's switch for truncated files is global, so it is not used."""
     _check_bytes(len(data), name)
     kind = _kind(data, name)
     decoder = _decoder(kind, name)
@@ -255,37 +243,31 @@ def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> 
             raise
         notes[:] = ["truncated"]
         if kind == "JPEG":
-            # A progressive picture comes out only once its end has been seen.
+            # A progressive picture is decoded only once its end has been read.
             image = header(data + b"\xff\xd9")
             load(image)
-        # Without tiles to read, an image is what was decoded so far.
+        # Without tiles left to read, the image is what was decoded so far.
         image.tile = []
-        extrema = image.getextrema()
-        if all(low == high for low, high in (extrema if isinstance(extrema[0], tuple) else (extrema,))):
+        if all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2))):
             raise
     return image
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:
-    """Whether bytes are missing, by the error or by what the file says of itself."""
-    if isinstance(error, MemoryError):
-        return False
-    if isinstance(error.__cause__, struct.error | EOFError | IndexError):
-        return True
-    if any(words in str(error).lower() for words in CUT_SHORT):
-        return True
-    if data.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" not in data
-    if data.startswith(b"\x89PNG"):
-        return isinstance(error, SyntaxError) and b"IEND" not in data
-    if data.startswith(b"RIFF"):
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if data.startswith((b"II*\0", b"MM\0*")):
-        return int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") >= len(data)
-    return False
+    """Whether bytes are missing, by the error or by the file's own account of its size."""
+    message, number = str(error).lower(), data[4:8]
+    return not isinstance(error, MemoryError) and (
+        isinstance(error.__cause__, struct.error | EOFError | IndexError)
+        or any(each in message for each in CUT_SHORT)
+        or (data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data)
+        or (data.startswith(b"\x89PNG") and isinstance(error, SyntaxError) and b"IEND" not in data)
+        or (data.startswith(b"RIFF") and int.from_bytes(number, "little") + 8 > len(data))
+        or (data.startswith(b"II*\0") and int.from_bytes(number, "little") >= len(data))
+        or (data.startswith(b"MM\0*") and int.from_bytes(number, "big") >= len(data))
+    )
 
 
-def _refusal(name: str, data: bytes, error: Exception) -> ImageError:
+def _image_error(name: str, data: bytes, error: Exception) -> ImageError:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError(f"{name}: too many pixels ({reason}); make it smaller", "too_many_pixels")
@@ -301,8 +283,7 @@ def _is_animated(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:
-        # GIF looks for a second frame to tell, and this one's is broken: there is more than the first.
-        return True
+        return True  # GIF looks for a second frame: there is one, but it is broken
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:
@@ -314,13 +295,13 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Colors in sRGB, transparency on white, deep grays scaled; `image` itself where it is that already."""
+    """Colors in sRGB, transparency on white, deep grays scaled; `image` itself where nothing is to be done."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_gray_to_rgb(image, notes)
     profile = image.info.get("icc_profile")
     alpha = None
     if image.has_transparency_data:
-        # Pillow knows no direct way from premultiplied gray.
+        # Pillow has no direct conversion from premultiplied gray.
         layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image, alpha = layers.convert("RGB"), layers.getchannel("A")
     if profile:
@@ -340,16 +321,16 @@ def _to_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Imag
         if image.mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(stored):
             return image
         converted = ImageCms.profileToProfile(image, stored, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return cast(Image.Image, converted)
     except Exception:
         notes.append("icc_ignored")
         return image
-    return cast(Image.Image, converted)
 
 
 def _deep_gray_to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     levels = np.asarray(image)
     clear = levels == image.info["transparency"] if "transparency" in image.info else None
-    # Only 16 bits fit float32 for sure; a range of floats may even overflow it.
+    # Only 16-bit integers are sure to fit float32; the range of floats may even overflow it.
     precision = np.float32 if image.mode.startswith("I;16") else np.float64
     numbers = np.nan_to_num(levels.astype(precision), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(numbers.min()), float(numbers.max())

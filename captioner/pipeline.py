@@ -1,44 +1,41 @@
-"""Images in, captions out. The one place where photos, network, search and words meet."""
+"""Images in, captions out: the one place where photos, network, search and words meet."""
 
-import hashlib
 import logging
-import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
+from captioner.caption import Caption, Captioned, caption_memory
 from captioner.checkpoint import load_model, save_model
 from captioner.errors import ConfigError, ImageError, ResourceError
-from captioner.generation import BeamSearch, Hypothesis, Strategy, generate
+from captioner.generation import BeamSearch, Strategy
 from captioner.geometry import Geometry, to_pixels
-from captioner.images import ImageSource, OpenedImage, open_image
+from captioner.images import ImageSource, open_image
 from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory, concat
 from captioner.model.packed import pack
+from captioner.photo import Photo, Region
+from captioner.prefetch import prefetch
+from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 BUNDLED = "bundled"
-DEFAULT_BATCH, ACCELERATOR_BATCH = 16, 64
-"""Images at once: on a CPU more are no faster, an accelerator has more to do at a time."""
-READ_AHEAD = 2
-"""Batches of photos that are read while one is captioned; memory is bounded by it."""
-
-MOST_TILES = 64
-NO_MEMORY = (
+CPU_BATCH, ACCELERATOR_BATCH = 16, 64
+"""Default batch sizes: a CPU gains nothing from larger ones, an accelerator does."""
+MAX_TILES = 64
+OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "out of memory",
@@ -46,61 +43,7 @@ NO_MEMORY = (
     "alloc_failed",
     "could not create a primitive",  # oneDNN, which names no cause
 )
-"""Signs, in messages of PyTorch and its libraries, that memory was short."""
-
-T = TypeVar("T")
-Region = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class CaptionWord:
-    """A word and the natural logarithm of its probability."""
-
-    text: str
-    log_prob: float
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption, how probable the model finds it, and the next best ones where more than one was asked for."""
-
-    text: str
-    log_prob: float
-    """Sum of the natural-log probabilities of its tokens, the end token included; no length penalty."""
-    words: tuple[CaptionWord, ...]
-    tokens: tuple[int, ...]
-    """Without the start token; the end token is there unless the caption was cut off."""
-    alternatives: tuple["Caption", ...] = ()
-    cut_off: bool = False
-    """Whether the longest length was reached before the end."""
-
-    @property
-    def confidence(self) -> float:
-        """The geometric mean of the tokens' probabilities."""
-        return math.exp(self.log_prob / max(1, len(self.tokens)))
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """One input and its caption; `width` and `height` are the upright photo's."""
-
-    caption: Caption
-    width: int
-    height: int
-    sha256: str | None
-    notes: tuple[str, ...]
-
-
-class _Read(NamedTuple):
-    """What is kept of a photo until it is captioned; `key` names it to Sampling's noise."""
-
-    size: tuple[int, int]
-    """(width, height)"""
-    key: str
-    sha256: str | None
-    notes: tuple[str, ...]
-    geometry: Geometry
-    pixels: Tensor
+"""What PyTorch and its libraries say when memory runs out."""
 
 
 class Captioner:
@@ -119,7 +62,7 @@ class Captioner:
         self._packed: TextDecoder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the packed decoder, which cannot be pickled; it is made anew where it is needed."""
+        """Without the packed decoder, which cannot be pickled; it is made again when it is needed."""
         return self.__dict__ | {"_packed": None}
 
     @property
@@ -133,9 +76,9 @@ class Captioner:
     def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:
         """A captioner from a model folder, a training checkpoint (.ckpt), or the bundled model.
 
-        `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`; `int8` writes captions with weights rounded to 8 bits,
-        which is faster and changes a few. Raises CheckpointError where the model cannot be loaded, ResourceError where
-        the machine has no such device or no use for int8.
+        `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`; `int8` decodes with weights rounded to 8 bits, which is
+        faster and changes a few captions. Raises CheckpointError where the model cannot be loaded, ResourceError where
+        the machine lacks the device or cannot use int8.
         """
         source = model_folder(model)
         network, tokenizer = load_model(source)
@@ -162,13 +105,40 @@ class Captioner:
 
         An image is a path, bytes, a PIL image or an array (H, W, 3) uint8. Raises ImageError for an unusable one.
         """
-        sources = images if isinstance(images, list) else [images]
-        found = []
-        for result in self.stream(sources, search=search):
+        captions = []
+        for result in self.stream(images if isinstance(images, list) else [images], search=search):
             if isinstance(result, ImageError):
                 raise result
-            found.append(result.caption)
-        return found if isinstance(images, list) else found[0]
+            captions.append(result.caption)
+        return captions if isinstance(images, list) else captions[0]
+
+    def prepare(self, source: ImageSource, allow_truncated: bool = False) -> Photo:
+        """An image as the network takes it. Raises ImageError for an unusable one."""
+        return Photo.of(open_image(source, allow_truncated=allow_truncated), self.model.encoder.config)
+
+    def caption_photos(
+        self,
+        photos: Sequence[Photo],
+        *,
+        search: Strategy = BeamSearch(),  # noqa: B008
+        prefix: str = "",
+        region: Region | None = None,
+        hide: Region | None = None,
+    ) -> list[Caption]:
+        """Captions of prepared photos, all in one batch; the options are those of `stream`.
+
+        Raises ConfigError for a prefix or region that no photo can have, ImageError where a photo shows nothing of the
+        region. Where memory does not suffice for the batch, PyTorch's error passes through.
+        """
+        if not photos:
+            return []
+        with torch.inference_mode():
+            memory = self._memory(photos, region, hide)
+        keys = [photo.key for photo in photos]
+        found = caption_memory(
+            self._decoder, self.tokenizer, memory, search, prefix=self._prefix_tokens(prefix), keys=keys
+        )
+        return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
     def stream(
         self,
@@ -182,38 +152,42 @@ class Captioner:
         workers: int = 2,
         allow_truncated: bool = False,
     ) -> Iterator[Captioned | ImageError]:
-        """Captions in the order of the sources, while they are read; an unusable image gives its error.
+        """Captions in the order of the sources, as they arrive; an unusable image yields its error.
 
-        `prefix` are the caption's first words; `region` (x, y, width, height), fractions of the upright photo, hides
-        everything else, `hide` that part; `workers` threads read photos. Memory does not grow with the sources; where
-        it does not suffice, batches are halved. Raises ResourceError where it does not suffice for one image.
+        `prefix` holds the first words of every caption; `region` hides everything outside it, `hide` everything inside.
+        `workers` threads read photos, and another one iterates over `sources`. A batch is captioned as soon as it is
+        full, or as soon as its photos are read and no more sources have arrived. Memory use does not grow with the
+        number of sources; when memory runs out, batches are halved. Raises ResourceError where it does not suffice for
+        one image.
         """
-        forced = self._prefix(prefix)
+        self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
 
-        def read(source: ImageSource) -> _Read | ImageError:
+        def read(source: ImageSource) -> Photo | ImageError:
             try:
-                opened, geometry, pixels = self._read(source, allow_truncated)
+                photo = self.prepare(source, allow_truncated)
+                photo.shown_patches(region, hide, self.model.encoder.grid)
             except ImageError as error:
                 return error
-            # The photo itself, much larger than its pixels, is not kept.
-            return _Read(opened.image.size, _key(opened), opened.sha256, opened.notes, geometry, pixels)
+            return photo
 
-        most = batch_size or (DEFAULT_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH)
-        for batch in _read_ahead(sources, read, most, max(1, workers)):
-            good = [each for each in batch if not isinstance(each, ImageError)]
-            found: list[Caption] = []
-            while len(found) < len(good):
-                part = good[len(found) : len(found) + most]
-                try:
-                    found += self._caption(part, search, forced, region, hide)
-                except (MemoryError, RuntimeError) as error:
-                    most = _fewer(len(part), error)
-            captions = iter(found)
-            for each in batch:
-                if isinstance(each, ImageError):
-                    yield each
-                else:
-                    yield Captioned(next(captions), *each.size, each.sha256, each.notes)
+        most = batch_size or (CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH)
+        with closing(prefetch(sources, read, most, max(1, workers))) as batches:
+            for batch in batches:
+                photos = [each for each in batch if isinstance(each, Photo)]
+                captions: list[Caption] = []
+                while len(captions) < len(photos):
+                    part = photos[len(captions) : len(captions) + most]
+                    try:
+                        captions += self.caption_photos(part, search=search, prefix=prefix, region=region, hide=hide)
+                    except (MemoryError, RuntimeError) as error:
+                        most = _halve(len(part), error)
+                remaining = iter(captions)
+                for each in batch:
+                    if isinstance(each, Photo):
+                        size = each.geometry.width, each.geometry.height
+                        yield Captioned(next(remaining), *size, each.sha256, each.notes)
+                    else:
+                        yield each
 
     def inspect(
         self,
@@ -228,20 +202,21 @@ class Captioner:
     ) -> AttentionTrace:
         """Which patches each word of a caption looked at: the model's own caption, or any `caption`.
 
-        `tiles` (rows, columns) cuts a large photo into parts that are encoded one by one and read as one memory.
-        Raises ImageError for an unusable image, ConfigError for a caption without words or too long for the model, and
-        for a region of a tiled photo.
+        `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory.
+        Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too long for the
+        model, and for a region of a tiled photo.
         """
         from captioner.inspection.hallucination import hallucination_probabilities  # which captioning does not need
 
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
-        opened, geometry, pixels = self._read(image, allow_truncated=False)
+        opened = open_image(image)
         encoder = self.model.encoder
+        photo = Photo.of(opened, encoder.config)
         if tiles == (1, 1):
-            view = View(encoder.grid, encoder.prefix, geometry)
+            view = View(encoder.grid, encoder.prefix, photo.geometry)
             with torch.inference_mode():
-                memory = self._memory([geometry], pixels[None], region, hide)
+                memory = self._memory([photo], region, hide)
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
@@ -249,10 +224,10 @@ class Captioner:
         with torch.inference_mode():
             blind = self.model.blind(memory)
         if caption is None:
-            [[found, *_]] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[_key(opened)])
+            [[found, *_]] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[photo.key])
             tokens = list(found.tokens)
         else:
-            tokens = self._given(caption)
+            tokens = self._caption_tokens(caption)
         trace = AttentionTrace.of(
             self._decoder,
             memory,
@@ -267,52 +242,21 @@ class Captioner:
         return replace(trace, hallucination=hallucination_probabilities(trace, weights)) if weights else trace
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the model does not know: in a trace they are `<unk>`."""
+        """The words of a text that the model does not know; a trace shows them as `<unk>`."""
         if self.tokenizer.kind != "word":
             return []
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
-    def _read(self, source: ImageSource, allow_truncated: bool) -> tuple[OpenedImage, Geometry, Tensor]:
-        opened = open_image(source, allow_truncated=allow_truncated)
-        encoder = self.model.encoder.config
-        assert encoder.image_size is not None
-        assert encoder.interpolation is not None
-        geometry = Geometry.of(*opened.image.size, size=encoder.image_size, fit=encoder.fit)
-        return opened, geometry, torch.from_numpy(to_pixels(opened.image, geometry, encoder.interpolation))
-
-    def _caption(
-        self,
-        read: Sequence["_Read"],
-        search: Strategy,
-        prefix: tuple[int, ...],
-        region: Region | None,
-        hide: Region | None,
-    ) -> list[Caption]:
-        pixels = torch.stack([each.pixels for each in read])
-        with torch.inference_mode():
-            memory = self._memory([each.geometry for each in read], pixels, region, hide)
-        found = caption_memory(
-            self._decoder, self.tokenizer, memory, search, prefix=prefix, keys=[each.key for each in read]
-        )
-        return [replace(best, alternatives=tuple(others)) for best, *others in found]
-
-    def _memory(
-        self, geometries: Sequence[Geometry], pixels: Tensor, region: Region | None, hide: Region | None
-    ) -> Memory:
-        """pixels (B, 3, height, width) -> memory, without what lies outside `region` or inside `hide`."""
-        memory = self.model.encode(pixels.to(self.device))
+    def _memory(self, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
+        """The memory of a batch, masked outside `region` and inside `hide`."""
+        memory = self.model.encode(torch.stack([photo.pixels for photo in photos]).to(self.device))
         if region is None and hide is None:
             return memory
         encoder = self.model.encoder
-        keep = torch.ones(len(geometries), memory.positions, dtype=torch.bool)
+        keep = torch.ones(len(photos), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
-        for row, geometry in enumerate(geometries):
-            shown = np.ones(encoder.grid, dtype=bool) if region is None else geometry.patches_in(region, encoder.grid)
-            if hide is not None:
-                shown = shown & ~geometry.patches_in(hide, encoder.grid)
-            if not shown.any():
-                raise ConfigError("no patch of the photo is left that shows half of what may be seen; hide less of it")
-            keep[row, encoder.patches] = torch.from_numpy(shown).flatten()
+        shown = np.stack([photo.shown_patches(region, hide, encoder.grid) for photo in photos])
+        keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device))
 
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
@@ -320,8 +264,8 @@ class Captioner:
         rows, columns = tiles
         encoder = self.model.encoder
         size = encoder.image_size
-        if not 1 <= rows <= photo.height or not 1 <= columns <= photo.width or rows * columns > MOST_TILES:
-            raise ConfigError(f"tiles {rows}x{columns}: give 1x1 to {MOST_TILES} tiles, none of less than a pixel")
+        if not 1 <= rows <= photo.height or not 1 <= columns <= photo.width or rows * columns > MAX_TILES:
+            raise ConfigError(f"tiles {rows}x{columns}: give 1x1 to {MAX_TILES} tiles, none of less than a pixel")
         whole = Geometry.of(*photo.size, size=(rows * size[0], columns * size[1]), fit="squash")
         assert encoder.config.interpolation is not None
         pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
@@ -339,67 +283,27 @@ class Captioner:
         order = torch.cat([prefix.flatten(), laid.flatten(), null.flatten()]).tolist()
         return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
 
-    def _prefix(self, text: str) -> tuple[int, ...]:
+    def _prefix_tokens(self, text: str) -> tuple[int, ...]:
         if unknown := self.unknown_words(text):
             raise ConfigError(
                 f"prefix {text!r}: the model does not know {', '.join(unknown)}; use words it was trained on"
             )
         return tuple(self.tokenizer.encode(text))
 
-    def _given(self, caption: str) -> list[int]:
-        tokens = [*self.tokenizer.encode(caption), self.tokenizer.eos]
+    def _caption_tokens(self, text: str) -> list[int]:
+        tokens = [*self.tokenizer.encode(text), self.tokenizer.eos]
         most = self.model.decoder.config.max_length
         if len(tokens) == 1:
-            raise ConfigError(f"caption {caption[:40]!r}: no words in it; give at least one")
+            raise ConfigError(f"caption {text[:40]!r}: no words in it; give at least one")
         if len(tokens) > most:
             raise ConfigError(
-                f"caption {caption[:40]!r}...: {len(tokens) - 1} tokens, this model takes {most - 1}; shorten it"
+                f"caption {text[:40]!r}...: {len(tokens) - 1} tokens, this model takes {most - 1}; shorten it"
             )
         return tokens
 
 
-def caption_memory(
-    decoder: TextDecoder,
-    tokenizer: Tokenizer,
-    memory: Memory,
-    search: Strategy,
-    *,
-    prefix: Sequence[int] = (),
-    keys: Sequence[str] | None = None,
-) -> list[list[Caption]]:
-    """The captions of each image of a memory, best first; `prefix` and `keys` are those of `generate`."""
-    # A model of few positions writes shorter captions than the default allows.
-    most = min(search.max_length, decoder.config.max_length - 1)
-    found = generate(
-        decoder,
-        memory,
-        replace(search, max_length=most, min_length=min(search.min_length, most - 1)),
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        pad=tokenizer.pad,
-        suppressed=tokenizer.suppressed,
-        prefix=prefix,
-        keys=keys,
-    )
-    return [[_worded(tokenizer, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
-
-
-def _worded(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Caption:
-    tokens, log_probs = hypothesis
-    words = tuple(
-        CaptionWord(word.text, math.fsum(log_probs[word.start : word.stop])) for word in tokenizer.words(tokens)
-    )
-    cut_off = tokenizer.eos not in tokens
-    return Caption(tokenizer.decode(tokens), hypothesis.log_prob, words, tuple(tokens), cut_off=cut_off)
-
-
-def _key(opened: OpenedImage) -> str:
-    """What an image's noise depends on: its file's hash; without a file, the pixels' own."""
-    return opened.sha256 or hashlib.sha256(opened.image.tobytes()).hexdigest()
-
-
 def model_folder(model: str | Path) -> Path:
-    """Where a model is: the bundled one by its name, anything else as a path."""
+    """The folder of the bundled model by its name; anything else is a path."""
     if str(model) == BUNDLED and not Path(BUNDLED).exists():
         return Path(str(resources.files("captioner") / "bundled"))
     return Path(model)
@@ -413,37 +317,18 @@ def _device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ResourceError(f"device {name!r}: not available here ({reason}); use auto or cpu") from error
+        raise ResourceError(f"device {name!r}: not available here ({first_line(error)}); use auto or cpu") from error
     return name
 
 
-def _fewer(images: int, error: Exception) -> int:
-    """How many images to try at once after so many had no room. Raises what is no lack of memory."""
-    told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not told and not any(sign in str(error).lower() for sign in NO_MEMORY):
+def _halve(images: int, error: Exception) -> int:
+    """Half of a batch that ran out of memory. Raises any other error again, and ResourceError for a single image."""
+    recognized = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not recognized and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
         raise error
     if images == 1:
-        reason = str(error).strip().splitlines() or ["MemoryError"]
         raise ResourceError(
-            f"out of memory for a single image ({reason[0]}); close other programs, or take a smaller model"
+            f"out of memory for a single image ({first_line(error)}); close other programs, or take a smaller model"
         ) from error
-    log.warning("out of memory for %d images at once; going on with %d", images, images // 2)
+    log.warning("out of memory for %d images at once; continuing with %d", images, images // 2)
     return images // 2
-
-
-def _read_ahead(
-    sources: Iterable[ImageSource], read: Callable[[ImageSource], T], batch_size: int, workers: int
-) -> Iterator[list[T]]:
-    """Batches of what `read` makes of the sources, in their order, a few batches ahead of their use."""
-    pool = ThreadPoolExecutor(workers)
-    pending: deque[Future[T]] = deque()
-    try:
-        for source in sources:
-            pending.append(pool.submit(read, source))
-            if len(pending) == batch_size * READ_AHEAD:
-                yield [pending.popleft().result() for _ in range(batch_size)]
-        while pending:
-            yield [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
-    finally:  # an interruption does not wait for photos that nobody will caption
-        pool.shutdown(cancel_futures=True)

@@ -1,16 +1,16 @@
-"""Captions to token ids and back, and which ids make a word.
+"""Captions to token ids and back, and the ids of each word.
 
 Two kinds, both stored as one `tokenizer.json` that `tokenizers.Tokenizer.from_file` reads:
 
 `bpe`   byte-level byte-pair encoding, as GPT-2's. Any text comes back from its ids unchanged.
-`word`  a token a word of plain lower-case text:
+`word`  one token for each word of plain lower-case text:
         * Unicode is brought to NFKC and lower case, curly apostrophes become straight.
         * A word is letters and digits with hyphens or apostrophes inside (`t-shirt`, `o'clock`); a number keeps its
           inner separators (`1,000`, `10:30`).
         * The endings 's 're 've 'll 'd 'm and n't are tokens of their own, as in the Penn Treebank: `man's` is
           `man` + `'s`, `can't` is `ca` + `n't`, and so are `man 's` and `ca n't`, as some data sets write them.
           Decoding puts them back without a space.
-        * Symbols and any of & # % @ are a token each. All other punctuation is dropped, control characters too.
+        * Each symbol, and each of & # % @, is a token. Other punctuation and control characters are dropped.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from captioner.config import TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-"""The special tokens; their ids are their places here."""
+"""The special tokens, in the order of their ids."""
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's only special token, which then stands for all four."""
@@ -36,8 +36,8 @@ _BYTES = 256
 # Quotation marks 2018, 2019 and 201B, the modifier apostrophe and the prime.
 _APOSTROPHE = "[\u2018\u2019\u201b\u02bc\u2032]"
 
-# A letter or digit, one that may also be a combining mark, the endings that are tokens of their own, and words, which
-# stop before them. Repeats have bounds beyond any real word: the regex engine gives up on matches of a million steps.
+# A letter or digit; the same or a combining mark; endings that are tokens of their own; words, which stop before them.
+# Repeats are bounded, beyond any real word, since the regex engine gives up on matches of a million steps.
 _LETTER = r"[\p{L}\p{N}]"
 _INNER = r"[\p{L}\p{M}\p{N}]"
 _NOT = rf"n't(?!{_INNER})"
@@ -50,7 +50,7 @@ _TOKEN = "|".join((_NOT, rf"(?<={_LETTER}){_ENDING}", _NUMBER, _WORD, r"[\p{S}&#
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A written word and the half-open range of token positions that spell it."""
+    """A word and the half-open range of the token positions that encode it."""
 
     text: str
     start: int
@@ -58,15 +58,15 @@ class Word:
 
 
 class Tokenizer:
-    """Text to ids and back; no text encodes to the ids `pad`, `bos` and `eos`, only unknown words to `unk`.
+    """Text to ids and back. No text is encoded as `pad`, `bos` or `eos`, and only unknown words are as `unk`.
 
-    Raises CheckpointError when `backend` is of neither kind or lacks special tokens.
+    Raises CheckpointError if `backend` is of neither kind or lacks special tokens.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.kind: Literal["word", "bpe"] = _kind(backend)
         self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) for token in SPECIAL)
-        # Files do not keep this switch: without it a caption that says "<eos>" would encode to the end token.
+        # Files do not store this switch, without which the text "<eos>" would be encoded as the end token.
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
@@ -74,7 +74,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
-        """Learn a vocabulary: the same captions give the same ids. Raises ConfigError where it would be of no use."""
+        """Learn a vocabulary: the same captions give the same ids. Raises ConfigError where it would be empty."""
         if config.kind == "bpe":
             return cls(_train_bpe(captions, config))
         backend = _word_backend()
@@ -87,7 +87,7 @@ class Tokenizer:
         return cls(backend)
 
     def extend(self, captions: Iterable[str], min_count: int) -> "Tokenizer":
-        """Words of `captions` that are new and frequent come after the old ones, whose ids stay (bpe: itself)."""
+        """The tokenizer with the frequent new words of `captions` added; old ids stay. A bpe tokenizer is unchanged."""
         if self.kind == "bpe":
             return self
         backend = tokenizers.Tokenizer.from_str(self.to_str())
@@ -99,13 +99,13 @@ class Tokenizer:
         return self._backend.encode(_writable(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first end token; bytes that are no UTF-8 become U+FFFD."""
+        """The text up to the first end token; invalid UTF-8 becomes U+FFFD."""
         return self._text([ids[position] for position in self._positions(ids)])
 
     def words(self, ids: Sequence[int]) -> list[Word]:
-        """The words of `decode(ids)`, their punctuation included: joined by spaces they tell the caption.
+        """The words of `decode(ids)` with their punctuation: joined by spaces, they are the caption.
 
-        Positions count in `ids` as given; special tokens and tokens of nothing but white space are in no word.
+        Positions are those in `ids`; special tokens and tokens of white space alone belong to no word.
         """
         groups: list[list[int]] = []
         for position in self._positions(ids):
@@ -117,14 +117,14 @@ class Tokenizer:
 
     @property
     def suppressed(self) -> tuple[int, ...]:
-        """The ids that a captioner must not generate."""
+        """The ids that must not be generated."""
         return tuple(sorted({self.pad, self.bos, self.unk} - {self.eos}))
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def __contains__(self, word: str) -> bool:
-        """Whether every part of `word` has a token, so that a captioner can write it."""
+        """Whether `word` can be generated: every part of it has a token."""
         ids = self.encode(word)
         return bool(ids) and self.unk not in ids
 
@@ -139,7 +139,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(content)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library raises bare Exception, and panics that are not even that
+        except BaseException as error:  # the library raises bare Exception, and panics that are not one
             raise CheckpointError(f"{source}: not a tokenizer file ({error}); take one saved with a model") from error
         try:
             return cls(backend)
@@ -155,7 +155,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read `tokenizer.json`. Raises CheckpointError when it is missing or of no use."""
+        """Read `tokenizer.json`. Raises CheckpointError if it is missing or unusable."""
         try:
             content = Path(path).read_text(encoding="utf-8")
         except OSError as error:
@@ -167,11 +167,11 @@ class Tokenizer:
         return cls.from_str(content, source=str(path))
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        # Through the constructor, because the library's own pickles lose `encode_special_tokens`.
+        # The library's own pickles lose `encode_special_tokens`, so the constructor has to set it again.
         return Tokenizer.from_str, (self.to_str(),)
 
     def _positions(self, ids: Sequence[int]) -> list[int]:
-        """Where `ids` hold text: GPT-2 starts and ends with the same token, so a start token is looked for first."""
+        """The positions of text in `ids`. GPT-2 starts and ends with the same token, so the first one is skipped."""
         positions = []
         for position in range(int(bool(ids) and ids[0] == self.bos), len(ids)):
             if ids[position] == self.eos:
@@ -181,7 +181,7 @@ class Tokenizer:
         return positions
 
     def _begins_word(self, token_id: int) -> bool:
-        """Whether the decoder puts white space before this token when it follows a letter."""
+        """Whether the decoder puts white space before this token if it follows a letter."""
         token = self._backend.id_to_token(token_id) or ""
         text: str = self._backend.decoder.decode(["a", token])
         return text[1:2].isspace()
@@ -209,12 +209,12 @@ def _special_id(backend: tokenizers.Tokenizer, token: str) -> int:
 
 
 def _writable(text: str) -> str:
-    """Lone surrogates, which JSON files can hold and UTF-8 can't, become question marks."""
+    """The text with question marks for lone surrogates, which JSON can hold and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _word_backend() -> tokenizers.Tokenizer:
-    """A word-level tokenizer that knows the special tokens only."""
+    """A word-level tokenizer with special tokens only."""
     backend = tokenizers.Tokenizer(_word_model({token: place for place, token in enumerate(SPECIAL)}))
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     backend.normalizer = normalizers.Sequence(
@@ -226,7 +226,7 @@ def _word_backend() -> tokenizers.Tokenizer:
         ]
     )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
-    # A space goes before every token but the endings, which alone start with an apostrophe or are n't.
+    # A space goes before every token but the endings: only they start with an apostrophe or are n't.
     backend.decoder = decoders.Sequence(
         [decoders.Replace(Regex("^(?!'|n't$)"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -238,7 +238,7 @@ def _word_model(vocabulary: Mapping[str, int]) -> models.WordLevel:
 
 
 def _frequent_words(backend: tokenizers.Tokenizer, captions: Iterable[str], min_count: int) -> list[str]:
-    """Words seen at least `min_count` times, the most frequent first, then by spelling."""
+    """Words that occur at least `min_count` times, by frequency, then alphabetically."""
     counts: Counter[str] = Counter()
     for caption in captions:
         text = backend.normalizer.normalize_str(_writable(caption))
@@ -248,7 +248,7 @@ def _frequent_words(backend: tokenizers.Tokenizer, captions: Iterable[str], min_
 
 
 def _append(backend: tokenizers.Tokenizer, words: Iterable[str]) -> None:
-    """Give the words that `backend` does not know the next free ids."""
+    """Add the words that `backend` does not know, at the next free ids."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     free = max(vocabulary.values()) + 1
     new = [word for word in words if word not in vocabulary]

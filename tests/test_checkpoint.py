@@ -183,18 +183,18 @@ def test_the_tokenizer_of_another_model(folder):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x02."])
 def test_a_checkpoint_that_is_none(tmp_path, content):
     (tmp_path / "a.ckpt").write_bytes(content)
-    assert "not a whole checkpoint" in refusal(tmp_path / "a.ckpt")
+    assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
 
 
 def test_a_checkpoint_cut_short(saved, tmp_path):
     content = (saved[2] / "last.ckpt").read_bytes()
     (tmp_path / "a.ckpt").write_bytes(content[: len(content) // 2])
-    assert "not a whole checkpoint" in refusal(tmp_path / "a.ckpt")
+    assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
 
 
 def test_a_checkpoint_that_holds_code(tmp_path):
     torch.save({"captioner": {}, "state_dict": {}, "hook": torch.nn.Linear(1, 1)}, tmp_path / "a.ckpt")
-    assert "not a whole checkpoint of plain data" in refusal(tmp_path / "a.ckpt")
+    assert "not a complete checkpoint of plain data" in refusal(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize(

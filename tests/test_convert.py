@@ -143,7 +143,7 @@ def test_what_would_not_be_the_same_is_refused(saved, change, message):
     [
         (("transformers:nowhere", "-o", "new"), 4, "nowhere: not a complete transformers captioner"),
         (("nowhere", "-o", "new"), 2, "name the source as transformers:DIR"),
-        (("transformers:nowhere", "-o", "."), 2, "is there already"),
+        (("transformers:nowhere", "-o", "."), 2, "-o .: exists; name another folder"),
     ],
 )
 def test_what_cannot_be_converted_is_told_in_a_line(tmp_path, monkeypatch, capsys, flags, code, message):

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
+from captioner.caption import Caption
 from captioner.config import DecoderConfig, TokenizerConfig
 from captioner.evaluation import caption_features, evaluate_captions
 from captioner.generation import BeamSearch, Sampling
 from captioner.metrics import score_captions
 from captioner.metrics.ptb import tokenize
 from captioner.model.decoder import TextDecoder
-from captioner.pipeline import Caption
 from captioner.tokenizer import Tokenizer
 
 REFERENCES = {

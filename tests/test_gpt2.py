@@ -104,10 +104,10 @@ def test_new_words_are_not_added_to_a_language_that_is_left_alone(shapes, tmp_pa
 
 def test_a_folder_that_is_not_whole(language, tmp_path):
     folder, _ = language
-    with pytest.raises(CheckpointError, match="not a whole GPT-2"):
+    with pytest.raises(CheckpointError, match="not a complete GPT-2"):
         language_decoder(DecoderConfig(), tmp_path / "nowhere")
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="not a whole GPT-2"):
+    with pytest.raises(CheckpointError, match="not a complete GPT-2"):
         language_decoder(DecoderConfig(), folder)
 
 

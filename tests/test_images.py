@@ -320,8 +320,8 @@ def test_a_file_over_the_limit_is_not_read(tmp_path, monkeypatch):
 
 
 def test_errors_that_are_no_oserror_keep_their_meaning():
-    assert images._refusal("x", b"", MemoryError()).code == "unreadable"
-    assert images._refusal("x", b"", Image.DecompressionBombError("big")).code == "too_many_pixels"
+    assert images._image_error("x", b"", MemoryError()).code == "unreadable"
+    assert images._image_error("x", b"", Image.DecompressionBombError("big")).code == "too_many_pixels"
 
 
 def test_a_negative_side_is_corrupt_not_huge():

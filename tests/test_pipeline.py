@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,15 @@ import torch
 from PIL import Image
 
 import captioner as package
+from captioner.caption import Caption
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
 from captioner.geometry import Geometry, to_pixels
 from captioner.model.caption_model import CaptionModel
 from captioner.model.linear import AVAILABLE
-from captioner.pipeline import READ_AHEAD, Caption, Captioner, model_folder
+from captioner.pipeline import Captioner, model_folder
+from captioner.prefetch import BATCHES
 from captioner.tokenizer import Tokenizer
 
 WORDS = "red green blue square circle dot above below small large a two"
@@ -217,6 +220,19 @@ def test_truncated_photos_on_request(captioner):
     assert taken.caption.text
 
 
+def test_a_slow_source_gets_its_caption_before_the_next_photo(captioner, photos):
+    captioned = threading.Semaphore(1)
+
+    def sources():
+        for path in photos[:3]:
+            assert captioned.acquire(timeout=10), "no caption of the photo before"
+            yield path
+
+    for path, found in zip(photos[:3], captioner.stream(sources()), strict=True):
+        assert same(found.caption, captioner(path))
+        captioned.release()
+
+
 def test_photos_are_read_a_few_batches_ahead_and_no_further(captioner):
     read = []
 
@@ -227,7 +243,7 @@ def test_photos_are_read_a_few_batches_ahead_and_no_further(captioner):
 
     stream = captioner.stream(sources(), search=Greedy(max_length=3), batch_size=4)
     next(stream)
-    assert len(read) <= 4 * READ_AHEAD + 1
+    assert len(read) <= 4 * BATCHES + 1
     assert sum(1 for _ in stream) == 49
     assert read == list(range(50))
 
@@ -310,6 +326,21 @@ def test_what_is_hidden_is_the_rest_of_a_region(captioner, photos):
     assert all(not trace.patches(word)[:, trace.grid[1] // 2 :].any() for word in range(len(trace.words)))
     with pytest.raises(ConfigError, match="no patch of the photo is left"):
         list(captioner.stream([photos[0]], region=left, hide=left))
+
+
+def test_a_photo_of_which_a_crop_shows_nothing_in_the_region_is_one_error(photos):
+    captioner, left = make(fit="crop"), (0.0, 0.0, 0.1, 1.0)
+    sources = [photo(0, 60, 90), photo(1, 900, 90), b"no image", photo(2, 60, 90)]
+    for batch_size in (1, 4):
+        found = list(captioner.stream(sources, region=left, batch_size=batch_size))
+        codes = [each.code if isinstance(each, ImageError) else None for each in found]
+        assert codes == [None, "out_of_view", "not_an_image", None]
+        for place in (0, 3):
+            [alone] = captioner.stream([sources[place]], region=left)
+            assert same(found[place].caption, alone.caption)
+    assert str(found[1]) == "<Image>: fit crop leaves no patch of region 0,0,0.1,1; choose a larger one"
+    with pytest.raises(ImageError, match="region"):
+        captioner.inspect(sources[1], region=left)
 
 
 @pytest.mark.parametrize("region", [(0.5, 0.5, 0.6, 0.2), (-0.1, 0, 1, 1), (0, 0, 0, 1), (0, 0, math.nan, 1)])
@@ -416,6 +447,25 @@ def test_a_captioner_that_has_captioned_can_be_sent_to_a_spawned_process(caption
         assert same(pool.submit(caption_remotely, captioner, photos[0]).result(), expected)
 
 
+def test_batches_are_halved_until_memory_suffices(captioner, photos, caplog):
+    expected = captioner(photos)
+    sizes = []
+
+    def allocate(encoder, arguments):
+        """As an encoder that needs a petabyte for more than two photos."""
+        sizes.append(len(arguments[0]))
+        torch.empty(2**50 if sizes[-1] > 2 else 1, dtype=torch.uint8)
+
+    hook = captioner.model.encoder.register_forward_pre_hook(allocate)
+    try:
+        found = [each.caption for each in captioner.stream(photos, batch_size=7)]
+    finally:
+        hook.remove()
+    assert all(map(same, found, expected))
+    assert sizes == [7, 3, 1, *[1] * 6]
+    assert "out of memory for 7 images at once; continuing with 3" in caplog.text
+
+
 LITTLE_MEMORY = """
 import logging, resource, sys
 import numpy as np
@@ -436,6 +486,7 @@ assert found == expected
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
 def test_where_memory_is_short_batches_are_halved():
     """In a process of its own, whose memory may grow by 60 MiB."""
@@ -451,7 +502,9 @@ def test_a_fault_that_is_no_lack_of_memory_is_told(monkeypatch):
     image = np.zeros((40, 50, 3), np.uint8)
     short = (torch.OutOfMemoryError("for one image"), MemoryError(), RuntimeError("could not create a primitive"))
     for error in (RuntimeError("something else"), *short):
-        monkeypatch.setattr(captioner, "_caption", lambda *arguments, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(
+            captioner, "caption_photos", lambda *arguments, error=error, **options: (_ for _ in ()).throw(error)
+        )
         expected = RuntimeError if "else" in str(error) else ResourceError
         with pytest.raises(expected, match=r"else|for a single image"):
             next(captioner.stream([image]))

@@ -1,4 +1,4 @@
-"""The command line: one module a verb, imported only when its verb is called."""
+"""The command line: one module for each verb, imported when the verb is called."""
 
 import argparse
 import errno
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import captioner
 from captioner.errors import CaptionerError
+from captioner.text import printable
 
 VERBS = {
     "caption": ("captioner.cli.caption", "describe images"),
@@ -23,11 +24,11 @@ VERBS = {
     "evaluate": ("captioner.cli.evaluate", "caption a split and score the captions"),
     "score": ("captioner.cli.score", "score captions with the field's metrics"),
     "data": ("captioner.cli.data", "check, describe and prepare data sets"),
-    "convert": ("captioner.cli.convert", "make a model folder of a transformers captioner"),
+    "convert": ("captioner.cli.convert", "convert a captioner of transformers to a model folder"),
     "config": ("captioner.cli.config", "show and check configurations"),
-    "doctor": ("captioner.cli.doctor", "look whether everything is there and works"),
+    "doctor": ("captioner.cli.doctor", "check the installation"),
 }
-"""Verb -> its module, with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
+"""Verb -> a module with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
 
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 5
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # captions are Unicode whatever the console's code page is
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]  # accepted anywhere, so it is no verb's own
     arguments = [each for each in arguments[:end] if each != "--debug"] + arguments[end:]
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")  # libraries' advice to programmers
             code = _run(arguments)
             if sys.stdout is not None:  # as it is after `>&-`
-                sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+                sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
             return code
     except SystemExit as stop:  # argparse ends so after help, a version or a usage error
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE * (stop.code is not None)
@@ -124,10 +125,8 @@ def _run(arguments: list[str]) -> int:
 def _report(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    # File names may hold control characters, which a terminal would obey.
-    shown = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in message)
-    with suppress(OSError):
-        print(f"captioner: error: {shown}", file=sys.stderr)
+    with suppress(OSError):  # a configuration's error has several lines
+        print("captioner: error: " + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:
@@ -135,6 +134,6 @@ def _one_line(error: BaseException) -> str:
 
 
 def _drop_output() -> None:
-    """Let nothing more be written, so that Python does not fail again when it flushes at exit."""
+    """Discard what is left to write, so that Python does not fail again when it flushes at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,48 +3,52 @@
 import argparse
 import signal
 import sys
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from captioner.cli.flags import DECISIVE, add_caption_flags, check_flags, search_of
+from captioner.cli.flags import UNRELATED, add_caption_flags, check_flags, search_of
 from captioner.errors import ConfigError, ImageError
+from captioner.text import printable
 
 if TYPE_CHECKING:
+    from captioner.cli.formats import Format
     from captioner.cli.inputs import Input
+    from captioner.cli.journal import Stamp
     from captioner.cli.output import Output
-    from captioner.cli.records import Speller
-    from captioner.pipeline import Captioned
 
 
-@dataclass
 class Tally:
-    """What became of the inputs, told on standard error."""
+    """Counts of what became of the inputs. Inputs are found in one thread and captioned in another."""
 
-    captioned: int = 0
-    failed: int = 0
-    skipped: int = 0
-    unsure: int = 0
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def count(self, outcome: str) -> None:
+        with self._lock:
+            self.counts[outcome] += 1
 
     def note(self, message: str) -> None:
+        """Print a line on standard error, above the progress bar if there is one."""
         from tqdm import tqdm
 
-        tqdm.write(f"captioner: {message}", file=sys.stderr)  # above the progress bar where there is one
+        tqdm.write(f"captioner: {message}", file=sys.stderr)
 
     def complain(self, message: str) -> None:
-        """Something is not as it should be, which shows in the exit code."""
-        self.failed += 1
+        """Report something that failed, which the exit code shows too."""
+        self.count("failed")
         self.note(message)
 
     def __str__(self) -> str:
-        parts = [f"{self.captioned} captioned", f"{self.failed} failed"]
-        parts += [f"{self.skipped} skipped"] if self.skipped else []
-        return ", ".join(parts + ([f"{self.unsure} below --min-confidence"] if self.unsure else []))
+        parts = [f"{self.counts[outcome]} {outcome}" for outcome in ("captioned", "failed")]
+        rest = ("skipped", "below --min-confidence")
+        return ", ".join(parts + [f"{self.counts[outcome]} {outcome}" for outcome in rest if self.counts[outcome]])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,49 +58,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check_flags(arguments)
 
-    from captioner.cli.inputs import Finder, nothing_found
-    from captioner.cli.records import Speller
+    from captioner.cli.formats import format_named
+    from captioner.cli.inputs import STDIN, Finder, nothing_found, standard_input
 
     tally = Tally()
-    finder = Finder(
-        recursive=arguments.recursive,
-        null=arguments.null,
-        stdin=sys.stdin.buffer,
-        complain=tally.complain,
-    )
-    finder.check(arguments.inputs)
+    finder = Finder(recursive=arguments.recursive, null=arguments.null, stdin=standard_input(), complain=tally.complain)
     inputs = finder.find(arguments.inputs)
-    first = list(islice(inputs, 2))
+    # A stream is several inputs: whether it has a second one may take a while to learn.
+    streamed = STDIN in arguments.inputs
+    first = list(islice(inputs, 1 if streamed else 2))
     if not first:
         raise nothing_found(arguments.inputs)
     shard, shards = arguments.shard
-    speller = Speller(
-        format=arguments.format,
-        model=arguments.model,
-        prepend=arguments.prepend,
-        min_confidence=arguments.min_confidence,
-        alone=len(first) == 1,
-    )
-    output = _open_output(arguments, speller, tally)
+    chosen = islice(chain(first, inputs), shard - 1, None, shards)
+
+    format = format_named(arguments.format, single=len(first) == 1 and not streamed)
+    output = _open_output(arguments, format, tally)
     if output is None:
-        tally.note(f"{arguments.output}: exists, so nothing is done (--existing skip)")
+        tally.note(f"{printable(arguments.output)}: exists, so nothing is done (--existing skip)")
         return 0
     with closing(output):
-        chosen: Iterator[Input] = islice(chain(first, inputs), shard - 1, None, shards)
-        if arguments.format == "coco":
-            chosen = _of_one_id(chosen, tally)
-        work = _pending(chosen, output, tally)
+        pending = _pending(_with_distinct_ids(chosen, tally) if format.name == "coco" else chosen, output, tally)
         if arguments.dry_run:
-            _preview(work, output, tally)
+            _preview(pending, output, tally)
         else:
-            _caption(work, arguments, output, tally)
-    return 1 if tally.failed else 0
+            _caption(pending, output, arguments, tally)
+    return 1 if tally.counts["failed"] else 0
 
 
-def _of_one_id(inputs: Iterable["Input"], tally: Tally) -> Iterator["Input"]:
-    """The inputs whose id in COCO's results no earlier input has: a scorer would take one caption for both."""
-    from captioner.cli.records import coco_id
-    from captioner.text import printable
+def _open_output(arguments: argparse.Namespace, format: "Format", tally: Tally) -> "Output | None":
+    """Where results go; None if they exist and are to be kept. Raises ConfigError where they must not go."""
+    from captioner.cli.journal import Journal
+    from captioner.cli.output import FileOutput, StreamOutput
+    from captioner.cli.sidecars import SidecarOutput
+
+    path, existing = None if arguments.output is None else Path(arguments.output), arguments.existing
+    settings = {name: str(value) for name, value in vars(arguments).items() if name not in UNRELATED}
+    if format.name == "sidecar":
+        if path is not None and path.exists() and not path.is_dir():
+            raise ConfigError(f"{printable(str(path))}: not a folder; --format sidecar writes into one")
+        journal = None if path is None else Journal(path, settings, resume=arguments.resume)
+        return SidecarOutput(path, arguments.ext, format, existing, journal, tally.note)
+    if path is None:
+        return StreamOutput(sys.stdout, format)
+    name = printable(str(path))
+    if path.is_dir():
+        raise ConfigError(f"{name}: a folder; name a file, or use --format sidecar")
+    if path.exists() and not path.is_file():
+        return StreamOutput(path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"), format)
+    journal = Journal(path, settings, resume=arguments.resume)
+    if not journal.entries and existing != "overwrite":
+        if journal.path.exists() and not arguments.resume:
+            raise ConfigError(
+                f"{name}: of a run that was interrupted; continue it with --resume, or replace it with --existing "
+                "overwrite"
+            )
+        if existing != "append" and path.exists() and path.stat().st_size > 0:
+            if existing == "skip":
+                return None
+            raise ConfigError(f"{name}: exists; choose --existing skip, overwrite or append, or name another file")
+    return FileOutput(path, format, existing, journal)
+
+
+def _with_distinct_ids(inputs: Iterable["Input"], tally: Tally) -> Iterator["Input"]:
+    """The inputs without those whose COCO id an earlier one has: a scorer would take one caption for both."""
+    from captioner.cli.formats import coco_id
 
     taken: set[int | str] = set()
     for item in inputs:
@@ -114,113 +140,78 @@ def _pending(inputs: Iterable["Input"], output: "Output", tally: Tally) -> Itera
         state = output.state(item)
         if state == "pending":
             yield item
-        elif state == "failed":
-            tally.failed += 1
         else:
-            tally.skipped += 1
+            tally.count("failed" if state == "failed" else "skipped")
 
 
-def _preview(work: Iterable["Input"], output: "Output", tally: Tally) -> None:
+def _preview(pending: Iterable["Input"], output: "Output", tally: Tally) -> None:
     from captioner.cli.sidecars import SidecarOutput
-    from captioner.text import printable
 
-    count = 0
-    for count, item in enumerate(work, start=1):  # noqa: B007
+    for item in pending:
+        tally.count("to caption")
         target = f" -> {printable(str(output.target(item)))}" if isinstance(output, SidecarOutput) else ""
         print(f"{printable(item.path)}{target}")
-    tally.note(f"{count} to caption, {tally.failed} failed, {tally.skipped} skipped (--dry-run: nothing is written)")
+    counts = [f"{tally.counts[outcome]} {outcome}" for outcome in ("to caption", "failed", "skipped")]
+    tally.note(f"{', '.join(counts)} (--dry-run: nothing is written)")
 
 
-def _caption(work: Iterable["Input"], arguments: argparse.Namespace, output: "Output", tally: Tally) -> None:
+def _caption(pending: Iterable["Input"], output: "Output", arguments: argparse.Namespace, tally: Tally) -> None:
     from tqdm import tqdm
 
-    from captioner.cli.journal import Stamp, stamp
+    from captioner.cli.formats import Result
+    from captioner.cli.journal import stamp
+    from captioner.pipeline import Captioner
 
-    waiting: deque[tuple[Input, Stamp]] = deque()
+    reading: deque[tuple[Input, Stamp]] = deque()
 
     def sources() -> Iterator[str]:
-        for item in work:
-            waiting.append((item, stamp(item.path)))
+        for item in pending:
+            reading.append((item, stamp(item.path)))
             yield item.path
 
-    done = False
     # A bar would run through results on the same terminal.
     hidden = not sys.stderr.isatty() or (arguments.output is None and sys.stdout.isatty())
     try:
-        with _terminable():
-            outcomes = _stream(sources(), arguments)
+        with _exit_on_sigterm():
+            search = search_of(arguments)
+            captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+            outcomes = captioner.stream(
+                sources(),
+                search=search,
+                prefix=arguments.prefix,
+                region=arguments.region,
+                hide=arguments.hide,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                allow_truncated=arguments.allow_truncated,
+            )
             for outcome in tqdm(outcomes, unit=" images", file=sys.stderr, disable=hidden):
-                item, seen = waiting.popleft()
-                output.add(item, seen, outcome)
+                item, seen = reading.popleft()
+                result = Result.of(
+                    item.path,
+                    outcome,
+                    model=arguments.model,
+                    prepend=arguments.prepend,
+                    min_confidence=arguments.min_confidence,
+                )
+                output.add(item, seen, result)
                 if isinstance(outcome, ImageError):
                     tally.complain(str(outcome))
-                else:
-                    tally.captioned += 1
-                    tally.unsure += outcome.caption.confidence < arguments.min_confidence
+                    continue
+                tally.count("captioned")
+                if outcome.caption.confidence < arguments.min_confidence:
+                    tally.count("below --min-confidence")
             output.finish()
-            done = True
-    finally:
-        if done:
-            tally.note(str(tally))
-        elif tally.captioned or tally.failed:
-            tally.note(f"stopped: {tally}{'; --resume goes on' if arguments.output else ''}")
-
-
-def _stream(sources: Iterator[str], arguments: argparse.Namespace) -> "Iterator[Captioned | ImageError]":
-    from captioner.pipeline import Captioner
-
-    search = search_of(arguments)
-    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
-    return captioner.stream(
-        sources,
-        search=search,
-        prefix=arguments.prefix,
-        region=arguments.region,
-        hide=arguments.hide,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        allow_truncated=arguments.allow_truncated,
-    )
-
-
-def _open_output(arguments: argparse.Namespace, speller: "Speller", tally: Tally) -> "Output | None":
-    """Where results go; None where they are there and to be left alone. Raises ConfigError where they may not go."""
-    from captioner.cli.journal import Journal
-    from captioner.cli.output import FileOutput, StreamOutput
-    from captioner.cli.sidecars import SidecarOutput
-    from captioner.text import printable
-
-    path = None if arguments.output is None else Path(arguments.output)
-    settings = {name: str(getattr(arguments, name)) for name in DECISIVE}
-    existing = arguments.existing
-    if speller.format == "sidecar":
-        if path is not None and path.exists() and not path.is_dir():
-            raise ConfigError(f"{printable(str(path))}: not a folder; --format sidecar writes into one")
-        journal = None if path is None else Journal(path, settings, resume=arguments.resume)
-        return SidecarOutput(path, arguments.ext, speller, existing, journal, tally.note)
-    if path is None:
-        return StreamOutput(sys.stdout, speller)
-    name = printable(str(path))
-    if path.is_dir():
-        raise ConfigError(f"{name}: a folder; name a file, or use --format sidecar")
-    if path.exists() and not path.is_file():
-        return StreamOutput(path.open("w", encoding="utf-8", newline="\n"), speller)
-    journal = Journal(path, settings, resume=arguments.resume)
-    if not journal.entries and existing != "overwrite":
-        if journal.path.exists() and not arguments.resume:
-            raise ConfigError(
-                f"{name}: of a run that was interrupted; --resume goes on, --existing overwrite begins anew"
-            )
-        if existing != "append" and path.exists() and path.stat().st_size > 0:
-            if existing == "skip":
-                return None
-            raise ConfigError(f"{name}: exists; choose --existing skip, overwrite or append, or name another file")
-    return FileOutput(path, speller, existing, journal)
+    except BaseException:
+        if tally.counts["captioned"] or tally.counts["failed"]:
+            tally.note(f"stopped: {tally}{'; continue with --resume' if arguments.output else ''}")
+        raise
+    tally.note(str(tally))
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the program as an exception does, so that files are left whole."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that files are left whole."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

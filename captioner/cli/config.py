@@ -1,4 +1,4 @@
-"""captioner config: show, check and describe configurations."""
+"""captioner config: show and check configurations."""
 
 import argparse
 import json
@@ -12,10 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     show = actions.add_parser("show", help="print the configuration with every default filled in")
     show.add_argument("file", metavar="FILE")
-    show.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, as for train")
-    check = actions.add_parser("check", help="report everything that is wrong with configurations")
+    show.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key, as for train")
+    check = actions.add_parser("check", help="report all errors in configurations")
     check.add_argument("files", metavar="FILE", nargs="+")
-    actions.add_parser("schema", help="print JSON Schema, for editors")
+    actions.add_parser("schema", help="print the JSON Schema, for editors")
 
 
 def run(arguments: argparse.Namespace) -> int:

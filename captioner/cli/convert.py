@@ -1,4 +1,4 @@
-"""captioner convert: captioners of other programs as model folders."""
+"""captioner convert: convert captioners of other programs to model folders."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,8 @@ FROM = "transformers:"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Make a model folder of a captioner that transformers saved: a VisionEncoderDecoderModel of ViT, DeiT or BEiT "
-        "with GPT-2. It gives the same captions, faster, and can be inspected and trained on."
+        "Convert a captioner saved by transformers, a VisionEncoderDecoderModel of ViT, DeiT or BEiT with GPT-2, to a "
+        "model folder. It writes the same captions, faster, and can be inspected and trained further."
     )
     parser.add_argument("source", metavar="transformers:DIR", help="a folder that save_pretrained wrote")
     parser.add_argument("-o", "--output", metavar="MODEL", required=True, type=Path, help="the model folder to write")
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.source.startswith(FROM):
         raise ConfigError(f"{arguments.source}: name the source as {FROM}DIR")
     if arguments.output.is_file() or (arguments.output.exists() and any(arguments.output.iterdir())):
-        raise ConfigError(f"-o {arguments.output}: is there already; name another folder")
+        raise ConfigError(f"-o {arguments.output}: exists; name another folder")
 
     from captioner.checkpoint import save_model
     from captioner.convert import from_transformers

@@ -1,4 +1,4 @@
-"""captioner data: check and describe captioned pictures."""
+"""captioner data: check and describe data sets."""
 
 import argparse
 import json
@@ -21,15 +21,15 @@ TOP_WORDS = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     for name, line in (
-        ("check", "print every problem, one a line: code, where, message; exit 1 if there are any"),
-        ("stats", "print counts, caption lengths, words and picture sizes as JSON"),
+        ("check", "print each problem on a line: code, place, message; the exit code is 1 if there are any"),
+        ("stats", "print counts, caption lengths, words and image sizes as JSON"),
     ):
         action = actions.add_parser(name, help=line, description=line)
-        action.add_argument("root", nargs="?", metavar="ROOT", help="a folder with captions and pictures")
+        action.add_argument("root", nargs="?", metavar="ROOT", help="a folder with captions and images")
         action.add_argument("--annotations", metavar="FILE", help="the annotation file; default: found in ROOT")
         action.add_argument("--images", metavar="DIR", help="the image folder; default: ROOT/images, else ROOT")
         action.add_argument("--format", choices=FORMATS, default="auto", help="default: detected")
-        action.add_argument("--no-decode", action="store_true", help="do not open the pictures")
+        action.add_argument("--no-decode", action="store_true", help="do not open the images")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(captions: CaptionSet) -> dict[str, object]:
-    """Counts of a data set; a word is a run of letters, digits and apostrophes in lower case."""
+    """Counts of a data set. Words are runs of letters, digits and apostrophes, in lower case."""
     texts = [text for image in captions.images for text in image.captions]
     words = [re.findall(r"[\w']+", text.lower()) for text in texts]
     lengths = sorted(len(each) for each in words)
     counts = Counter(word for each in words for word in each)
     each_image = [len(image.captions) for image in captions.images]
-    # Equal counts in alphabetical order, so that the same captions print the same in any order.
+    # Ties in alphabetical order, so that the order of the captions does not matter.
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
     return {
         "images": len(captions),
@@ -76,7 +76,7 @@ def describe(captions: CaptionSet) -> dict[str, object]:
 
 
 def _image_sizes(paths: list[Path]) -> dict[str, dict[str, float]]:
-    """Of the upright pictures, in pixels. Raises ImageError at the first that cannot be opened."""
+    """Sizes of the upright images in pixels. Raises ImageError for the first that cannot be opened."""
     sizes = [open_image(path).image.size for path in paths]
     return {
         side: {"min": min(values), "median": median(values), "max": max(values)}

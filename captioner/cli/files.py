@@ -1,4 +1,4 @@
-"""Files that a verb writes besides standard output: checked before the work, written whole."""
+"""Files that a verb writes: checked before the work, written as a whole."""
 
 import os
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()
             raise ConfigError(f"{flag} {path}: is an input too and would be overwritten; name another file")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
-        raise ConfigError(f"{flag} {path}: no folder {folder}; make it, or name another file")
+        raise ConfigError(f"{flag} {path}: no folder {folder}; create it, or name another file")
     if path.exists() and not path.is_file():
         return
     target = Path(os.path.realpath(path))
@@ -30,7 +30,7 @@ def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file as a whole or not at all; through links, and straight into what is no file, such as /dev/stdout."""
+    """Write a file as a whole or not at all, through links, and directly into devices such as /dev/stdout."""
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", newline="\n")
         return

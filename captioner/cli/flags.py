@@ -1,42 +1,23 @@
-"""Flags about search, batches and devices, and those of `captioner caption`: which there are, which go together."""
+"""The flags of `captioner caption`, and those for search, batches and devices that other verbs share."""
 
 import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import ConfigError
+from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions
 
 if TYPE_CHECKING:
     from captioner.generation import Strategy
 
 FORMATS = ("text", "jsonl", "csv", "coco", "sidecar")
-DEFAULT_BEAM = 5
-LENGTHS = {"short": (1, 32, 0.0), "medium": (1, 32, 1.0), "long": (14, 48, 1.5)}
-"""--length -> min_length, max_length, length_penalty. Flickr8k's captions have 12 words on average."""
-DECISIVE = (
-    "format",
-    "model",
-    "int8",
-    "beam",
-    "greedy",
-    "sample",
-    "temperature",
-    "top_p",
-    "seed",
-    "num_captions",
-    "max_length",
-    "length_penalty",
-    "length",
-    "prefix",
-    "region",
-    "hide",
-    "min_confidence",
-    "prepend",
-    "ext",
-    "existing",
-    "allow_truncated",
+UNRELATED = frozenset(
+    (
+        *("verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"),
+        *("device", "batch_size", "workers", "engine"),
+    )
 )
-"""The flags that results depend on: a run is resumed with the same ones."""
+"""Flags that results do not depend on, so that a run can be resumed with others."""
 
 Number = TypeVar("Number", int, float)
 
@@ -44,25 +25,20 @@ Number = TypeVar("Number", int, float)
 def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `captioner caption`."""
     parser.description = (
-        "Describe images. Results go to standard output or OUT, all else to standard error. An image that cannot be "
-        "used is told and the rest goes on: exit code 1 instead of 0, and 3 where there is no input at all."
+        "Describe images. Results go to standard output or OUT, everything else to standard error. Unusable images are "
+        "reported and skipped; the exit code is then 1, and 3 if there is no input at all."
     )
     add = parser.add_argument
     add(
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="a file, a folder (its images, no hidden files), a glob (files; ** is any depth), @list.txt (a path a "
-        "line), or - (paths on standard input, one a line)",
+        help="a file, a folder (its images but hidden ones), a glob (** for any depth), @list.txt (one path a line), "
+        "or - (paths on standard input, one a line)",
     )
-    add(
-        "-r",
-        "--recursive",
-        action="store_true",
-        help="folders with their subfolders; links to folders are not followed",
-    )
-    add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as of find -print0")
-    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only each Nth input, from the Ith: 1/4 ... 4/4")
+    add("-r", "--recursive", action="store_true", help="search subfolders too; links to folders are not followed")
+    add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as from find -print0")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every Nth input, from the Ith: 1/4 ... 4/4")
     add("--dry-run", action="store_true", help="print what would be captioned; load and write nothing")
 
     output = parser.add_argument_group("output").add_argument
@@ -70,77 +46,78 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=FORMATS,
         default="text",
-        help="text (default): the caption of one input, path<TAB>caption of several; jsonl: a record an input, failed "
-        "ones too; csv: a row a caption; coco: [{image_id, caption}], written at the end, the id being the number that "
-        "ends the file's name, else the name; sidecar: photo.txt beside "
-        "photo.jpg, or in the folder OUT, which mirrors the tree",
+        help="text (default): the caption of a single input, path<TAB>caption for several and for -; jsonl: a record "
+        "for each input, failed ones included; csv: a row for each caption; coco: [{image_id, caption}], written at "
+        "the end, with the number that ends the file's name as id, else the name; sidecar: photo.txt beside photo.jpg, "
+        "or in the folder OUT, which mirrors the tree",
     )
     output(
         "-o",
         "--output",
         metavar="OUT",
-        help="a file; for sidecar a folder. A journal beside it, .OUT.journal.jsonl, is removed at the end",
+        help="a file; for sidecar a folder. The journal beside it, .OUT.journal.jsonl, is removed at the end",
     )
     output(
         "--existing",
         choices=("skip", "overwrite", "append", "error"),
         default="error",
-        help="what to do with a sidecar, or OUT, that exists; default: error",
+        help="what to do if OUT, or a sidecar, exists; default: error",
     )
     output(
         "--resume",
         action="store_true",
-        help="go on with an interrupted run to OUT: inputs that are done and unchanged are skipped; a changed one is "
-        "done again (in jsonl, csv and text its later line counts)",
+        help="continue an interrupted run: inputs that are done and unchanged are skipped; a changed one is captioned "
+        "again (in jsonl, csv and text its later line counts)",
     )
     output("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
-    output("--prepend", default="", metavar="TEXT", help="put this before every caption, as it is")
+    output("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
     output(
         "--min-confidence",
         type=number(float, 0, 1),
         default=0.0,
         metavar="P",
-        help="leave out less probable captions (0 to 1); jsonl keeps them, with the note low_confidence",
+        help="leave out captions of less confidence (0 to 1); jsonl keeps them, with the note low_confidence",
     )
 
     add_search_flags(parser)
     group = parser.add_argument_group("photos").add_argument
-    group("--prefix", default="", metavar="TEXT", help="first words of every caption, such as 'a photo of'")
-    group(
-        "--region",
-        type=region,
-        metavar="X,Y,W,H",
-        help="describe this part: fractions of the upright photo, 0,0 top left",
-    )
-    group(
-        "--hide",
-        type=region,
-        metavar="X,Y,W,H",
-        help="describe the photo without the patches of this part; what their neighbors have seen of it stays",
-    )
-    group("--allow-truncated", action="store_true", help="caption what can be seen of files that are cut short")
+    group("--prefix", default="", metavar="TEXT", help="the first words of every caption, such as 'a photo of'")
+    add_region_flags(group)
+    group("--allow-truncated", action="store_true", help="caption files that are cut short, as far as they go")
     add_machine_flags(parser)
 
 
+def add_region_flags(add: Callable[..., object]) -> None:
+    """Flags that hide patches from the caption."""
+    fractions = "fractions of the upright photo, 0,0 top left"
+    add("--region", type=region, metavar="X,Y,W,H", help=f"describe only this part: {fractions}")
+    add(
+        "--hide",
+        type=region,
+        metavar="X,Y,W,H",
+        help="hide the patches of this part; what their neighbors have seen of it stays",
+    )
+
+
 def add_search_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that `search_of` reads."""
+    """The flags that `search_of` reads."""
     group = parser.add_argument_group("search")
     how = group.add_mutually_exclusive_group()
     how.add_argument(
         "--beam", type=number(int, 1), metavar="W", help=f"beam search of this width; default: {DEFAULT_BEAM}"
     )
-    how.add_argument("--greedy", action="store_true", help="the most probable word at every step: faster")
+    how.add_argument("--greedy", action="store_true", help="take the most probable word at every step: faster")
     how.add_argument("--sample", action="store_true", help="draw words at random, for variety")
     add = group.add_argument
     add("--temperature", type=number(float, 0), metavar="T", help="--sample: below 1 safer, above 1 wilder; default: 1")
-    add("--top-p", type=number(float, 0, 1), metavar="P", help="--sample: only the words that reach it; default: 0.9")
-    add("--seed", type=int, metavar="N", help="--sample: another seed, other captions; default: 0")
-    add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions an image; default: 1")
+    add("--top-p", type=number(float, 0, 1), metavar="P", help="--sample: the likeliest words of sum P; default: 0.9")
+    add("--seed", type=int, metavar="N", help="--sample: the seed of the random draws; default: 0")
+    add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions for each image; default: 1")
     lengths = "; ".join(
         f"{name}: {least} to {most} tokens, penalty {penalty:g}" for name, (least, most, penalty) in LENGTHS.items()
     )
     add("--length", choices=tuple(LENGTHS), default="medium", help=f"{lengths}; default: medium")
-    add("--max-length", type=number(int, 1), metavar="T", help="most tokens, the end token included")
+    add("--max-length", type=number(int, 1), metavar="T", help="maximum number of tokens, the end token included")
     add(
         "--length-penalty",
         type=float,
@@ -150,23 +127,23 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    """Model, device and batches."""
+    """Flags for model, device and batches."""
     add = parser.add_argument_group("model and machine").add_argument
     add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
-    add("--int8", action="store_true", help="weights of 8 bits, on x86 processors: faster, and a few captions change")
-    add("--batch-size", type=_batch_size, metavar="auto|N", help="images at once; default: auto")
+    add("--int8", action="store_true", help="8-bit weights, on x86 processors: faster, but a few captions change")
+    add("--batch-size", type=_batch_size, metavar="auto|N", help="images per batch; default: auto")
     add("--workers", type=number(int, 1), default=2, metavar="N", help="threads that read photos; default: 2")
-    add("--engine", default="local", metavar="local", help="where to work; only local so far")
+    add("--engine", default="local", metavar="local", help="where to run; only local so far")
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for flags of `captioner caption` that have no meaning together."""
+    """Raise ConfigError for flags of `captioner caption` that contradict each other."""
     from captioner.images import IMAGE_EXTENSIONS
 
     sidecar, ext = arguments.format == "sidecar", arguments.ext
     if arguments.resume and arguments.output is None:
-        raise ConfigError("--resume: the journal lies beside OUT; add -o (sidecars beside photos: --existing skip)")
+        raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
     if ext != ".txt" and not sidecar:
         raise ConfigError(f"--ext {ext}: is for sidecars; add --format sidecar")
     if not ext.startswith(".") or ext == "." or set(ext) & set("/\\\0") or ext.lower() in IMAGE_EXTENSIONS:
@@ -177,12 +154,10 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 def check_machine_flags(arguments: argparse.Namespace) -> None:
     if arguments.engine != "local":
-        raise ConfigError(f"--engine {arguments.engine}: not there; use local, and --shard I/N for several machines")
+        raise ConfigError(f"--engine {arguments.engine}: unknown; use local, and --shard I/N for several machines")
     if "," in arguments.device:
         one = arguments.device.partition(",")[0]
-        raise ConfigError(
-            f"--device {arguments.device}: one device a process; run --device {one} --shard 1/2 and so on"
-        )
+        raise ConfigError(f"--device {arguments.device}: one per process; run --device {one} --shard 1/2 and so on")
 
 
 def check_search_flags(arguments: argparse.Namespace) -> None:
@@ -200,34 +175,21 @@ def check_search_flags(arguments: argparse.Namespace) -> None:
 
 def search_of(arguments: argparse.Namespace) -> "Strategy":
     """The search that the flags describe. Raises ConfigError where its numbers do not fit together."""
-    from captioner.generation import BeamSearch, Greedy, Sampling
-
-    least, most, penalty = LENGTHS[arguments.length]
-    if arguments.max_length is not None:
-        most = arguments.max_length
-        least = min(least, most - 1)
-    if arguments.greedy:
-        return Greedy(min_length=least, max_length=most)
-    if arguments.sample:
-        return Sampling(
-            min_length=least,
-            max_length=most,
-            temperature=1.0 if arguments.temperature is None else arguments.temperature,
-            top_p=0.9 if arguments.top_p is None else arguments.top_p,
-            seed=arguments.seed or 0,
-            samples=arguments.num_captions,
-        )
-    return BeamSearch(
-        min_length=least,
-        max_length=most,
-        width=arguments.beam or max(DEFAULT_BEAM, arguments.num_captions),
-        length_penalty=penalty if arguments.length_penalty is None else arguments.length_penalty,
+    return SearchOptions(
+        method="greedy" if arguments.greedy else "sample" if arguments.sample else "beam",
+        length=arguments.length,
         captions=arguments.num_captions,
-    )
+        beam=arguments.beam,
+        max_length=arguments.max_length,
+        length_penalty=arguments.length_penalty,
+        temperature=1.0 if arguments.temperature is None else arguments.temperature,
+        top_p=0.9 if arguments.top_p is None else arguments.top_p,
+        seed=arguments.seed or 0,
+    ).strategy()
 
 
 def number(kind: type[Number], low: float, high: float = float("inf")) -> Callable[[str], Number]:
-    """A type for argparse: a number from low to high."""
+    """A type for argparse: a number between bounds, which are included."""
 
     def read(text: str) -> Number:
         number = kind(text)

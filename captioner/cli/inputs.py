@@ -1,10 +1,13 @@
 """Inputs on a command line: files, folders, globs, @lists and standard input, found one by one in a fixed order."""
 
 import fnmatch
+import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePath
 from typing import BinaryIO
 
@@ -16,33 +19,34 @@ STDIN = "-"
 CHUNK = 2**16
 MAGIC = re.compile(r"[*?\[]")
 
-Complain = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file to work on, and where a mirrored tree has it."""
+    """A file to work on, and its place in a mirrored tree."""
 
     path: str
     relative: str
-    """Below the folder that was scanned; for a file named by itself its path where that is relative, else its name."""
+    """Below the scanned folder; for a file that was named, its path if that is relative, else its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finder:
-    """Finds the inputs that arguments mean; memory does not grow with their number.
+    """Finds the inputs that arguments name; memory use does not grow with their number.
 
-    What was pointed at and is not there is told to `complain` and skipped; a file that was named is an input whether
-    it exists or not. `null` separates the paths on standard input by NUL instead of line ends.
+    Folders without images, globs without a match and unreadable folders are reported to `complain` and skipped; a file
+    that is named is an input whether it exists or not. With `null`, paths on standard input end with NUL.
     """
 
     recursive: bool
     null: bool
     stdin: BinaryIO
-    complain: Complain
+    complain: Callable[[str], None]
 
-    def check(self, arguments: Sequence[str]) -> None:
-        """Raise ConfigError for arguments that make no sense together, InputError for a list that cannot be read."""
+    def find(self, arguments: Sequence[str]) -> Iterator[Input]:
+        """The inputs: arguments in the order given, folders sorted by name with files before subfolders.
+
+        Raises ConfigError for arguments that contradict each other, InputError for a list that cannot be read.
+        """
         if arguments.count(STDIN) > 1:
             raise ConfigError("-: named twice; standard input can be read once")
         if self.null and STDIN not in arguments:
@@ -52,37 +56,35 @@ class Finder:
                 raise InputError(
                     f"{printable(argument)}: cannot read the list {printable(argument[1:])}; check its path"
                 )
-
-    def find(self, arguments: Sequence[str]) -> Iterator[Input]:
-        """The inputs: arguments in their order, folders sorted by name with files before subfolders."""
         for argument in arguments:
             if argument == STDIN:
-                yield from self._listed(_split(self.stdin, b"\0" if self.null else b"\n"))
+                yield from chain.from_iterable(map(self._named, _split(self.stdin, b"\0" if self.null else b"\n")))
             elif argument.startswith("@"):
                 with open(argument[1:], "rb") as file:
-                    yield from self._listed(_split(file, b"\n"))
+                    yield from chain.from_iterable(map(self._named, _split(file, b"\n")))
             elif MAGIC.search(argument) and not os.path.lexists(argument):
                 yield from self._matching(argument)
             else:
                 yield from self._named(argument)
 
-    def _listed(self, paths: Iterator[str]) -> Iterator[Input]:
-        for path in paths:
-            yield from self._named(path)
-
     def _named(self, path: str) -> Iterator[Input]:
         if not os.path.isdir(path):
-            yield _by_itself(path)
-            return
-        count = 0
-        for count, found in enumerate(self._scan(path), start=1):  # noqa: B007
-            yield Input(found, os.path.relpath(found, path))
-        if count == 0:
-            hint = "" if self.recursive else "; -r looks into subfolders"
-            self.complain(f"{printable(path)}: no images in this folder{hint}")
+            return iter([_named_file(path)])
+        hint = "" if self.recursive else "; -r searches subfolders"
+        inputs = (Input(found, os.path.relpath(found, path)) for found in self._scan(path))
+        return self._at_least_one(inputs, f"{printable(path)}: no images in this folder{hint}")
+
+    def _at_least_one(self, inputs: Iterator[Input], problem: str) -> Iterator[Input]:
+        """The inputs; if there are none, the problem is reported."""
+        first = next(inputs, None)
+        if first is None:
+            self.complain(problem)
+        else:
+            yield first
+            yield from inputs
 
     def _scan(self, folder: str) -> Iterator[str]:
-        """Images of a folder. Links to folders are not followed, so that no loop is."""
+        """Images of a folder. Links to folders are not followed: they may form loops."""
         entries = self._entries(folder)
         for entry in entries:
             if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(entry.path):
@@ -98,11 +100,8 @@ class Finder:
         root = parts[: bool(PurePath(pattern).anchor)]
         # Two ** in a row would find everything twice.
         rest = [part for part, before in zip(parts, ("", *parts), strict=False) if (part, before) != ("**", "**")]
-        count = 0
-        for count, found in enumerate(self._expand("".join(root), rest[len(root) :]), start=1):  # noqa: B007
-            yield _by_itself(found)
-        if count == 0:
-            self.complain(f"{printable(pattern)}: no file matches")
+        found = map(_named_file, self._expand("".join(root), rest[len(root) :]))
+        return self._at_least_one(found, f"{printable(pattern)}: no file matches")
 
     def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
         if not parts:
@@ -132,22 +131,30 @@ class Finder:
             return []
 
 
+def standard_input() -> BinaryIO:
+    """Standard input past Python's buffer: a thread that waits in it would hold its lock when the process exits."""
+    if sys.stdin is None:  # closed, as by <&-
+        return io.BytesIO()
+    stream: BinaryIO = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    return stream
+
+
 def nothing_found(arguments: Sequence[str]) -> InputError:
-    """The error where arguments mean no input at all."""
+    """The error for arguments that name no input at all."""
     named = " ".join(map(printable, arguments))
     return InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
 
 
-def _by_itself(path: str) -> Input:
+def _named_file(path: str) -> Input:
     pure = PurePath(path)
     inside = not pure.anchor and ".." not in pure.parts
     return Input(path, str(pure) if inside else pure.name)
 
 
 def _split(stream: BinaryIO, end: bytes) -> Iterator[str]:
-    """Paths of a stream, a chunk at a time; empty ones are left out, and the BOM and carriage returns of Windows."""
+    """The paths in a stream, as they arrive, without empty ones and without the BOM and carriage returns of Windows."""
     rest, first = b"", True
-    # A pipe gives what it has: `read` would wait for a whole chunk.
+    # Of a buffered stream, `read` would wait for a whole chunk.
     read = getattr(stream, "read1", stream.read)
     while chunk := read(CHUNK):
         *whole, rest = (rest + chunk).split(end)

@@ -1,24 +1,19 @@
-"""captioner inspect: pictures and numbers of where each word of a caption looked."""
+"""captioner inspect: figures and numbers that show where each word of a caption looked."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
-from captioner.cli.flags import region
-from captioner.cli.inputs import Finder, nothing_found
+from captioner.cli.flags import add_region_flags
+from captioner.cli.inputs import Finder, nothing_found, standard_input
 from captioner.errors import ConfigError, ImageError, InputError
 from captioner.text import printable
 
-if TYPE_CHECKING:
-    from captioner.inspection.trace import AttentionTrace
-
 METHODS = ("relevance", "raw", "perturbation")
-DIGITS = 6
-"""Decimals of the numbers in JSON; float32 has no more to say about shares."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="photos, folders, globs, @lists, or - for a list on standard input"
     )
-    parser.add_argument("-r", "--recursive", action="store_true", help="look into subfolders too")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the results, made if missing")
+    parser.add_argument("-r", "--recursive", action="store_true", help="search subfolders too")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for the results, created if missing"
+    )
     parser.add_argument("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
-    parser.add_argument("--png", action="store_true", help="write DIR/<stem>.png, a panel a word (the default)")
+    parser.add_argument("--png", action="store_true", help="write DIR/<stem>.png, with a panel for each word (default)")
     parser.add_argument("--json", action="store_true", help="write DIR/<stem>.json, the numbers")
-    parser.add_argument("--caption", metavar="TEXT", help="read this caption instead of the model's own")
+    parser.add_argument("--caption", metavar="TEXT", help="use this caption instead of the model's own")
     parser.add_argument(
         "--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load"
     )
@@ -39,21 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default="relevance",
-        help="relevance (default): what patches brought to the word, by gradients; raw: the attention's weights; "
-        "perturbation: what hiding patches costs the word (slow)",
+        help="relevance (default): what each patch contributed to the word, by gradients; raw: the attention weights; "
+        "perturbation: what hiding each patch costs the word (slow)",
     )
-    parser.add_argument("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: all of them")
+    parser.add_argument("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: all")
     parser.add_argument(
         "--head",
         type=_head,
         metavar="mean|best|K",
-        help="attention head, from 0, or those that point best; default: all",
+        help="attention head, from 0, or the best at pointing; default: all",
     )
+    add_region_flags(parser.add_argument)
     parser.add_argument(
-        "--region", type=region, metavar="X,Y,W,H", help="hide all but this part: fractions of the photo"
+        "--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="split a large photo into RxC tiles"
     )
-    parser.add_argument("--hide", type=region, metavar="X,Y,W,H", help="hide this part")
-    parser.add_argument("--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="read a large photo as RxC tiles")
     add_faithfulness_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 
@@ -72,19 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"captioner: error: {message}", file=sys.stderr)
         failed = True
 
-    finder = Finder(recursive=arguments.recursive, null=False, stdin=sys.stdin.buffer, complain=complain)
-    finder.check(arguments.images)
+    finder = Finder(recursive=arguments.recursive, null=False, stdin=standard_input(), complain=complain)
     paths = [each.path for each in finder.find(arguments.images)]
     if arguments.images and not paths:
         raise nothing_found(arguments.images)
 
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
+    from captioner.records import trace_record
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
     if arguments.annotations is not None:
         return run_faithfulness(arguments, captioner, folder)
-    shown = _shown(arguments, captioner.model.config.best_heads)
+    selection = _selection(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
         named = ", ".join(word[:30] for word in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
@@ -105,15 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
         written = []
         if arguments.png or not (arguments.json or arguments.trace):
             written.append(Path(f"{target}.png"))
-            draw_sheet(trace, **shown).save(written[-1], format="PNG")
+            draw_sheet(trace, **selection).save(written[-1], format="PNG")
         if arguments.trace:
             written.append(Path(f"{target}.npz"))
             trace.save(written[-1])
         if arguments.json:
-            record = {"path": path, "model": captioner.name, **_record(trace, shown)}
+            record = {"path": path, "model": captioner.name, **trace_record(trace, **selection)}
             record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
-            for word, probability in trace.hallucination.items():
-                record["words"][word]["hallucination"] = round(probability, DIGITS)
             written.append(Path(f"{target}.json"))
             text = f"{json.dumps(record, ensure_ascii=False)}\n"
             written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -122,8 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _shown(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What `AttentionTrace.select` shall take. Raises ConfigError for heads that are unknown."""
+def _selection(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The arguments of `AttentionTrace.select`. Raises ConfigError for flags that contradict each other."""
     if arguments.method == "perturbation" and (arguments.layer is not None or arguments.head is not None):
         raise ConfigError("--method perturbation: hides patches from all layers and heads; leave --layer, --head out")
     if arguments.head != "best":
@@ -133,7 +127,7 @@ def _shown(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> di
     if not best:
         raise ConfigError(
             f"--head best: {arguments.model} has no heads measured; choose mean or a number, or measure a model folder "
-            "of yours with inspect --annotations FILE --store"
+            "with inspect --annotations FILE --store"
         )
     return {"layer": None, "head": None, "heads": best}
 
@@ -159,49 +153,17 @@ def _index(text: str) -> int | None:
 
 
 def _targets(images: Sequence[str], folder: Path) -> list[Path]:
-    """Where each photo's results go, without suffix: none on another's place, nor on a photo that was given."""
+    """Where the results of each image go, without suffix: no two at the same place, and none over an input."""
     given = {Path(image).resolve() for image in images}
     taken: set[str] = set()
     targets = []
     for image in images:
         stem = name = Path(image).stem or "image"
         count = 1
-        # Some file systems do not tell capitals from small letters.
+        # Some file systems ignore case.
         while name.casefold() in taken or (folder / f"{name}.png").resolve() in given:
             count += 1
             name = f"{stem}-{count}"
         taken.add(name.casefold())
         targets.append(folder / name)
     return targets
-
-
-def _record(trace: "AttentionTrace", shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data: a map (h, w) a word; null_mass is null without a null patch."""
-    chosen = trace.select(**shown)
-    numbers = {
-        name: getattr(chosen, name).tolist() for name in ("entropy", "peak", "null_mass", "prefix_mass", "padding_mass")
-    }
-    if not trace.has_null_patch:
-        numbers["null_mass"] = [None] * len(trace.words)
-    return {
-        "caption": trace.text,
-        "grid": list(trace.grid),
-        "geometry": trace.geometry.to_dict(),
-        "method": trace.method,
-        "layer": "mean" if shown["layer"] is None else shown["layer"],
-        "head": "mean" if shown["head"] is None else shown["head"],
-        **({"heads": [list(pair) for pair in shown["heads"]]} if shown["heads"] else {}),
-        "words": [
-            {
-                "text": text,
-                "log_prob": round(trace.log_probs[word], DIGITS),
-                "need": round(trace.needs[word], DIGITS) if trace.needs else None,
-                **{
-                    name: None if values[word] is None else round(values[word], DIGITS)
-                    for name, values in numbers.items()
-                },
-                "map": [[round(value, DIGITS) for value in row] for row in chosen.patches(word).tolist()],
-            }
-            for word, text in enumerate(trace.words)
-        ],
-    }

@@ -29,15 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="REFS.json",
         help="COCO annotations, {image_id: [captions]}, or another layout that training takes (Karpathy's JSON, CSV, "
-        "JSONL, Flickr8k's files, a folder of text files); captions of other images are left out",
+        "JSONL, Flickr8k's files, a folder of text files); captions of other images are ignored",
     )
     add("--candidates", required=True, metavar="RES.json", help='[{"image_id", "caption"}], or {image_id: caption}')
     add(
         "--compare",
         metavar="OTHER.json",
-        help="other captions of the same images: adds the paired differences, CANDIDATES minus OTHER",
+        help="other captions of the same images: adds paired differences, CANDIDATES minus OTHER",
     )
-    add("--per-image", metavar="OUT.json", help="write the scores of each image here")
+    add("--per-image", metavar="OUT.json", help="write the scores of each image to this file")
     add_metric_flags(parser)
 
 
@@ -153,10 +153,10 @@ def read_candidates(path: Path) -> dict[str, Any]:
 
 def _image_id(path: Path, place: str, item: Any) -> str:
     if not isinstance(item, dict) or "image_id" not in item or "caption" not in item:
-        raise AnnotationError(f"{path}: {place}: not an object with image_id and caption; mend or remove it")
+        raise AnnotationError(f"{path}: {place}: not an object with image_id and caption; correct or remove it")
     image = item["image_id"]
     if isinstance(image, bool) or not isinstance(image, int | str):
-        raise AnnotationError(f"{path}: {place}: image_id {image!r} is neither an integer nor a text; mend it")
+        raise AnnotationError(f"{path}: {place}: image_id {image!r} is neither an integer nor a string; correct it")
     return str(image)
 
 
@@ -185,7 +185,7 @@ def read_json(path: Path) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise AnnotationError(f"{path}: {twice}: twice in one object; keep one of them")
+            raise AnnotationError(f"{path}: {twice}: a duplicate key; keep one of them")
         return found
 
     try:

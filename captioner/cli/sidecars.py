@@ -3,39 +3,32 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from captioner.cli.formats import Format, Result
 from captioner.cli.inputs import Input
-from captioner.cli.journal import Journal, Stamp, write_whole
-from captioner.cli.output import Existing, State
-from captioner.cli.records import Speller
-from captioner.errors import ConfigError, ImageError
+from captioner.cli.journal import Journal, Line, Stamp, State, write_whole
+from captioner.cli.output import Existing, Output, encode
+from captioner.errors import ConfigError
 from captioner.text import printable
 
-if TYPE_CHECKING:
-    from captioner.pipeline import Captioned
 
-
-class SidecarOutput:
-    """A text file for each photo: beside it, or in a folder that mirrors its tree."""
+class SidecarOutput(Output):
+    """A text file for each photo: beside it, or below the folder `root`, whose runs have a journal."""
 
     def __init__(
         self,
         root: Path | None,
         extension: str,
-        speller: Speller,
+        format: Format,
         existing: Existing,
         journal: Journal | None,
-        complain: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
-        self.root, self.extension, self.speller, self.existing = root, extension, speller, existing
-        self.journal, self.complain = journal, complain
-        self.begun = False
+        super().__init__(format, existing, journal)
+        self.root, self.extension, self.note = root, extension, note
         self.claimed: set[int] = set()
-        last = journal.last if journal else None
-        # The last write may not have come about: then that input is as if it were new.
-        if journal and last and last["text"] and _content(Path(last["sidecar"])) != last["text"].encode():
-            del journal.entries[last["path"]]
+        if journal and journal.last and not self._is_written(journal.last):
+            del journal.entries[journal.last.result.path]  # its input is treated as new
 
     def target(self, item: Input) -> Path:
         """Where the captions of an input go."""
@@ -44,15 +37,15 @@ class SidecarOutput:
 
     def state(self, item: Input) -> State:
         target = self.target(item)
-        # Hashes, as they are small: photo.jpg and photo.png both want photo.txt.
+        # photo.jpg and photo.png both want photo.txt; hashes are smaller than paths.
         claim = hash(os.path.normcase(target))
         taken, known = claim in self.claimed, self.journal is not None and item.path in self.journal.entries
         self.claimed.add(claim)
-        if self.journal and known and self.journal.is_done(item.path):
-            return "failed" if self.journal.entries[item.path].failed else "done"
+        if (state := super().state(item)) != "pending":
+            return state
         if taken and self.existing != "append":
-            other = f"{printable(str(target))} is another input's already"
-            self.complain(f"{printable(item.path)}: {other}; caption it apart, or take another --format")
+            problem = f"{printable(str(target))} belongs to another input already"
+            self.note(f"{printable(item.path)}: {problem}; caption it separately, or use another --format")
             return "failed"
         if known or self.existing in ("append", "overwrite") or not target.exists():
             return "pending"
@@ -60,35 +53,21 @@ class SidecarOutput:
             return "done"
         raise ConfigError(f"{printable(str(target))}: exists; choose --existing skip, overwrite or append")
 
-    def add(self, item: Input, stamp: Stamp, outcome: "Captioned | ImageError") -> None:
-        target, content = self.target(item), self.speller.spell(item.path, outcome).encode()
-        if content and self.existing == "append" and (old := _content(target)):
-            content = old + (b"" if old.endswith(b"\n") else b"\n") + content
+    def add(self, item: Input, stamp: Stamp, result: Result) -> None:
+        target, content = self.target(item), encode(self.format.render(result))
+        old = _content(target) if content and self.existing == "append" else b""
+        if old and not old.endswith(b"\n"):
+            old += b"\n"
         if self.journal:
-            self._begin(self.journal)
-            text = content.decode(errors="replace")
-            self.journal.add(item.path, stamp, outcome, {"sidecar": str(target), "text": text})
+            self.journal.add(Line(stamp, str(target), len(old), result))
         if content:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, content)
+            write_whole(target, old + content)
 
-    def finish(self) -> None:
-        if self.journal and (self.begun or self.journal.entries):
-            self.journal.remove()
-
-    def close(self) -> None:
-        if self.journal:
-            self.journal.close()
-
-    def _begin(self, journal: Journal) -> None:
-        if not self.begun:
-            journal.path.parent.mkdir(parents=True, exist_ok=True)
-            journal.start()
-            self.begun = True
+    def _is_written(self, line: Line) -> bool:
+        content = encode(self.format.render(line.result))
+        return not content or _content(Path(line.target))[line.at :] == content
 
 
 def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+    return path.read_bytes() if path.exists() else b""

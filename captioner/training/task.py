@@ -11,6 +11,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from captioner.caption import Caption
 from captioner.checkpoint import describe
 from captioner.config import Config
 from captioner.config_files import to_dict
@@ -20,7 +21,6 @@ from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate
 from captioner.generation import Greedy
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
-from captioner.pipeline import Caption
 from captioner.tokenizer import Tokenizer
 from captioner.training.optimization import optimizer_and_schedule
 

@@ -8,8 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +289,7 @@ def test_two_photos_do_not_share_a_sidecar_unless_it_is_appended_to(
     words = ["photos/a.jpg", "photos/a.png", "--format", "sidecar", "--existing", existing]
     assert caption(*words) == (0 if count == 2 else 1)
     assert len((photos / "photos" / "a.txt").read_text().splitlines()) == count
-    assert ("is another input's already" in capsys.readouterr().err) == (count == 1)
+    assert ("belongs to another input already" in capsys.readouterr().err) == (count == 1)
 
 
 def test_two_photos_do_not_share_a_coco_id(
@@ -303,46 +303,22 @@ def test_two_photos_do_not_share_a_coco_id(
     assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == [7]
 
 
-def start(model: str, *words: object, **options: Any) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "captioner", "caption", "--model", model, "--device", "cpu", *map(str, words)],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        **options,
-    )
-
-
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 @pytest.fixture
-def interrupt(model: str, photos: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+def interrupt(model: str, photos: Path, launch: Callable[..., Any]) -> Callable[..., tuple[int, str]]:
     """Caption photos named on standard input, which stays open, and send a signal once three are `written`."""
-    running: list[subprocess.Popen[bytes]] = []
-    # What a shell starts in the background ignores SIGINT, and hands that on to its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(number: signal.Signals, written: Callable[[], bool], *words: object) -> tuple[int, str]:
-        process = start(model, "-", *words, "--batch-size", 1)
-        running.append(process)
-        assert process.stdin is not None
-        process.stdin.write("".join(f"photos/{name}\n" for name in NAMES[:4]).encode())
-        process.stdin.flush()
-        limit = time.monotonic() + 120
-        while not written():
-            assert process.poll() is None
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        process.send_signal(number)
-        return process.wait(60), process.communicate()[1].decode()
+        process = launch("caption", "--model", model, "--device", "cpu", "-", *words, "--batch-size", 1)
+        process.write("".join(f"photos/{name}\n" for name in NAMES[:4]))
+        process.wait_until(written)
+        os.kill(process.pid, number)
+        return process.wait(), process.read(2)
 
-    yield run
-    signal.signal(signal.SIGINT, before)
-    for process in running:
-        process.kill()
-        process.communicate()
+    return run
 
 
 @posix
@@ -380,7 +356,7 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
     found, told = interrupt(number, written[format], *words)
     assert found == code
     if number != signal.SIGKILL:
-        assert re.search(r"captioner: stopped: [23] captioned, 0 failed; --resume goes on\n", told)
+        assert re.search(r"captioner: stopped: [23] captioned, 0 failed; continue with --resume\n", told)
     assert journal.exists()
     before = part.read_bytes() if part.is_file() else b""
     if format == "jsonl":
@@ -392,7 +368,7 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
         (part / "photos" / "ü.txt").unlink()
     if format != "sidecar":
         assert caption("photos/a.jpg", *words) == 2
-        assert "part: of a run that was interrupted; --resume goes on" in capsys.readouterr().err
+        assert "part: of a run that was interrupted; continue it with --resume" in capsys.readouterr().err
         assert caption("-r", "photos", *words, "--resume", "--greedy") == 2
         assert "other settings (greedy False)" in capsys.readouterr().err
     inputs = [f"photos/{name}" for name in NAMES]
@@ -409,32 +385,40 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
         assert part.read_bytes().startswith(before)
 
 
-LIMITED = """
-import resource, sys
-from captioner.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.exit(main(sys.argv[2:]))
-"""
+@posix
+def test_every_path_of_a_pipe_has_its_record_before_the_next(model: str, photos: Path) -> None:
+    command = [sys.executable, "-m", "captioner", "caption", "--model", model, "--device", "cpu", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # What a shell starts in the background ignores SIGINT, and hands that on to its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        signal.signal(signal.SIGINT, before)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        alarm = threading.Timer(60, process.kill)
+        alarm.start()
+        for name in NAMES[:3]:
+            process.stdin.write(f"photos/{name}\n".encode())
+            process.stdin.flush()
+            assert process.stdout.readline().decode().startswith(f"photos/{name}\t")
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        alarm.cancel()
 
 
 @posix
 @pytest.mark.parametrize("old", [0, 9000])
-def test_a_full_disk_loses_nothing(caption: Caption, model: str, photos: Path, out: Path, old: int) -> None:
+def test_a_full_disk_loses_nothing(
+    caption: Caption, model: str, photos: Path, out: Path, launch: Callable[..., Any], old: int
+) -> None:
     """Once the journal is what cannot grow, once OUT, in the middle of a line."""
     out.write_bytes(b"x" * (old - 1) + b"\n" if old else b"")
     inputs = [f"photos/{name}" for name in NAMES]
     words = [*inputs, "--format", "jsonl", "-o", "out.jsonl", "--existing", "append"]
     limit = 2500 if not old else old + 700
-    flags = ["caption", "--model", model, "--device", "cpu", *words]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 5, done.stderr
-    assert "the disk is full; free some space and go on with --resume" in done.stderr.splitlines()[-1]
+    process = launch("caption", "--model", model, "--device", "cpu", *words, limit=limit)
+    assert process.wait() == 5, process.read(2)
+    assert "the disk is full; free some space and continue with --resume" in process.read(2).splitlines()[-1]
     torn = out.read_bytes()
     assert not old or not torn.endswith(b"\n")
     assert caption(*words, "--resume") == 0
@@ -556,6 +540,15 @@ def test_searches(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
     assert captions("--region", "0,0,1,1") != captions("--region", "0.5,0.5,0.5,0.5")
 
 
+def test_names_with_line_ends_of_unicode(caption: Caption, photos: Path) -> None:
+    names = [f"a{end}b.jpg" for end in "\u2028\u2029\x85"]
+    for number, name in enumerate(names):
+        draw(photos / name, number)
+    assert caption(*names, "--format", "coco", "-o", "ids.json") == 0
+    found = json.loads((photos / "ids.json").read_text(encoding="utf-8"))
+    assert [entry["image_id"] for entry in found] == [name[:-4] for name in names]
+
+
 def test_improbable_captions(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
     assert caption("photos", "--min-confidence", 1) == 0
     assert capsys.readouterr() == ("", "captioner: 3 captioned, 0 failed, 3 below --min-confidence\n")
@@ -582,9 +575,9 @@ def test_devices_are_streams(caption: Caption) -> None:
         (["nowhere/*.jpg"], 3, "nowhere/*.jpg: no input found; name images"),
         (["@no.txt"], 3, "cannot read the list"),
         (["photos", "--model", "nowhere"], 4, "nowhere: no such model"),
-        (["photos", "--device", "cuda:0,1"], 2, "one device a process; run --device cuda:0 --shard 1/2"),
-        (["photos", "--engine", "ray"], 2, "--engine ray: not there"),
-        (["photos", "--resume"], 2, "the journal lies beside OUT; add -o"),
+        (["photos", "--device", "cuda:0,1"], 2, "one per process; run --device cuda:0 --shard 1/2"),
+        (["photos", "--engine", "ray"], 2, "--engine ray: unknown; use local"),
+        (["photos", "--resume"], 2, "the journal is kept beside OUT; add -o"),
         (["photos", "--ext", ".cap"], 2, "add --format sidecar"),
         (["photos", "--format", "sidecar", "--ext", ".jpg"], 2, "not an extension for texts"),
         (["photos", "--format", "sidecar", "--ext", "/x"], 2, "not an extension for texts"),

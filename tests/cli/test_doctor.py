@@ -18,7 +18,7 @@ def test_all_is_well_here(capsys):
 def test_findings_as_json(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_bundled_model", lambda: iter(()))
     assert main(["doctor", "--json"]) == 0
-    assert {"state", "what", "told"} == set(json.loads(capsys.readouterr().out)[0])
+    assert {"state", "what", "message"} == set(json.loads(capsys.readouterr().out)[0])
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_damaged_picture_is_left_out_and_told(evaluate, shapes, tmp_path):
     [
         (["--num-captions", "2"], 2, "one caption an image is scored"),
         (["--split", "nowhere"], 2, "no split 'nowhere'; choose one: --split test, train, val"),
-        (["--split", "val", "-o", "missing/results.json"], 2, "missing; make it, or name another"),
+        (["--split", "val", "-o", "missing/results.json"], 2, "missing; create it, or name another"),
         (["--split", "val", "--metrics", "spice"], 2, "--spice-dir"),
         (["--split", "val", "--greedy", "--length-penalty", "2"], 2, "is for beam search"),
         (["--split", "val", "--images", "nowhere"], 3, "nowhere: no such folder"),

@@ -2,15 +2,17 @@
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from captioner.cli.inputs import Finder, Input
+from captioner.cli.inputs import Finder, Input, standard_input
 from captioner.errors import ConfigError, InputError
 from captioner.text import printable
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not allow")
 
 
@@ -28,7 +30,6 @@ def find(
 ) -> tuple[list[Input], list[str]]:
     complaints: list[str] = []
     finder = Finder(recursive=recursive, null=null, stdin=io.BytesIO(stdin), complain=complaints.append)
-    finder.check(arguments)
     return list(finder.find(arguments)), complaints
 
 
@@ -85,7 +86,7 @@ def test_what_is_not_there_is_told() -> None:
     assert find("none", "*.bmp", "z", "nowhere/*/x") == (
         [Input(os.path.join("z", "c.webp"), "c.webp")],
         [
-            "none: no images in this folder; -r looks into subfolders",
+            "none: no images in this folder; -r searches subfolders",
             "*.bmp: no file matches",
             f"{os.path.join('nowhere', '*', 'x')}: no file matches".replace(os.sep, "/"),
         ],
@@ -155,6 +156,25 @@ def test_standard_input_is_read_no_further_than_needed() -> None:
         found = finder.find(["-"])
         pipe.write(b"a.jpg\nb.jpg\nc")
         assert [next(found).path, next(found).path] == ["a.jpg", "b.jpg"]
+
+
+def test_a_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert standard_input().read() == b""
+
+
+@posix
+def test_standard_input_is_read_without_a_lock() -> None:
+    """Else Python aborts where a thread still reads when the process ends."""
+    read, write = os.pipe()
+    program = (
+        "import threading; from captioner.cli.inputs import standard_input; stream = standard_input();"
+        "threading.Thread(target=stream.read, args=(9,), daemon=True).start(); threading.Event().wait(0.2)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=read, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.wait(60) == 0
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.parametrize(

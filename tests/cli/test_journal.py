@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cli.journal import Journal, disk, stamp, write_whole
+from captioner.caption import Caption, Captioned
+from captioner.cli.formats import Result
+from captioner.cli.journal import Journal, Line, full_disk_error, stamp, write_whole
 from captioner.errors import ConfigError, ImageError, ResourceError
-from captioner.pipeline import Caption, Captioned
 
 SETTINGS = {"format": "jsonl"}
 
@@ -28,33 +29,31 @@ def photo(tmp_path: Path) -> Path:
 def written(photo: Path, result: Captioned | ImageError) -> Journal:
     """The journal of an interrupted run that had done one input, read again."""
     journal = Journal(photo.with_name("out"), SETTINGS, resume=False)
-    journal.start()
-    journal.add(str(photo), stamp(str(photo)), result, {"text": "line"})
+    journal.add(Line(stamp(str(photo)), "out", 0, Result.of(str(photo), result, model="tiny")))
     journal.close()
     return Journal(photo.with_name("out"), SETTINGS, resume=True)
 
 
 def test_a_file_is_done_until_its_bytes_change(photo: Path) -> None:
     journal = written(photo, outcome(b"photo"))
-    assert journal.is_done(str(photo))
-    assert not journal.is_done("another.jpg")
+    assert journal.state(str(photo)) == "done"
+    assert journal.state("another.jpg") == "pending"
     os.utime(photo, (1, 1))
-    assert journal.is_done(str(photo))
+    assert journal.state(str(photo)) == "done"
     photo.write_bytes(b"PHOTO")
-    assert not journal.is_done(str(photo))
+    assert journal.state(str(photo)) == "pending"
     photo.write_bytes(b"photo with more")
-    assert not journal.is_done(str(photo))
+    assert journal.state(str(photo)) == "pending"
     photo.unlink()
-    assert not journal.is_done(str(photo))
+    assert journal.state(str(photo)) == "pending"
 
 
 def test_a_missing_file_is_done_until_it_appears(photo: Path) -> None:
     photo.unlink()
     journal = written(photo, ImageError("not there", "unreadable"))
-    assert journal.entries[str(photo)].failed
-    assert journal.is_done(str(photo))
+    assert journal.state(str(photo)) == "failed"
     photo.write_bytes(b"photo")
-    assert not journal.is_done(str(photo))
+    assert journal.state(str(photo)) == "pending"
 
 
 def test_a_torn_line_is_dropped_and_written_over(photo: Path) -> None:
@@ -65,8 +64,10 @@ def test_a_torn_line_is_dropped_and_written_over(photo: Path) -> None:
     assert list(journal.entries) == [str(photo)]
     journal.start()
     assert path.read_bytes() == whole
-    journal.add("b.jpg", None, ImageError("no", "empty"), {"text": ""})
-    assert [entry["path"] for entry in journal.read_back()] == [str(photo), "b.jpg"]
+    line = Line(None, "out", 7, Result.of("b.jpg", ImageError("no", "empty"), model="tiny"))
+    journal.add(line)
+    first, last = journal.lines()
+    assert (first.result.path, last) == (str(photo), line)
     journal.remove()
     assert not path.exists()
 
@@ -80,14 +81,14 @@ def test_other_settings_are_named(photo: Path) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
 def test_a_full_disk_is_a_resource_error(code: int) -> None:
     with (
-        pytest.raises(ResourceError, match="out: the disk is full; free some space and go on with --resume"),
-        disk(Path("out")),
+        pytest.raises(ResourceError, match="out: the disk is full; free some space and continue with --resume"),
+        full_disk_error(Path("out")),
     ):
         raise OSError(code, "full")
 
 
 def test_other_errors_of_the_system_stay_what_they_are() -> None:
-    with pytest.raises(PermissionError), disk(Path("out")):
+    with pytest.raises(PermissionError), full_disk_error(Path("out")):
         raise PermissionError(errno.EACCES, "no")
 
 

@@ -238,7 +238,7 @@ def test_the_newest_whole_checkpoint_is_found(config, tmp_path, caplog):
     assert newest_checkpoint(folder) == folder / "best.ckpt"
     assert "passed over" in caplog.text
     (folder / "best.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         newest_checkpoint(folder)
 
 

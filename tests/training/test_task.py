@@ -9,12 +9,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from captioner.caption import caption_memory
 from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.data.dataset import Batch
 from captioner.generation import Greedy
 from captioner.metrics import score_captions
 from captioner.model.caption_model import CaptionModel
-from captioner.pipeline import Captioner, caption_memory
+from captioner.pipeline import Captioner
 from captioner.tokenizer import Tokenizer
 from captioner.training.task import CaptionTask, pointing
 

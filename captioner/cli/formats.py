@@ -1,0 +1,135 @@
+"""The formats of `captioner caption`: each renders a result as text."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from captioner.errors import ImageError
+from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
+from captioner.text import printable
+
+if TYPE_CHECKING:
+    from captioner.caption import Captioned
+
+FormatName: TypeAlias = Literal["text", "jsonl", "csv", "coco", "sidecar"]
+COLUMNS = ("path", "caption", "log_prob", "confidence", "width", "height", "sha256", "model", "notes", "error")
+"""Columns of CSV: a row for each caption, or one with `error` (a stable code) for a failed input."""
+
+
+class Row(NamedTuple):
+    """A caption as files show it: on one line, after the prepended text."""
+
+    caption: str
+    log_prob: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The record of an input, and its captions that are probable enough to be shown."""
+
+    record: dict[str, Any]
+    rows: tuple[Row, ...] = ()
+
+    @classmethod
+    def of(
+        cls, path: str, outcome: "Captioned | ImageError", *, model: str, prepend: str = "", min_confidence: float = 0.0
+    ) -> "Result":
+        """The result of an input; `caption_record` explains the options."""
+        record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
+        if isinstance(outcome, ImageError):
+            return cls(record)
+        rows = (
+            # A model that writes bytes may write line ends, which would make two captions of one.
+            Row(
+                " ".join((prepend + each.text).splitlines()),
+                round(each.log_prob, DIGITS),
+                round(each.confidence, DIGITS),
+            )
+            for each in (outcome.caption, *outcome.caption.alternatives)
+            if each.confidence >= min_confidence
+        )
+        return cls(record, tuple(rows))
+
+    @property
+    def path(self) -> str:
+        path: str = self.record["path"]
+        return path
+
+    @property
+    def failed(self) -> bool:
+        return "error" in self.record
+
+
+@dataclass(frozen=True)
+class Format:
+    """How results become a file: a header, then the lines of each result. A document is written at the end."""
+
+    name: FormatName
+    render: Callable[[Result], str]
+    header: str = ""
+    is_document: bool = False
+
+
+def format_named(name: FormatName, *, single: bool = False) -> Format:
+    """The format; `single` leaves paths out of `text`, as for one input."""
+    if name == "jsonl":
+        return Format(name, render_jsonl)
+    if name == "csv":
+        return Format(name, render_csv, header=_csv_row(COLUMNS))
+    if name == "coco":
+        return Format(name, render_coco, is_document=True)
+    return Format(name, render_captions if single or name == "sidecar" else render_text)
+
+
+def render_jsonl(result: Result) -> str:
+    return json.dumps(result.record, ensure_ascii=False) + "\n"
+
+
+def render_captions(result: Result) -> str:
+    return "".join(f"{row.caption}\n" for row in result.rows)
+
+
+def render_text(result: Result) -> str:
+    return "".join(f"{printable(result.path)}\t{row.caption}\n" for row in result.rows)
+
+
+def render_csv(result: Result) -> str:
+    """A row for each caption, or one with the error."""
+    record = result.record
+    if result.failed:
+        return _csv_row((result.path, *[""] * (len(COLUMNS) - 2), record["error"]["code"]))
+    notes = " ".join(note for note in record["notes"] if note != LOW_CONFIDENCE)
+    about = (record["width"], record["height"], record["sha256"], record["model"], notes, "")
+    return "".join(_csv_row((result.path, *row, *about)) for row in result.rows)
+
+
+def render_coco(result: Result) -> str:
+    """The entry of the best caption: COCO's evaluation takes one per image."""
+    if result.failed or LOW_CONFIDENCE in result.record["notes"]:
+        return ""
+    return json.dumps({"image_id": coco_id(result.path), "caption": result.rows[0].caption}, ensure_ascii=False) + "\n"
+
+
+def coco_document(entries: Iterable[str]) -> str:
+    """COCO's results file of rendered entries."""
+    lines = ",\n".join(entry.removesuffix("\n") for entry in entries if entry)
+    return f"[\n{lines}\n]\n" if lines else "[]\n"
+
+
+def coco_id(path: str) -> int | str:
+    """The id of an image in COCO's results: the number that ends the file's stem, else the stem."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    number = re.search(r"[0-9]+$", stem)
+    return int(number[0]) if number else stem
+
+
+def _csv_row(values: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(values)  # its default line end makes it quote carriage returns too
+    return line.getvalue().removesuffix("\r\n") + "\n"

@@ -1,0 +1,86 @@
+"""Records: what is reported about an image, as plain data for JSON. The same for command line, service and Ray."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import ImageError
+
+if TYPE_CHECKING:
+    from captioner.caption import Caption, Captioned
+    from captioner.inspection.trace import AttentionTrace
+
+LOW_CONFIDENCE = "low_confidence"
+DIGITS = 4
+"""Decimals of a caption's numbers: further ones depend on the shape of the batch."""
+TRACE_DIGITS = 6
+"""Decimals of a trace's numbers: float32 shares have no more."""
+MEASURES = ("entropy", "peak", "null_mass", "prefix_mass", "padding_mass")
+
+
+def caption_record(
+    path: str, outcome: "Captioned | ImageError", *, model: str, prepend: str = "", min_confidence: float = 0.0
+) -> dict[str, Any]:
+    """The record of an input, as JSONL holds it; `{"path", "error"}` for one that failed.
+
+    `prepend` is put before `caption`, but not into `captions`, which are the model's own. A caption below
+    `min_confidence` gets the note `low_confidence`.
+    """
+    if isinstance(outcome, ImageError):
+        return {"path": path, "error": {"code": outcome.code, "message": str(outcome)}}
+    caption = outcome.caption
+    return {
+        "path": path,
+        "sha256": outcome.sha256,
+        "caption": prepend + caption.text,
+        "log_prob": round(caption.log_prob, DIGITS),
+        "confidence": round(caption.confidence, DIGITS),
+        "captions": [_caption(each) for each in (caption, *caption.alternatives)],
+        "width": outcome.width,
+        "height": outcome.height,
+        "model": model,
+        "notes": [*outcome.notes, *([LOW_CONFIDENCE] if caption.confidence < min_confidence else [])],
+    }
+
+
+def trace_record(
+    trace: "AttentionTrace",
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    """A trace as plain data, with a map (h, w) a word; layers and heads are chosen as in `AttentionTrace.select`.
+
+    `null_mass` is null where the model has no null patch.
+    """
+    chosen = trace.select(layer, head, heads)
+    measures = {name: getattr(chosen, name).tolist() for name in MEASURES}
+    if not trace.has_null_patch:
+        measures["null_mass"] = [None] * len(trace.words)
+    record: dict[str, Any] = {
+        "caption": trace.text,
+        "grid": list(trace.grid),
+        "geometry": trace.geometry.to_dict(),
+        "method": trace.method,
+        "layer": "mean" if layer is None else layer,
+        "head": "mean" if head is None else head,
+        **({"heads": [list(pair) for pair in heads]} if heads else {}),
+        "words": [],
+    }
+    for place, text in enumerate(trace.words):
+        numbers = {
+            "log_prob": trace.log_probs[place],
+            "need": trace.needs[place] if trace.needs else None,
+            **{name: values[place] for name, values in measures.items()},
+        }
+        word = {name: None if value is None else round(value, TRACE_DIGITS) for name, value in numbers.items()}
+        word["map"] = [[round(value, TRACE_DIGITS) for value in row] for row in chosen.patches(place).tolist()]
+        if place in trace.hallucination:
+            word["hallucination"] = round(trace.hallucination[place], TRACE_DIGITS)
+        record["words"].append({"text": text, **word})
+    return record
+
+
+def _caption(caption: "Caption") -> dict[str, Any]:
+    words = [{"text": word.text, "log_prob": round(word.log_prob, DIGITS)} for word in caption.words]
+    return {"text": caption.text, "log_prob": round(caption.log_prob, DIGITS), "words": words}

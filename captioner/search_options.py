@@ -1,0 +1,64 @@
+"""Searches as people ask for them: a method, a length, a number of captions."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from captioner.generation import Strategy
+
+Method: TypeAlias = Literal["beam", "greedy", "sample"]
+Length: TypeAlias = Literal["short", "medium", "long"]
+
+LENGTHS: dict[Length, tuple[int, int, float]] = {
+    "short": (1, 32, 0.0),
+    "medium": (1, 32, 1.0),
+    "long": (14, 48, 1.5),
+}
+"""Length -> min_length, max_length, length_penalty. Flickr8k's captions have 12 words on average."""
+DEFAULT_BEAM = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What flags and requests say about a search; it loads no torch until `strategy` is called."""
+
+    method: Method = "beam"
+    length: Length = "medium"
+    captions: int = 1
+    """Captions an image; greedy search finds one."""
+    beam: int | None = None
+    """Beams; None means 5, or `captions` if that is more."""
+    max_length: int | None = None
+    """Most tokens, the end token included; None leaves it to `length`."""
+    length_penalty: float | None = None
+    """For beam search: above 1 favors long captions, below 1 short ones; None leaves it to `length`."""
+    temperature: float = 1.0
+    top_p: float = 0.9
+    seed: int = 0
+
+    def strategy(self) -> "Strategy":
+        """The search. Raises ConfigError where its numbers do not fit together."""
+        from captioner.generation import BeamSearch, Greedy, Sampling
+
+        least, most, penalty = LENGTHS[self.length]
+        if self.max_length is not None:
+            most = self.max_length
+            least = min(least, most - 1)
+        if self.method == "greedy":
+            return Greedy(min_length=least, max_length=most)
+        if self.method == "sample":
+            return Sampling(
+                min_length=least,
+                max_length=most,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                seed=self.seed,
+                samples=self.captions,
+            )
+        return BeamSearch(
+            min_length=least,
+            max_length=most,
+            width=max(DEFAULT_BEAM, self.captions) if self.beam is None else self.beam,
+            length_penalty=penalty if self.length_penalty is None else self.length_penalty,
+            captions=self.captions,
+        )

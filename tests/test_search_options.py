@@ -1,0 +1,37 @@
+"""Searches by method and length."""
+
+import pytest
+
+from captioner.errors import ConfigError
+from captioner.generation import BeamSearch, Greedy, Sampling
+from captioner.search_options import SearchOptions
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ({}, BeamSearch(width=5)),
+        ({"beam": 3, "captions": 2}, BeamSearch(width=3, captions=2)),
+        ({"captions": 7}, BeamSearch(width=7, captions=7)),
+        ({"length": "short"}, BeamSearch(length_penalty=0.0)),
+        ({"length": "long"}, BeamSearch(min_length=14, max_length=48, length_penalty=1.5)),
+        ({"length": "long", "length_penalty": 0.0}, BeamSearch(min_length=14, max_length=48, length_penalty=0.0)),
+        ({"length": "long", "max_length": 9}, BeamSearch(min_length=8, max_length=9, length_penalty=1.5)),
+        ({"method": "greedy", "length": "long"}, Greedy(min_length=14, max_length=48)),
+        ({"method": "sample", "captions": 3, "seed": 4}, Sampling(samples=3, seed=4)),
+        (
+            {"method": "sample", "temperature": 0.7, "top_p": 0.5, "max_length": 8},
+            Sampling(temperature=0.7, top_p=0.5, max_length=8),
+        ),
+    ],
+)
+def test_options_give_a_strategy(options, strategy):
+    assert SearchOptions(**options).strategy() == strategy
+
+
+@pytest.mark.parametrize(
+    "options", [{"beam": 2, "captions": 3}, {"method": "sample", "temperature": 0.0}, {"max_length": 0}]
+)
+def test_numbers_that_do_not_fit_together(options):
+    with pytest.raises(ConfigError):
+        SearchOptions(**options).strategy()
