@@ -16,7 +16,9 @@ from captioner.data.dataset import Batch
 from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions
 from captioner.generation import Greedy
 from captioner.model.caption_model import CaptionModel
+from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
+from captioner.model.packed import pack
 from captioner.pipeline import Caption
 from captioner.tokenizer import Tokenizer
 from captioner.training.attention_losses import attention_measures
@@ -71,6 +73,7 @@ class CaptionValidation:
         self.references = references
         self.config = config
         self._found = Found()
+        self._decoder: TextDecoder | None = None
 
     def add_images(self, model: CaptionModel, batch: Batch, memory: Memory, loss: Tensor) -> None:
         """Count a batch's loss, a mean over tokens, and caption those images that have no caption yet."""
@@ -80,7 +83,8 @@ class CaptionValidation:
         if new:  # an image with many captions comes several times
             images = [batch.image_ids[place] for place in new]
             chosen = memory.select(torch.tensor(new, device=batch.tokens.device))
-            found = caption_features(model.decoder, self.tokenizer, [(images, chosen)], Greedy())
+            self._decoder = self._decoder or pack(model.decoder)  # once an epoch
+            found = caption_features(self._decoder, self.tokenizer, [(images, chosen)], Greedy())
             self._found.add(Found(found))
 
     def add_mosaics(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:
@@ -94,7 +98,7 @@ class CaptionValidation:
     def log_results(self, task: pl.LightningModule) -> None:
         """Put together what all processes found, score it, and log it; the next epoch begins with nothing."""
         trainer = task.trainer
-        parts, self._found = gather(self._found, trainer), Found()
+        parts, self._found, self._decoder = gather(self._found, trainer), Found(), None
         numbers: dict[str, float] = {}
         if trainer.is_global_zero:
             found = Found()
