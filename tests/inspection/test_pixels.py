@@ -1,8 +1,9 @@
 """Deletion and insertion are right where the truth is known: everything blurred, one patch hidden."""
 
 import numpy as np
+import torch
 
-from captioner.inspection.pixels import pixel_curves
+from captioner.inspection.pixels import baselines, pixel_curves
 from captioner.inspection.relevance import perturbation
 
 
@@ -35,3 +36,13 @@ def test_the_patch_that_matters_most_is_worth_most(trained, images):
     for name in ("worst", "center", "edges", "random"):
         assert (table.columns["exact memory"] >= table.columns[f"{name} memory"] - 1e-5).all()
     assert (table.columns["exact memory"] > table.columns["worst memory"]).all()
+
+
+def test_baselines_rank_the_center_and_the_edges_first():
+    pixels = torch.zeros(3, 30, 60, dtype=torch.uint8)
+    pixels[:, 3:7, 43:57] = 255  # in the upper right patch
+    found = baselines(pixels, (3, 3))
+    assert found["center"].argmax() == 4
+    assert set(np.argsort(found["center"])[:4]) == {0, 2, 6, 8}
+    assert found["edges"].argmax() == 2
+    assert np.count_nonzero(found["edges"]) == 1
