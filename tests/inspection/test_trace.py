@@ -254,11 +254,13 @@ def test_attention_on_letterbox_bars_is_told() -> None:
 
 @pytest.mark.parametrize("method", ["raw", "relevance", "perturbation"])
 def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, tmp_path: Path, method: Method) -> None:
-    trace = captioner.inspect(photo, caption="a brown dog", method=method)
+    trace = captioner.inspect(photo, caption="a brown dog", method=method, region=(0.0, 0.0, 0.5, 1.0))
     trace.save(tmp_path / "dog.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["dog.npz"]
     again = AttentionTrace.load(tmp_path / "dog.npz")
     np.testing.assert_array_equal(again.weights, trace.weights)
+    assert trace.visible is not None
+    np.testing.assert_array_equal(again.visible, trace.visible)
     assert again._repr_png_() == trace._repr_png_()
     assert (again.words, again.log_probs, again.geometry) == (trace.words, trace.log_probs, trace.geometry)
 
