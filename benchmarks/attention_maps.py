@@ -14,8 +14,9 @@ from torch import Tensor
 
 from captioner import Captioner
 from captioner.data.formats import load_captions
-from captioner.inspection.faithfulness import mosaic_pointing, standard_maps
-from captioner.inspection.reading import Reading
+from captioner.inspection.forced_pass import ForcedPass
+from captioner.inspection.maps import standard_maps
+from captioner.inspection.pointing import mosaic_pointing
 from captioner.inspection.summary import markdown, summarize
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
@@ -25,7 +26,7 @@ STEPS = 4
 """Of integrated gradients."""
 
 
-def maps(model: CaptionModel, forced: Reading) -> dict[str, NDArray[np.float32]]:
+def maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
     """The maps (W, h·w) of a forced caption."""
     found = {name: each for name, each in standard_maps(model, forced).items() if "layer" not in name}
     return found | {
@@ -40,7 +41,7 @@ def maps(model: CaptionModel, forced: Reading) -> dict[str, NDArray[np.float32]]
 
 
 @torch.no_grad()
-def value_norm(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
+def value_norm(model: CaptionModel, forced: ForcedPass) -> NDArray[np.float32]:
     """α_ij ‖W_o v_j‖, the mean over heads (Kobayashi et al. 2020)."""
     layers = []
     for block, each in zip(model.decoder.blocks, forced.memory.layers, strict=True):
@@ -52,7 +53,7 @@ def value_norm(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
     return weighted
 
 
-def gradients(model: CaptionModel, forced: Reading, *, keys: bool = False, scale: float = 1.0) -> Tensor:
+def gradients(model: CaptionModel, forced: ForcedPass, *, keys: bool = False, scale: float = 1.0) -> Tensor:
     """(W, L, H, P) gradient times value less the mean patch's, at values moved to `scale` of the way from that mean."""
     with torch.inference_mode(False), torch.enable_grad():
         watched, leaves, moved = _watched(model, forced, keys, scale)
@@ -67,13 +68,13 @@ def gradients(model: CaptionModel, forced: Reading, *, keys: bool = False, scale
         return each[..., model.encoder.patches].detach()
 
 
-def all_steps(model: CaptionModel, forced: Reading) -> NDArray[np.float32]:
-    """Gradients that pass through what a word knows by self-attention of words before it, and their reading too."""
+def all_steps(model: CaptionModel, forced: ForcedPass) -> NDArray[np.float32]:
+    """Gradients that also flow through self-attention to earlier words and their attention to the image."""
     return _positive(gradients(model, forced))
 
 
 def _watched(
-    model: CaptionModel, forced: Reading, keys: bool, scale: float
+    model: CaptionModel, forced: ForcedPass, keys: bool, scale: float
 ) -> tuple[Memory, list[Tensor], list[Tensor]]:
     """The memory moved toward its mean patch, what gradients are taken of, and how far each was from that mean."""
 
@@ -92,7 +93,7 @@ def _watched(
     return replace(forced.memory, layers=layers), [leaf for leaf, _ in leaves], [move for _, move in leaves]
 
 
-def _odds(model: CaptionModel, forced: Reading, memory: Memory) -> Tensor:
+def _odds(model: CaptionModel, forced: ForcedPass, memory: Memory) -> Tensor:
     tokens = forced.tokens.clone()
     logits = pack(model.decoder)(tokens[:, :-1], memory).logits[0].log_softmax(-1)  # packed weights get no gradients
     log_probs = logits.gather(1, tokens[0, 1:, None])[:, 0].clamp(max=-1e-6)

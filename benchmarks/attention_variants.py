@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.conditioning import LENGTH, CrossCaptioner, caption, fit
 from captioner.config import EncoderConfig, TokenizerConfig
 from captioner.data.annotations import CaptionedImage, CaptionSet
-from captioner.data.dataset import CaptionDataset, mosaic_name, read_photo, view_pixels
+from captioner.data.dataset import CaptionDataset, mosaic_name, object_places, read_photo, view_pixels
 from captioner.data.features import FeatureStore, hash_weights
 from captioner.data.formats import load_captions
 from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixels
@@ -159,7 +159,7 @@ def look(
         logits, weights = model.decoder(tokens[:, :-1], model.decoder.project(features), return_weights=True)
         log_probs = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
         raw = weights[0].mean(dim=(0, 1)).detach()  # (T, N)
-        for place in data.objects[0][text]:
+        for place in object_places(tokenizer, data.tokens[0][text]):
             [gradient] = torch.autograd.grad(log_probs[place - 1], features, retain_graph=True)
             moved = features - features.mean(dim=1, keepdim=True)
             evidence = (moved * gradient).sum(dim=2)[0].clamp(min=0).detach()

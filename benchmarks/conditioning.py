@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from benchmarks.reducers import LearnedQueries, Pooled
 from captioner.config import DecoderConfig, EncoderConfig, TokenizerConfig
 from captioner.data.annotations import CaptionedImage
-from captioner.data.dataset import CaptionDataset, GroupSampler, mosaic_name
+from captioner.data.dataset import CaptionDataset, mosaic_name, object_places
 from captioner.data.features import FeatureStore
 from captioner.data.formats import load_captions
 from captioner.data.mosaics import Mosaics, corner_shares
+from captioner.data.sampler import GroupSampler
 from captioner.extraction import extract_features
 from captioner.metrics import score_captions
 from captioner.model.attention import SelfAttention
@@ -209,8 +210,8 @@ def fit(model: Captioning, data: CaptionDataset, pad: int, steps: int) -> float:
             shuffle=True,
             progress=lambda now=epoch: (now, 0),  # type: ignore[misc]
         )
-        for groups in sampler:
-            batch = data[groups]
+        for plan in sampler:
+            batch = data[plan]
             assert batch.features is not None
             start = time.perf_counter()
             targets = batch.tokens[:, 1:]
@@ -269,7 +270,7 @@ def point(
         tokens = torch.tensor([data.tokens[0][caption]])
         features = store.read(mosaic_name("val", number))[None].float().requires_grad_()
         log_probs = model.logits(features, tokens[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
-        for place in data.objects[0][caption]:
+        for place in object_places(tokenizer, data.tokens[0][caption]):
             [gradient] = torch.autograd.grad(log_probs[place - 1], features, retain_graph=True)
             moved = features - features.mean(dim=1, keepdim=True)
             evidence = (moved * gradient).sum(dim=2)[0].clamp(min=0).detach().numpy()

@@ -23,6 +23,7 @@ from captioner.errors import ResourceError
 from captioner.metrics.bleu import bleu
 from captioner.metrics.cider import cider_d
 from captioner.metrics.meteor import meteor
+from captioner.metrics.metric import Captions
 from captioner.metrics.object_words import object_words
 from captioner.metrics.ptb import tokenize
 from captioner.metrics.rouge import rouge_l
@@ -37,9 +38,8 @@ SOURCES = {
 class Judgements(NamedTuple):
     """Captions judged against images.   P pairs · J judgments per pair"""
 
-    candidates: list[str]
-    """(P,) tokenized."""
-    references: list[list[str]]
+    captions: Captions
+    """(P,)"""
     grades: NDArray[np.float64]
     """(P, J)"""
 
@@ -73,19 +73,19 @@ def read_judgements(path: Path, columns: slice, captions: Mapping[str, Sequence[
             grades.append([float(grade) for grade in fields[columns]])
     words = iter(tokenize([*chain.from_iterable(references), *candidates]))
     tokenized = [[next(words) for _ in others] for others in references]
-    return Judgements(list(words), tokenized, np.array(grades))
+    return Judgements(Captions(list(words), tokenized), np.array(grades))
 
 
-def scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, NDArray[np.float64]]:
+def scores(captions: Captions) -> dict[str, NDArray[np.float64]]:
     """Metric -> its values (P,)."""
-    found = {f"BLEU-{order + 1}": values for order, values in enumerate(bleu(candidates, references).per_image.T)}
-    found["ROUGE-L"] = rouge_l(candidates, references).per_image
+    found = {f"BLEU-{order + 1}": values for order, values in enumerate(bleu(captions).per_image.T)}
+    found["ROUGE-L"] = rouge_l(captions).per_image[:, 0]
     try:
-        found["METEOR"] = meteor(candidates, references).per_image
+        found["METEOR"] = meteor(captions).per_image[:, 0]
     except ResourceError as error:
         print(f"METEOR left out: {error}", file=sys.stderr)
-    found["CIDEr-D"] = cider_d(candidates, references).per_image
-    objects = object_words(candidates, references).per_image
+    found["CIDEr-D"] = cider_d(captions).per_image[:, 0]
+    objects = object_words(captions).per_image
     # A caption that names no object has no precision; count it as the worst.
     found["object precision"], found["object recall"] = np.nan_to_num(objects).T
     return found
@@ -108,9 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         judged = read_judgements(path, grades, captions)
         count = judged.grades.shape[1]
         columns[f"{people} tau-b"], columns[f"{people} tau-c"] = tau_b, tau_c = {}, {}
-        for metric, values in scores(judged.candidates, judged.references).items():
+        for metric, values in scores(judged.captions).items():
             tau_b[metric], tau_c[metric] = kendall(np.repeat(values, count), judged.grades.ravel())
-        print(f"{people}: {len(judged.candidates)} pairs, {judged.grades.size} judgements", file=sys.stderr)
+        print(f"{people}: {len(judged.grades)} pairs, {judged.grades.size} judgements", file=sys.stderr)
     print(" " * 18, *(f"{column:>14}" for column in columns))
     for metric in next(iter(columns.values())):
         print(f"{metric:18}", *(f"{100 * column[metric]:14.2f}" for column in columns.values()))

@@ -52,7 +52,7 @@ def made_up(images: int, captions: int, seed: int) -> dict[str, list[str]]:
 
 
 def seconds(action: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
-    """The best time of some runs, and what the last one gave."""
+    """The best time of some runs, and the result of the last."""
     best, found = float("inf"), None
     for _ in range(repeats):
         start = time.perf_counter()
@@ -93,7 +93,7 @@ def official_scores(references: dict[str, list[str]], candidates: dict[str, list
 
 
 class Counted(list[Any]):
-    """A list that says it is longer: pycocoevalcap takes the number of images from it."""
+    """A list with a length of its own: pycocoevalcap takes it for the number of images."""
 
     said = 0
 
@@ -172,7 +172,8 @@ def remembering(images: int) -> None:
     references = list(made_up(images, 5, seed=1).values())
     before = peak()
     build, reward = seconds(lambda: CiderReward.of(references, lambda captions: captions))
-    print(f"\n{5 * images} references: {reward.nbytes / 2**20:.0f} MiB, {len(reward.vectors.keys)} n-grams, ", end="")
+    size = sum(array.nbytes for array in (*reward.references, reward.keys))
+    print(f"\n{5 * images} references: {size / 2**20:.0f} MiB, {len(reward.keys)} n-grams, ", end="")
     print(f"built in {build:.1f} s (without tokenization), peak of the process {peak() - before:.0f} MiB more")
     chosen = random.Random(0).sample(range(images), BATCH)
     samples = [[text.split() for text in references[image]] for image in chosen]
@@ -181,7 +182,7 @@ def remembering(images: int) -> None:
 
 
 def peak() -> float:
-    """Peak resident MiB of this process; 0 where the system does not tell."""
+    """Peak resident MiB of this process; 0 where it is unknown."""
     if find_spec("resource") is None:
         return 0.0
     import resource

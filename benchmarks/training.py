@@ -32,7 +32,8 @@ from captioner.data.features import FeatureStore, FeatureWriter, StoreKey
 from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 from captioner.training.optimization import optimizer_and_schedule
-from captioner.training.task import CaptionTask
+from captioner.training.task import CrossEntropyTask
+from captioner.training.validation import CaptionValidation
 
 IMAGES, CAPTIONS, VOCABULARY = 32, 5, 3500
 WORDS_MEAN, WORDS_SPREAD = 10.8, 3.7
@@ -91,7 +92,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
         model,
         store,
     )
-    task = CaptionTask(model.train(), tokenizer, config)
+    task = CrossEntropyTask(model.train(), tokenizer, config, CaptionValidation(tokenizer, {}, config.training))
     optimizer, _ = optimizer_and_schedule(model, config.optimization, total_steps=1000)
     seconds: dict[str, list[float]] = {"grouped": [], "single": [], "read": [], "lightning": []}
     peaks, operations, padded = [], [], []
@@ -119,8 +120,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def step(task: CaptionTask, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-    loss, _ = task.loss(batch, task.see(batch), task.config.optimization.label_smoothing)
+def step(task: CrossEntropyTask, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+    loss, _ = task.loss(batch)
     loss.backward()
     nn.utils.clip_grad_norm_(task.parameters(), 1.0)
     optimizer.step()
@@ -138,7 +139,7 @@ def lightning(
     steps: int,
 ) -> tuple[float, float]:
     """Median seconds per batch of a bare loop and of Lightning's, which take turns over the same batches."""
-    task = CaptionTask(model, tokenizer, config)
+    task = CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, {}, config.training))
     module = datamodule(config, captions, tokenizer, model, store)
     bare: list[float] = []
     whole: list[float] = []
@@ -214,7 +215,14 @@ def datamodule(
     config: Config, captions: CaptionSet, tokenizer: Tokenizer, model: CaptionModel, store: FeatureStore
 ) -> CaptionDataModule:
     return CaptionDataModule(
-        config.data, captions, tokenizer, model.encoder.config, max_length=DECODER.max_length, seed=0, store=store
+        config.data,
+        captions.split("train"),
+        captions.split("val"),
+        tokenizer,
+        model.encoder.config,
+        max_length=DECODER.max_length,
+        seed=0,
+        store=store,
     )
 
 

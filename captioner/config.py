@@ -137,13 +137,15 @@ class DataConfig:
     workers: Natural = 0
     """Loader processes."""
     augment: bool = False
-    """Random resized crops, colour, and flips where no caption says left or right (training from photos)."""
+    """Train on a random view of each photo: a crop, color, and a flip where no caption says left or right. With a
+    feature store (`features`) the views are those in it, so `feature_views` must be at least 2."""
     features: str | None = None
     """A folder for encoder features computed once; frozen encoders only. null encodes photos as they come."""
-    mosaics: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of training images that are seen in a 2x2 mosaic with three others, so that words must find theirs."""
     feature_views: Count = 1
-    """Views of each training photo in the feature store: the plain one, then augmented ones."""
+    """Views of each training photo in the feature store: the plain one, then augmented ones, one of which is drawn each
+    time. Needs `features`; photos encoded as they come are augmented by `augment`."""
+    mosaics: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of training images that are shown in a 2x2 mosaic with three others, so that words must find theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +163,6 @@ class OptimizationConfig:
     label_smoothing: Rate = 0.1
     pointing: NotNegative = 0.0
     """Weight of -log of the cross-attention that object words put on their own photo of a mosaic (data.mosaics).
-    It grows up to the middle of the run."""
-    blind: Rate = 0.0
-    """The share of images whose captions are learned once more without it, from the null patch alone."""
-    null_mass: NotNegative = 0.0
-    """Weight of the loss that gives the null patch the share of attention by which the next word needs no image.
     It grows up to the middle of the run."""
     gradient_clip: NotNegative = 1.0
     """Largest gradient norm; 0 does not clip."""

@@ -199,6 +199,16 @@ def _contradictions(config: "DataclassInstance") -> dict[Keys, str]:
             problems["name",] = f"name: got {name!r}, expected a folder's name, without / \\ or :"
         if config.data.features is not None and config.encoder.train != "none":
             problems["data", "features"] = "data.features: stored features need encoder.train: none"
+        if config.data.feature_views > 1 and config.data.features is None:
+            problems["data", "feature_views"] = (
+                "data.feature_views: views are kept in a feature store, and data.features names none; "
+                "name a folder there, or set data.augment: true to augment photos as they come"
+            )
+        if config.data.augment and config.data.features is not None and config.data.feature_views == 1:
+            problems["data", "augment"] = (
+                "data.augment: true needs data.feature_views of at least 2, as the store in data.features holds only "
+                "the plain view of each photo; raise data.feature_views, or set data.augment: false"
+            )
         if any(word in json.dumps(config.training.trainer) for word in ("NaN", "Infinity")):
             problems["training", "trainer"] = "training.trainer: expected finite numbers"
     return problems

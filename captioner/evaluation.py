@@ -1,4 +1,4 @@
-"""How well a split is captioned: captions from features or memory, their scores, and what scores do not tell.
+"""How well a split is captioned: captions from features or memory, their scores and their statistics.
 
 I images · B images of a batch · N memory positions · E encoder width
 """
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from captioner.caption import Caption, caption_memory
 from captioner.generation import Strategy
-from captioner.metrics.object_words import chair
+from captioner.metrics.metric import Captions
+from captioner.metrics.object_words import chair, object_words
 from captioner.metrics.ptb import TOKENIZERS
 from captioner.metrics.scores import DEFAULT_METRICS, Scores, TokenizerName, score
 from captioner.model.decoder import TextDecoder
@@ -33,12 +34,12 @@ BAD_ENDINGS = frozenset(
         *("being", "which", "who"),
     )
 )
-"""Words that hardly end a sentence. "with his hat on" does: a few captions are counted wrongly, of any system."""
+"""Words that rarely end a sentence; a few do ("with his hat on") and are miscounted, for every system alike."""
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What captions are like, whether or not they are right; shares are fractions of the captions."""
+class CaptionStatistics:
+    """Diversity, length and completeness of captions, right or wrong; shares are fractions of the captions."""
 
     distinct_captions: float
     distinct_1: float
@@ -46,38 +47,38 @@ class Habits:
     distinct_2: float
     """Different bigrams among all bigrams."""
     vocabulary: int
-    """Different words that are used."""
+    """Different words."""
     novel: float | None
-    """Captions that are not among those of the training split; None where there is none to compare with."""
+    """Captions that the training split does not hold; None without a training split."""
     mean_length: float
-    """Words, punctuation left out."""
+    """Words, without punctuation."""
     shortest: int
     longest: int
     reference_length: float
     """Mean words of the references."""
     repeated_bigrams: float
-    """Captions in which a bigram comes twice."""
+    """Captions that repeat a bigram."""
     cut_off: float
     """Captions that stop at the longest length allowed, or on a word such as `a` or `with`."""
     object_precision: float | None
-    """Objects that captions name and a reference has too, among all they name; None where they name none."""
+    """Share of the objects that captions name that a reference names too; None where they name none."""
     object_recall: float | None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Captions of a split and what they are worth."""
+    """Captions of a split with their scores and statistics."""
 
     captions: Mapping[ImageId, Caption]
     references: Mapping[ImageId, Sequence[str]]
     scores: Scores
-    habits: Habits
+    statistics: CaptionStatistics
     chair: Mapping[str, float | None] | None = None
-    """`instances` and `sentences` (Rohrbach et al. 2018), where the objects in the images are known."""
+    """`instances` and `sentences` (Rohrbach et al. 2018); None where the objects in the images are unknown."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What `captioner evaluate` prints: JSON types only."""
-        report = self.scores.to_dict() | {"captions": asdict(self.habits)}
+        """The report of `captioner evaluate`, in JSON types."""
+        report = self.scores.to_dict() | {"captions": asdict(self.statistics)}
         return report if self.chair is None else report | {"chair": dict(self.chair)}
 
     def results(self) -> list[dict[str, ImageId | str]]:
@@ -98,23 +99,23 @@ def caption_features(
     batches: Iterable[tuple[Sequence[ImageId], Tensor | Memory]],
     search: Strategy,
 ) -> dict[ImageId, Caption]:
-    """The best caption of each image, from features (B, N, E) or from memory; an image that comes again is passed over.
+    """The best caption of each image, from features (B, N, E) or from memory; repeated images are skipped.
 
-    Sampling's noise depends on the images' ids.
+    The noise of sampling depends on the images' ids.
     """
     captions: dict[ImageId, Caption] = {}
     decoder = pack(decoder)
-    for images, seen in batches:
+    for images, source in batches:
         first = {image: place for place, image in reversed(list(enumerate(images))) if image not in captions}
         if not first:
             continue
         places = torch.tensor(sorted(first.values()))
         chosen = [images[place] for place in places.tolist()]
-        if isinstance(seen, Tensor):
+        if isinstance(source, Tensor):
             with torch.inference_mode():
-                memory = decoder.project(seen[places.to(seen.device)].to(decoder.token_embedding.weight.dtype))
+                memory = decoder.project(source[places.to(source.device)].to(decoder.token_embedding.weight.dtype))
         else:
-            memory = seen.select(places.to(seen.layers[0].keys.device))
+            memory = source.select(places.to(source.layers[0].keys.device))
         found = caption_memory(decoder, tokenizer, memory, search, keys=[str(image) for image in chosen])
         captions.update((image, best) for image, [best, *_] in zip(chosen, found, strict=True))
     return captions
@@ -130,64 +131,61 @@ def evaluate_captions(
     tokenizer: TokenizerName = "ptb",
     spice_dir: Path | None = None,
 ) -> Evaluation:
-    """Score a caption an image against the references of the same id.
+    """Score one caption an image against the references of the same id.
 
     `known` are the captions of the training split; `objects` the COCO categories that are in each image, for CHAIR.
-    Raises what `score` raises.
+    Raises the errors of `score`.
     """
     chosen = {image: references[image] for image in captions if image in references}
     texts = {image: caption.text for image, caption in captions.items()}
     scores = score(texts, chosen, metrics, tokenizer, spice_dir)
-    found = score(texts, chosen, ["object_words"], tokenizer).corpus
-    tokenize = TOKENIZERS[tokenizer]
-    words = [each.split() for each in tokenize(list(texts.values()))]
-    habits = _habits(
-        words,
+    statistics = caption_statistics(
+        scores.captions,
         cut_off=[caption.cut_off for caption in captions.values()],
-        references=tokenize([text for each in chosen.values() for text in each]),
-        known=set(tokenize(list(known))),
-        objects=found,
+        known=set(TOKENIZERS[tokenizer](list(known))),
     )
     shares = None
     if objects is not None:
-        wrong = chair([" ".join(each) for each in words], [objects[image] for image in captions])
-        shares = {"instances": _number(wrong.instances), "sentences": _number(wrong.sentences)}
-    return Evaluation(dict(captions), chosen, scores, habits, shares)
+        found = chair(scores.captions.candidates, [objects[image] for image in captions])
+        shares = {"instances": _nan_to_none(found.instances), "sentences": _nan_to_none(found.sentences)}
+    return Evaluation(dict(captions), chosen, scores, statistics, shares)
 
 
-def _habits(
-    captions: list[list[str]],
-    *,
-    cut_off: list[bool],
-    references: Sequence[str],
-    known: Collection[str],
-    objects: Mapping[str, float | None],
-) -> Habits:
-    words = [word for caption in captions for word in caption]
-    pairs = [list(pairwise(caption)) for caption in captions]
+def caption_statistics(
+    captions: Captions, *, cut_off: Sequence[bool], known: Collection[str] = ()
+) -> CaptionStatistics:
+    """Statistics of tokenized captions (I).
+
+    `cut_off` (I,) says whether a caption was stopped at the longest length; `known` are the tokenized captions of the
+    training split.
+    """
+    split = [candidate.split() for candidate in captions.candidates]
+    words = [word for caption in split for word in caption]
+    pairs = [list(pairwise(caption)) for caption in split]
     flat = [pair for each in pairs for pair in each]
-    lengths = [len(caption) for caption in captions]
-    unfinished = [
-        early or (bool(caption) and caption[-1] in BAD_ENDINGS)
-        for caption, early in zip(captions, cut_off, strict=True)
-    ]
-    return Habits(
-        distinct_captions=len(set(map(tuple, captions))) / len(captions),
+    lengths = [len(caption) for caption in split]
+    references = [reference for each in captions.references for reference in each]
+    precision, recall = map(_nan_to_none, object_words(captions).corpus.tolist())
+    return CaptionStatistics(
+        distinct_captions=len(set(map(tuple, split))) / len(split),
         distinct_1=len(set(words)) / max(1, len(words)),
         distinct_2=len(set(flat)) / max(1, len(flat)),
         vocabulary=len(set(words)),
-        novel=fmean(" ".join(caption) not in known for caption in captions) if known else None,
+        novel=fmean(" ".join(caption) not in known for caption in split) if known else None,
         mean_length=fmean(lengths),
         shortest=min(lengths),
         longest=max(lengths),
         reference_length=fmean(len(reference.split()) for reference in references),
         repeated_bigrams=fmean(len(set(each)) < len(each) for each in pairs),
-        cut_off=fmean(unfinished),
-        object_precision=objects["object_precision"],
-        object_recall=objects["object_recall"],
+        cut_off=fmean(
+            stopped or (bool(caption) and caption[-1] in BAD_ENDINGS)
+            for caption, stopped in zip(split, cut_off, strict=True)
+        ),
+        object_precision=precision,
+        object_recall=recall,
     )
 
 
-def _number(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     """JSON has no NaN."""
     return None if np.isnan(value) else value

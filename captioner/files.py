@@ -1,10 +1,35 @@
-"""Files that are written as a whole or not at all."""
+"""Files that are written as a whole or not at all, and locks between processes."""
 
+import importlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file while the block runs; a killed process holds it no longer. Windows has no such locks: there the
+    block just runs.
+
+    Waits for another process that holds it, or raises BlockingIOError where `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue  # its last holder removed the file meanwhile
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no open files
+                    path.unlink()
+            return
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object], *, sync: bool = False) -> None:

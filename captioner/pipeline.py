@@ -206,7 +206,7 @@ class Captioner:
         Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too long for the
         model, and for a region of a tiled photo.
         """
-        from captioner.inspection.hallucination import risks  # which captioning does not need
+        from captioner.inspection.hallucination import hallucination_probabilities  # which captioning does not need
 
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
@@ -239,7 +239,7 @@ class Captioner:
             blind=blind,
         )
         weights = self.model.config.hallucination if method == "relevance" else ()
-        return replace(trace, invented=risks(trace, weights)) if weights else trace
+        return replace(trace, hallucination=hallucination_probabilities(trace, weights)) if weights else trace
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know; a trace shows them as `<unk>`."""

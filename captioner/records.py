@@ -75,8 +75,8 @@ def trace_record(
         }
         word = {name: None if value is None else round(value, TRACE_DIGITS) for name, value in numbers.items()}
         word["map"] = [[round(value, TRACE_DIGITS) for value in row] for row in chosen.patches(place).tolist()]
-        if place in trace.invented:
-            word["invented"] = round(trace.invented[place], TRACE_DIGITS)
+        if place in trace.hallucination:
+            word["hallucination"] = round(trace.hallucination[place], TRACE_DIGITS)
         record["words"].append({"text": text, **word})
     return record
 

@@ -1,6 +1,7 @@
-"""What evaluation adds to the scores, on captions that can be counted by hand."""
+"""Evaluation beyond the scores, on captions that can be counted by hand."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from captioner.config import DecoderConfig, TokenizerConfig
 from captioner.evaluation import caption_features, evaluate_captions
 from captioner.generation import BeamSearch, Sampling
 from captioner.metrics import score_captions
+from captioner.metrics.ptb import tokenize
 from captioner.model.decoder import TextDecoder
 from captioner.tokenizer import Tokenizer
 
@@ -33,19 +35,19 @@ def captions():
     }
 
 
-def test_habits_are_counted(captions):
-    habits = evaluate_captions(captions, REFERENCES, known=["two men ride bikes", "other"]).habits
-    assert habits.distinct_captions == 1
-    assert habits.distinct_1 == 8 / 13  # a dog and two men ride bikes girl
-    assert habits.distinct_2 == 7 / 10
-    assert habits.vocabulary == 8
-    assert habits.novel == 2 / 3
-    assert (habits.shortest, habits.longest, habits.mean_length) == (2, 7, 13 / 3)
-    assert habits.reference_length == pytest.approx((6 + 3 + 4 + 3 + 5 + 3) / 6)
-    assert habits.repeated_bigrams == 1 / 3
-    assert habits.cut_off == 2 / 3  # one ends on "a", one was stopped
-    assert habits.object_precision == 1.0
-    assert habits.object_recall == 4 / 6  # dog, person, bicycle, person; not the grass nor the ball
+def test_statistics_are_counted(captions):
+    statistics = evaluate_captions(captions, REFERENCES, known=["two men ride bikes", "other"]).statistics
+    assert statistics.distinct_captions == 1
+    assert statistics.distinct_1 == 8 / 13  # a dog and two men ride bikes girl
+    assert statistics.distinct_2 == 7 / 10
+    assert statistics.vocabulary == 8
+    assert statistics.novel == 2 / 3
+    assert (statistics.shortest, statistics.longest, statistics.mean_length) == (2, 7, 13 / 3)
+    assert statistics.reference_length == pytest.approx((6 + 3 + 4 + 3 + 5 + 3) / 6)
+    assert statistics.repeated_bigrams == 1 / 3
+    assert statistics.cut_off == 2 / 3  # one ends on "a", one was stopped
+    assert statistics.object_precision == 1.0
+    assert statistics.object_recall == 4 / 6  # dog, person, bicycle, person; not the grass nor the ball
 
 
 def test_the_scores_are_those_of_score(captions):
@@ -55,6 +57,25 @@ def test_the_scores_are_those_of_score(captions):
     assert found.to_dict()["metrics"] == found.scores.corpus
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["captions"]["novel"] is None
     assert "chair" not in found.to_dict()
+
+
+def test_every_caption_is_tokenized_once(captions):
+    counted = []
+
+    def count(frame, event, argument):
+        if event == "call" and frame.f_code is tokenize.__code__:
+            counted.extend(frame.f_locals["captions"])
+
+    references = {image: [f"{text} once" for text in several] for image, several in REFERENCES.items()}
+    sys.setprofile(count)
+    try:
+        evaluate_captions(captions, references, known=["a known one"], objects={1: (), 2: (), "c": ()})
+    finally:
+        sys.setprofile(None)
+    candidates = [each.text for each in captions.values()]
+    assert sorted(counted) == sorted(
+        [*candidates, *(text for several in references.values() for text in several), "a known one"]
+    )
 
 
 def test_chair_counts_objects_that_are_not_there(captions):
@@ -78,8 +99,14 @@ def test_images_are_ranked_worst_first(captions):
     assert (metric, ranked) == ("bleu_1", [1])
 
 
+def test_images_without_a_score_are_ranked_as_the_worst(captions):
+    captions = captions | {2: caption("something blue")}
+    metric, ranked = evaluate_captions(captions, REFERENCES, metrics=["object_words"]).ranked()
+    assert (metric, ranked[0]) == ("object_precision", 2)
+
+
 def test_a_caption_without_words_is_evaluated():
-    found = evaluate_captions({1: caption(""), 2: caption("?")}, REFERENCES).habits
+    found = evaluate_captions({1: caption(""), 2: caption("?")}, REFERENCES).statistics
     assert (found.mean_length, found.vocabulary, found.distinct_1, found.object_precision) == (0, 0, 0, None)
 
 

@@ -1,10 +1,12 @@
 """The feature store: what is stored is what the encoder says, and a store answers to its own key only."""
 
+import copy
 import dataclasses
 import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,6 +141,59 @@ def test_what_an_interrupted_extraction_has_done_is_not_done_again(shapes, encod
         name = str(image.image_id)
         assert torch.equal(whole.read(name), cut.read(name))
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["features.f16", "index.json"]
+
+
+@pytest.mark.parametrize("norm_eps", [None, 1e-3])
+def test_an_encoder_that_computes_otherwise_has_another_store(shapes, tmp_path, norm_eps):
+    """Every option of the network that changes features is in the key."""
+    captions = load_captions(shapes)
+    torch.manual_seed(0)
+    plain = VisionEncoder(EncoderConfig(name="test_vit", image_size=(64, 64)))
+    extract_features(plain, captions, tmp_path)
+    torch.manual_seed(0)
+    other = VisionEncoder(EncoderConfig(name="test_vit", image_size=(64, 64), norm_eps=norm_eps))
+    if norm_eps is None:
+        extract_features(other, captions, tmp_path, advance=pytest.fail)
+    else:
+        with pytest.raises(ConfigError, match="other encoder"):
+            extract_features(other, captions, tmp_path)
+
+
+def test_features_beyond_float16_name_their_photo(shapes, tmp_path):
+    """They would be stored as infinities, and training would fail far from the cause."""
+    torch.manual_seed(0)
+    encoder = VisionEncoder(EncoderConfig(name="test_convnext", image_size=(64, 64)))
+    captions = load_captions(shapes)
+    pixels = np.stack([view_pixels(open_image(image.path).image, encoder.config, image) for image in captions.images])
+    with torch.inference_mode():
+        largest = encoder.eval()(torch.from_numpy(pixels)).abs().flatten(1).amax(dim=1)
+    name = captions.images[int(largest.argmax())].image_id
+    encoder.register_forward_hook(lambda module, given, features: features * (66000 / float(largest.max())))
+    with pytest.raises(ConfigError, match=rf"image {name} has features .*data\.features to null"):
+        extract_features(encoder, captions, tmp_path, batch_size=5)
+
+
+def test_features_are_computed_on_the_device_that_is_named(shapes, encoder, tmp_path):
+    """Where there is no accelerator, on the meta device: it computes shapes alone, so the first photo is not stored."""
+    devices = []
+    handle = encoder.register_forward_pre_hook(lambda module, given: devices.append(given[0].device.type))
+    device = torch.device("cuda" if torch.cuda.is_available() else "meta")
+    moved = copy.deepcopy(encoder)
+    handle.remove()
+    try:
+        extract_features(moved, load_captions(shapes), tmp_path, device=device)
+    except NotImplementedError:
+        assert device.type == "meta"
+    assert set(devices) == {device.type}
+
+
+def test_photos_given_as_bytes_have_the_features_of_their_files(shapes, encoder, tmp_path):
+    captions = load_captions(shapes)
+    held = [dataclasses.replace(image, source=image.path.read_bytes()) for image in captions.images]
+    one = extract_features(encoder, captions, tmp_path / "files")
+    same = extract_features(encoder, dataclasses.replace(captions, images=tuple(held)), tmp_path / "bytes")
+    for image in held:
+        assert torch.equal(one.read(str(image.image_id)), same.read(str(image.image_id)))
 
 
 def test_an_extraction_of_something_else_begins_anew(shapes, encoder, tmp_path, monkeypatch):

@@ -1,8 +1,14 @@
-"""A file is there as a whole, or what was there before."""
+"""A file is there as a whole, or what was there before; a lock is held by one."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
-from captioner.files import write_whole
+from captioner.files import locked, write_whole
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -32,3 +38,41 @@ def test_what_was_there_stays_where_writing_fails(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "file", b"new")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks as Unix has them")
+def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
+    lock = tmp_path / "folder" / ".lock"
+    code = f"from pathlib import Path; from captioner.files import locked; held = locked(Path({str(lock)!r}))"
+    code += "\nwith held: print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(BlockingIOError), locked(lock, wait=False):
+            pass
+        other.kill()
+        other.wait()
+    assert lock.exists()
+    with locked(lock, wait=False):
+        assert lock.exists()
+    assert not lock.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks as Unix has them")
+def test_who_waits_for_a_lock_gets_it_alone(tmp_path):
+    """Though each holder removes the file, and others may have opened it before."""
+    inside, most = [], []
+
+    def work():
+        for _ in range(20):
+            with locked(tmp_path / ".lock"):
+                inside.append(0)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 80

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 DEFAULT_SPLIT = "test"
 TRAIN = "train"
-"""The split whose captions tell which of the model's are novel."""
+"""A caption is novel if this split does not hold it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Caption the images of a split and score the captions. Prints what `captioner score` prints, and under "
-        "`captions` what the captions are like: diversity, length, repetitions, objects."
+        "Caption the images of a split and score the captions. Prints the report of `captioner score`, with statistics "
+        "of the captions under `captions`: diversity, length, repetitions, objects."
     )
     add = parser.add_argument
     add("--annotations", required=True, metavar="FILE", help="the captions; or a folder with captions and images")
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         spice_dir=spice_dir,
     )
     failed = [image.image_id for image in images if image.image_id not in captions]
-    found = evaluation.to_dict() | ({"failed": failed} if failed else {})
-    print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+    printed = evaluation.to_dict() | ({"failed": failed} if failed else {})
+    print(json.dumps(printed, indent=2, ensure_ascii=False, allow_nan=False))
     if output is not None:
         write_whole(output, json.dumps(evaluation.results(), ensure_ascii=False, indent=1) + "\n")
     if report is not None:
@@ -107,7 +107,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...], list[str], str]:
-    """The images to caption, the captions of the training split where that is another, and the split's name."""
+    """The images to caption, the captions of the training split if that is another, and the name of the split."""
     from captioner.data.annotations import validated
     from captioner.data.formats import read_listing
 
@@ -133,15 +133,15 @@ def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...],
         if split != TRAIN:
             others = (image for image in listing.images if image.split == TRAIN)
             known = [str(caption.text) for image in others for caption in image.captions]
-    # Only what is looked at has to be sound: the pictures of other splits may lie elsewhere.
+    # Only this split is validated: the images of other splits may lie elsewhere.
     captions = validated(replace(listing, images=wanted))
-    if silent := len(wanted) - len(captions):
-        print(f"captioner: {silent} images without captions are left out", file=sys.stderr)
+    if uncaptioned := len(wanted) - len(captions):
+        print(f"captioner: {uncaptioned} images without captions are left out", file=sys.stderr)
     return captions.images, known, split
 
 
 def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | str, Collection[str]]:
-    """The COCO categories in each image. Raises AnnotationError where the file does not say them."""
+    """Image id -> its COCO categories. Raises AnnotationError for a file that lacks them."""
     from captioner.metrics.object_words import COCO_CATEGORIES, image_categories
 
     try:
@@ -164,7 +164,7 @@ def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | 
 def _caption(
     images: "tuple[CaptionedImage, ...]", arguments: argparse.Namespace
 ) -> "Iterator[tuple[int | str, Caption]]":
-    """Image id -> caption; an image that cannot be read is told on standard error."""
+    """Image id -> caption; unusable images are reported on standard error and skipped."""
     from tqdm import tqdm
 
     from captioner.pipeline import Captioner

@@ -1,4 +1,4 @@
-"""The page of `captioner evaluate`: scores, and the worst and best images with their captions."""
+"""The HTML report of `captioner evaluate`: scores, and the worst and best images with their captions."""
 
 import base64
 import io
@@ -11,10 +11,10 @@ from PIL import Image
 from captioner.evaluation import Evaluation, ImageId
 from captioner.images import open_image
 
-SHOWN = 10
-"""Images of either kind."""
+MAX_IMAGES = 10
+"""Most images among the worst, and among the best."""
 THUMBNAIL = (400, 300)
-"""Most width and height of a picture, in pixels."""
+"""Largest width and height of a picture, in pixels."""
 
 STYLE = """
 body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #1b1f24 }
@@ -32,10 +32,10 @@ ul { margin: .3rem 0; padding-left: 1.1rem; font-size: .9rem; line-height: 1.35;
 
 
 def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[str, str]) -> str:
-    """One HTML file that needs no other, with the pictures in it; `about` says what was evaluated, and the model."""
+    """A self-contained HTML file; `about` names the model and what was evaluated."""
     metric, ranked = evaluation.ranked()
-    shown = min(SHOWN, -(-len(ranked) // 2))
-    worst, best = ranked[:shown], ranked[::-1][: min(shown, len(ranked) - shown)]
+    count = min(MAX_IMAGES, -(-len(ranked) // 2))
+    worst, best = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
     scores = dict(zip(map(str, evaluation.captions), evaluation.scores.per_image[metric].tolist(), strict=True))
     sections = [
         f"<h2>The {name} images ({len(images)})</h2>\n<p>By the {metric} of the image alone.</p>\n<div class=images>"
@@ -45,7 +45,7 @@ def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[s
         if images
     ]
     title = f"Captions of {escape(about['model'])}"
-    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _habits(evaluation))
+    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _statistics(evaluation))
     reasons = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in evaluation.scores.reasons.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -67,7 +67,7 @@ def _scores(evaluation: Evaluation) -> str:
     return _table(("metric", "score", "95 % interval"), rows)
 
 
-def _habits(evaluation: Evaluation) -> str:
+def _statistics(evaluation: Evaluation) -> str:
     report = evaluation.to_dict()
     values = report["captions"] | {f"chair_{name}": value for name, value in report.get("chair", {}).items()}
     rows = [(name, "unknown" if value is None else f"{value:.4g}") for name, value in values.items()]

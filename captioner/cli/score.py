@@ -20,8 +20,8 @@ TOKENIZERS = ("ptb", "char", "none")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Score one caption per image against its references. Prints a JSON object: the metrics as fractions, equal to "
-        "coco-caption's, their 95 % bootstrap intervals over images, and a signature of everything they depend on."
+        "Score one caption an image against its references. Prints one JSON object: the metrics as fractions, equal to "
+        "coco-caption's, their 95 % bootstrap intervals over images, and a signature of what determines them."
     )
     add = parser.add_argument
     add(
@@ -31,12 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO annotations, {image_id: [captions]}, or another layout that training takes (Karpathy's JSON, CSV, "
         "JSONL, Flickr8k's files, a folder of text files); captions of other images are ignored",
     )
-    add(
-        "--candidates",
-        required=True,
-        metavar="RES.json",
-        help='[{"image_id", "caption"}], or {image_id: caption}',
-    )
+    add("--candidates", required=True, metavar="RES.json", help='[{"image_id", "caption"}], or {image_id: caption}')
     add(
         "--compare",
         metavar="OTHER.json",
@@ -47,22 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `metrics_of` reads, and the tokenizer."""
+    """The flags that `metrics_of` reads, and --tokenizer."""
     add = parser.add_argument
     add(
         "--metrics",
         default="bleu,rouge_l,cider_d",
         metavar="NAMES",
-        help="any of bleu, rouge_l, cider_d, meteor (needs Java), spice (needs --spice-dir), object_words, separated "
-        "by commas; default: %(default)s",
+        help="comma-separated: bleu, rouge_l, cider_d, meteor (needs Java), spice (needs --spice-dir), object_words; "
+        "default: %(default)s",
     )
     add("--spice-dir", metavar="DIR", help="the folder of SPICE 1.0, for spice")
     add(
         "--tokenizer",
         choices=TOKENIZERS,
         default="ptb",
-        help="ptb (default): the official one, for English; char: every character is a word; none: words end at "
-        "spaces, and case matters",
+        help="ptb (default): the official one, for English; char: every character is a word; none: split at spaces, "
+        "case-sensitive",
     )
 
 
@@ -127,7 +122,7 @@ def read_references(path: Path) -> dict[str, Any]:
 
 
 def _listed(path: Path) -> dict[str, Any]:
-    """Captions in any layout; the images may be missing."""
+    """Captions in any layout; the images need not exist."""
     from captioner.data.formats import read_listing
 
     listing = read_listing(path) if path.is_dir() else read_listing(None, path)
@@ -166,7 +161,7 @@ def _image_id(path: Path, place: str, item: Any) -> str:
 
 
 def _same_images(path: Path, candidates: dict[str, Any]) -> dict[str, Any]:
-    """The other captions of the candidates' images, in the same order."""
+    """The captions of --compare for the candidates' images, in their order."""
     others = read_candidates(path)
     for image in candidates:
         if image not in others:
@@ -175,7 +170,7 @@ def _same_images(path: Path, candidates: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, gzipped or not, without duplicate keys. Raises AnnotationError, InputError."""
+    """A JSON file, gzipped or not, without duplicate keys. Raises AnnotationError, InputError."""
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":

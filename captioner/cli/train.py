@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         metavar="auto|FILE",
-        help="go on from the run's last checkpoint, or from a file, with its network and words",
+        help="continue from the run's last checkpoint, or from a file, with its network and words",
     )
     parser.add_argument("--fast-dev-run", action="store_true", help="one batch of everything, nothing kept")
 
@@ -29,17 +29,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     import logging
 
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from captioner.pipeline import model_folder
     from captioner.training.run import find_checkpoint, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # they tell each try, and advertise
+    for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # chatty, and partly advertisements
         logging.getLogger(library).setLevel(logging.ERROR)
     resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
     if arguments.resume and resume is None:
-        print(f"captioner: nothing to resume in {folder}; starting anew", file=sys.stderr)
+        print(f"captioner: nothing to resume in {folder}; starting a new run", file=sys.stderr)
     init = model_folder(arguments.init) if arguments.init else None
-    model = train(config, folder, init=init, resume=resume, fast_dev_run=arguments.fast_dev_run)
-    if not arguments.fast_dev_run:
+    with logging_redirect_tqdm():  # log lines go above a progress bar
+        model = train(config, folder, init=init, resume=resume, fast_dev_run=arguments.fast_dev_run)
+    if model is not None:
         print(model)
     return 0

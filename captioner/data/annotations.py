@@ -1,7 +1,7 @@
 """Captioned pictures, and everything that goes wrong in the files that list them.
 
-A reader (formats.py) turns a file into a `Listing`: what the file says, before it is believed. `check` lists every
-problem of a listing; `validated` makes a `CaptionSet` of it, or says why not.
+A reader (formats.py) turns a file into a `Listing`, unchecked. `check` lists every problem of a listing; `validated`
+turns it into a `CaptionSet`, or raises.
 """
 
 import hashlib
@@ -21,27 +21,34 @@ from captioner.errors import AnnotationError, ImageError, InputError
 from captioner.images import open_image
 from captioner.text import printable
 
-MAX_CAPTION_CHARACTERS = 2000  # a longer one is taken for a file pasted into the wrong field
-PROBLEMS_NAMED = 3  # in one error message; the rest are counted
+MAX_CAPTION_CHARACTERS = 2000
+"""Longer captions are refused: most likely a file was pasted into the wrong field."""
+PROBLEMS_NAMED = 3
+"""Problems that an error message quotes; the rest are counted."""
 HARMLESS = frozenset({"bom", "nan", "no_captions", "control_character", "text_without_picture"})
 """Codes that do not stop a data set from loading: training on the rest is not wrong."""
 
-# Lone surrogates too: JSON can spell them, and no UTF-8 file or tokenizer can hold them.
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Not the surrogates by which Python spells a file name that is not UTF-8.
-NO_NAME = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # JSON can hold lone surrogates, UTF-8 cannot
+NO_NAME = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")  # all but Python's for file names that are not UTF-8
 
 JsonObject = dict[str, object]
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One picture with at least one caption, cleaned; `path` is known to lie inside the set's root."""
+    """One picture with at least one caption, cleaned."""
 
     image_id: int | str
-    path: Path
+    source: Path | bytes
+    """Its file, or the file's content."""
     captions: tuple[str, ...]
     split: str | None
+
+    @property
+    def path(self) -> Path:
+        """Its file, for callers that take data sets of files only."""
+        assert isinstance(self.source, Path)
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,10 @@ class CaptionSet:
 
     def split(self, name: str) -> "CaptionSet":
         """The pictures of one split. Raises AnnotationError, which lists the splits there are."""
-        images = tuple(image for image in self.images if image.split == name)
-        if not images:
-            names = ", ".join(self.split_names) or "none"
-            raise AnnotationError(f"{self.root}: no split {name!r}; choose one of: {names}", code="no_split")
-        return CaptionSet(images, self.root)
+        if images := tuple(image for image in self.images if image.split == name):
+            return CaptionSet(images, self.root)
+        names = ", ".join(self.split_names) or "none"
+        raise AnnotationError(f"{self.root}: no split {name!r}; choose one of: {names}", code="no_split")
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class ListedCaption:
 
 @dataclass(frozen=True)
 class ListedImage:
-    """A picture as an annotation file names it; nothing about it has been checked."""
+    """A picture as an annotation file describes it, unchecked."""
 
     image_id: int | str
     file_name: str
@@ -113,9 +119,10 @@ def clean_caption(text: str) -> str:
 
 
 def safe_path(root: Path, file_name: str) -> Path:
-    """`root / file_name`, which must be relative, written with `/`, and really lie inside `root`.
+    """`root / file_name`, for a name that is relative, written with `/`, and holds no `..`.
 
-    Raises AnnotationError with code `unsafe_path`.
+    An annotation file may come from strangers, and must not name files elsewhere on the machine. The folder is the
+    user's own, so links in it are followed. Raises AnnotationError with code `unsafe_path`.
     """
     reason = None
     if not file_name or NO_NAME.search(file_name):
@@ -126,8 +133,6 @@ def safe_path(root: Path, file_name: str) -> Path:
         reason = "is absolute; write it relative to the image folder"
     elif ".." in file_name.split("/"):
         reason = "leaves the image folder with .."
-    elif not Path(os.path.realpath(root / file_name)).is_relative_to(os.path.realpath(root)):
-        reason = "is a link out of the image folder; move the picture inside"
     if reason is not None:
         raise AnnotationError(printable(f"{shortened(file_name)} {reason}"), code="unsafe_path")
     return root / file_name
@@ -160,7 +165,10 @@ def validated(listing: Listing) -> CaptionSet:
         raise AnnotationError(printable(f"{named}{more}; run `{check}` for the whole list"))
     if not kept.images:
         raise AnnotationError(f"{listing.source}: no picture has a caption; see data/README.md for the layouts")
-    images = (CaptionedImage(i.image_id, listing.root / i.file_name, _texts(i), i.split) for i in kept.images)
+    images = []
+    for image in kept.images:
+        texts = tuple(clean_caption(str(caption.text)) for caption in image.captions)
+        images.append(CaptionedImage(image.image_id, listing.root / image.file_name, texts, image.split))
     return CaptionSet(tuple(images), listing.root)
 
 
@@ -180,7 +188,7 @@ def read_text(path: Path, where: str, problems: list[Problem]) -> str:
 
 
 def parse_json(text: str, where: str, problems: list[Problem]) -> object:
-    """JSON read strictly: NaN and Infinity become null and are noted; None, noted, where nothing was said."""
+    """JSON read strictly: NaN and Infinity become null and are noted; None, noted, where it is null or no JSON."""
     literals: list[str] = []
     try:
         data: object = json.loads(text, parse_constant=literals.append)
@@ -249,7 +257,14 @@ def coco_images(
         elif is_new(identifier, place, annotation_places, "duplicate_annotation_id", problems):
             annotations.append(record)
 
-    grouped = _grouped_by_image(images, annotations)
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    # Only the two lists: with a stray "categories" the index asks captions for a category_id.
+    coco.dataset = {"images": images, "annotations": annotations}
+    with redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    grouped = cast(dict[object, list[JsonObject]], coco.imgToAnns)
     return [
         ListedImage(
             image_id=image["id"],  # type: ignore[arg-type]
@@ -265,27 +280,12 @@ def coco_images(
     ]
 
 
-def _grouped_by_image(images: list[JsonObject], annotations: list[JsonObject]) -> dict[object, list[JsonObject]]:
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    # Only the two lists: with a stray "categories" the index asks captions for a category_id.
-    coco.dataset = {"images": images, "annotations": annotations}
-    with redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return cast(dict[object, list[JsonObject]], coco.imgToAnns)
-
-
 def _name(image: ListedImage) -> str:
     return str(PurePosixPath(image.file_name))  # a/./b is a/b
 
 
-def _texts(image: ListedImage) -> tuple[str, ...]:
-    return tuple(clean_caption(str(caption.text)) for caption in image.captions)
-
-
 def _problems(listing: Listing) -> Iterator[Problem]:
-    """All that can be told without reading a picture's bytes."""
+    """Every problem that can be found without reading a picture's bytes."""
     yield from listing.problems
     splits: defaultdict[str, set[str]] = defaultdict(set)
     for image in listing.images:

@@ -1,6 +1,7 @@
 """Loaders for Lightning: batches of images with their captions, ordered by seed and epoch."""
 
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,24 +9,25 @@ from torch.utils.data import DataLoader
 
 from captioner.config import DataConfig, EncoderConfig
 from captioner.data.annotations import CaptionSet
-from captioner.data.dataset import Batch, CaptionDataset, GroupSampler
+from captioner.data.dataset import Batch, CaptionDataset
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
+from captioner.data.sampler import GroupSampler
 from captioner.errors import ConfigError
 from captioner.tokenizer import Tokenizer
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""After which a run saves itself and ends; SLURM sends the last before it takes a machine away."""
+"""Signals after which a run saves itself and ends; SLURM sends SIGUSR1 before it takes a machine away."""
 
 
-def split_mosaics(config: DataConfig, captions: CaptionSet, seed: int) -> dict[str, Mosaics]:
+def split_mosaics(config: DataConfig, train: CaptionSet, val: CaptionSet, seed: int) -> dict[str, Mosaics]:
     """The mosaics of the training and the validation split, where the configuration asks for any.
 
     Raises ConfigError where a training split is too small for them.
     """
     if not config.mosaics:
         return {}
-    made = {split: Mosaics.of(len(captions.split(split)), seed) for split in (config.train_split, config.val_split)}
+    made = {config.train_split: Mosaics.of(len(train), seed), config.val_split: Mosaics.of(len(val), seed)}
     if made[config.train_split] is None:
         raise ConfigError("data.mosaics: a mosaic takes four photos, and there are fewer to train on; set it to 0")
     return {split: mosaics for split, mosaics in made.items() if mosaics is not None}
@@ -37,42 +39,39 @@ class CaptionDataModule(pl.LightningDataModule):
     def __init__(
         self,
         config: DataConfig,
-        captions: CaptionSet,
+        train: CaptionSet,
+        val: CaptionSet,
         tokenizer: Tokenizer,
         encoder: EncoderConfig,
         *,
         max_length: int,
         seed: int,
         store: FeatureStore | None = None,
+        mosaics: Mapping[str, Mosaics] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
-        self.mosaics = split_mosaics(config, captions, seed)
         self.train_set, self.val_set = (
             CaptionDataset(
-                captions.split(split).images,
+                captions.images,
                 tokenizer,
                 encoder,
                 max_length=max_length,
                 store=store,
                 augmented=augmented,
-                mosaics=self.mosaics.get(split),
+                mosaics=(mosaics or {}).get(split),
             )
-            for split, augmented in (
-                (config.train_split, config.augment or config.feature_views > 1),
-                (config.val_split, False),
+            for split, captions, augmented in (
+                (config.train_split, train, config.augment if store is None else config.feature_views > 1),
+                (config.val_split, val, False),
             )
         )
 
     @property
     def train_batches(self) -> int:
         """Training batches of an epoch, as one process sees them."""
-        batches = len(self._sampler(self.train_set, shuffle=True))
-        limit: Any = self.trainer.limit_train_batches if self.trainer else None
-        if limit is None:
-            return batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return self._sampler(self.train_set, shuffle=True).trained
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -83,17 +82,16 @@ class CaptionDataModule(pl.LightningDataModule):
         return [whole, self._loader(self.val_set, shuffle=False, mosaics=True)] if self.val_set.mosaics else [whole]
 
     def _loader(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> DataLoader[Batch]:
-        # The sampler hands out whole batches, which the dataset collates.
-        sampler = self._sampler(dataset, shuffle, mosaics)
         workers = self.config.workers
         return DataLoader(
             dataset,
-            batch_size=None,
-            sampler=sampler,
+            batch_size=None,  # the sampler plans whole batches, which the dataset collates
+            sampler=self._sampler(dataset, shuffle, mosaics),
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_ignore_signals,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
     def _sampler(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> GroupSampler:
@@ -106,12 +104,14 @@ class CaptionDataModule(pl.LightningDataModule):
             progress=self._progress,
             rank=self.trainer.global_rank if self.trainer else 0,
             world=self.trainer.world_size if self.trainer else 1,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer and shuffle else 1,
+            limit=self.trainer.limit_train_batches if self.trainer and shuffle else None,
             mosaics=dataset.mosaics,
             mosaic_share=self.config.mosaics if shuffle else float(mosaics),
         )
 
     def _progress(self) -> tuple[int, int]:
-        """The epoch that begins, or goes on, and how many of its batches are done."""
+        """The epoch that begins or is resumed, and how many of its batches are done."""
         if self.trainer is None:
             return 0, 0
         loop: Any = self.trainer.fit_loop
@@ -121,7 +121,7 @@ class CaptionDataModule(pl.LightningDataModule):
         return epoch, batches.current.processed % whole if loop.restarting else 0
 
 
-def _leave_signals(worker: int) -> None:
-    """Signals to all processes are the main one's to act on: it saves, and ends its workers."""
+def _ignore_signals(worker: int) -> None:
+    """The main process acts on signals: it saves the run, and ends its workers."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)

@@ -1,17 +1,16 @@
 """A store of encoder features computed once.   views V a photo · N = P + h·w positions · E encoder width
 
-A folder with `index.json` (the key and what it was made from) and `features.f16`, a plain array (rows, N, E) of
-float16 that is mapped, not read. A store answers only to the key it was made for. While it grows there is a
+A folder with `index.json` (the key and the rows of each photo) and `features.f16`, a plain array (rows, N, E) of
+float16 that is memory-mapped. A store is opened only with the key it was made for. While it grows there is a
 `progress.json` instead of the index.
 """
 
 import hashlib
-import importlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.errors import ConfigError, ResourceError
+from captioner.files import write_whole
 
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 INDEX = "index.json"
 ARRAY = "features.f16"
 PROGRESS = "progress.json"
-LOCK = "lock"
+LOCK = ".lock"
 KEPT_EVERY = 512
-"""Views between two notes of how far a store has come."""
+"""Views between two writes of progress.json."""
 FINGERPRINT_BYTES = 16384
+"""Bytes of a photo that are hashed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class StoreKey:
 
 
 class FeatureStore:
-    """Features of photos by name and view, mapped from disk."""
+    """Features of photos by name and view, memory-mapped."""
 
     def __init__(self, folder: Path, rows: Mapping[str, list[int]], shape: tuple[int, int, int]) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class FeatureStore:
         self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r", shape=shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A loader's worker maps the file itself instead of being sent its content."""
+        """A loader's worker maps the file itself; its content is not sent."""
         return FeatureStore, (self.folder, self._rows, self._array.shape)
 
     @classmethod
@@ -111,10 +111,10 @@ class FeatureWriter:
             self.rows[name] = list(range(total, total + count))
             total += count
         size = 2 * total * shape[0] * shape[1]
-        self.done = self._kept_views(total, shape, size)
+        self.done = self._views_done(total, shape, size)
         folder.mkdir(parents=True, exist_ok=True)
         if not self.done:
-            (folder / PROGRESS).unlink(missing_ok=True)  # of other features, which end here
+            (folder / PROGRESS).unlink(missing_ok=True)  # that of other features, which are discarded
             (folder / ARRAY).unlink(missing_ok=True)
             require_space(folder, size, "features")
             with (folder / ARRAY).open("wb") as file:
@@ -137,7 +137,7 @@ class FeatureWriter:
         self._put(INDEX, {"key": self.key.to_dict(), "shape": list(self._array.shape), "rows": self.rows})
         (self.folder / PROGRESS).unlink(missing_ok=True)
 
-    def _kept_views(self, total: int, shape: tuple[int, int], size: int) -> int:
+    def _views_done(self, total: int, shape: tuple[int, int], size: int) -> int:
         try:
             progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
             same = progress["key"] == self.key.to_dict() and progress["shape"] == [total, *shape]
@@ -146,20 +146,7 @@ class FeatureWriter:
             return 0
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
-        temporary = self.folder / f"{name}.partial"
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(self.folder / name)
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time fill a folder, where the system has locks of files; the others wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    (folder / LOCK).unlink(missing_ok=True)
+        write_whole(self.folder / name, json.dumps(content).encode())
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -173,11 +160,12 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def hash_files(root: Path, names: Iterable[str]) -> str:
-    """A hash of photos: their names, sizes and first bytes, so that a copied data set keeps its features."""
+def hash_photos(photos: Mapping[str, Path | bytes]) -> str:
+    """A hash of photos by name: names, sizes and first bytes, so that a copied data set keeps its features."""
     digest = hashlib.sha256()
-    for name in names:
-        with (root / name).open("rb") as file:
+    for name in sorted(photos):
+        source = photos[name]
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             head = file.read(FINGERPRINT_BYTES)
             size = file.seek(0, 2)
         digest.update(f"{name}\0{size}\0".encode())

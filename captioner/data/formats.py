@@ -300,10 +300,10 @@ def _grouped(rows: Iterable[Row]) -> list[ListedImage]:
 
 
 def _folder_images(root: Path, problems: list[Problem]) -> list[ListedImage]:
-    """Pictures with a .txt file of the same name beside them, one caption a line; links to folders are not followed."""
+    """Pictures with a .txt file of the same name beside them, one caption a line."""
     listed = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not _is_loop(Path(folder, name)))
         pictures = [Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
         texts = {Path(folder, name) for name in files if name.endswith(".txt")}
         for picture in pictures:
@@ -315,6 +315,11 @@ def _folder_images(root: Path, problems: list[Problem]) -> list[ListedImage]:
             where = text.relative_to(root).as_posix()
             problems.append(Problem("text_without_picture", where, "no picture of this name beside it; not read"))
     return listed
+
+
+def _is_loop(folder: Path) -> bool:
+    """Whether a folder is a link to one that holds it."""
+    return folder.is_symlink() and any(parent.resolve() == folder.resolve() for parent in folder.absolute().parents)
 
 
 def _sidecar_captions(root: Path, sidecar: Path, problems: list[Problem]) -> list[ListedCaption]:

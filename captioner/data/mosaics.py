@@ -1,5 +1,6 @@
-"""2x2 mosaics of photos. The words of one photo's caption must find it among four: a truth about where a model looks
-that needs no boxes.   M mosaics · h·w patches
+"""2x2 mosaics of photos: a caption describes one of the four, so where its words should look is known without boxes.
+
+M mosaics · h·w patches
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ CORNERS = 4
 
 @dataclass(frozen=True)
 class Mosaics:
-    """As many mosaics as there are photos; each photo is in four of them, once in each corner where chance allows."""
+    """As many mosaics as photos; each photo is in about four of them, in different corners."""
 
     layout: tuple[tuple[int, ...], ...]
     """(M, 4): the photos of each mosaic, by corner."""
 
     @classmethod
     def of(cls, photos: int, seed: int) -> "Mosaics | None":
-        """The mosaics of this many photos, by seed; None where there are fewer than four."""
+        """The mosaics of this many photos, drawn by seed; None where there are fewer than four."""
         if photos < CORNERS:
             return None
         random = np.random.default_rng([seed, photos])

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError
-from captioner.generation.strategies import Hypothesis, Sequences, Start, Strategy, image_rows
+from captioner.generation.strategies import (
+    BeamSearch,
+    BeamState,
+    Hypothesis,
+    RowState,
+    Sequences,
+    State,
+    Strategy,
+    image_rows,
+)
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 
@@ -55,10 +64,13 @@ class Search:
         log_probs = decoder(forced, memory, self._cache).logits.float().log_softmax(dim=-1)  # (B, 1 + P, V)
         prefix_log_probs = log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2)
         names = keys if keys is not None else [str(number) for number in range(images)]
-        self._state = strategy.start(Start(forced[:, 1:], prefix_log_probs, eos, pad, names))
+        start = forced[:, 1:], prefix_log_probs, eos, pad
+        self._state: State = (
+            BeamState(strategy, *start) if isinstance(strategy, BeamSearch) else RowState(strategy, *start, keys=names)
+        )
         self._log_probs: Tensor | None = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
         self._cache.select(torch.arange(images, device=device).repeat_interleave(strategy.rows))
-        self._images = torch.arange(images)  # those still searched
+        self._images = torch.arange(images)  # those that are not finished
         self._finished: list[tuple[Tensor, Sequences]] = []
         self.done = False
 

@@ -1,6 +1,6 @@
 """Greedy search, sampling and beam search.   B images · K rows of an image · R = B·K rows · T tokens · V vocabulary
 
-A strategy is a frozen dataclass; `start` makes the state of one search, which `captioner.generation.search` advances.
+A strategy is a frozen dataclass; the state of one search is an object that `captioner.generation.search` advances.
 """
 
 import copy
@@ -39,61 +39,6 @@ class Sequences(NamedTuple):
     counts: Tensor
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a search starts: the forced tokens (B, P), their log-probabilities (B, P), and the images' names (B)."""
-
-    prefix: Tensor
-    prefix_log_probs: Tensor
-    eos: int
-    pad: int
-    keys: Sequence[str]
-
-
-class State(ABC):
-    """The state of a search: the tokens of every row, in buffers of which the first `length` columns are filled."""
-
-    by_row: tuple[str, ...] = ("_tokens", "_log_probs")
-    """Names of the attributes with a row of the search each."""
-    by_image: tuple[str, ...] = ()
-
-    def __init__(self, start: Start, strategy: "Strategy") -> None:
-        images, self.length = start.prefix.shape
-        self.start, self.rows = start, strategy.rows
-        shape, device = (images * self.rows, strategy.max_length), start.prefix.device
-        self._tokens = torch.full(shape, start.pad, device=device)
-        self._log_probs = torch.zeros(shape, device=device)
-        self._tokens[:, : self.length] = start.prefix.repeat_interleave(self.rows, dim=0)
-        self._log_probs[:, : self.length] = start.prefix_log_probs.repeat_interleave(self.rows, dim=0)
-
-    @property
-    def tokens(self) -> Tensor:
-        """(R, T) after the start token."""
-        return self._tokens[:, : self.length]
-
-    @abstractmethod
-    def step(self, choices: Tensor) -> Tensor | None:
-        """Choose a token a row from log-probabilities (R, V); return the rows to go on with, None for all in order."""
-
-    @abstractmethod
-    def settled(self) -> Tensor:
-        """(B,) whether nothing can change any more for an image."""
-
-    def select(self, images: Tensor) -> Self:
-        """The search of these images (B',) alone."""
-        images = images.to(self._tokens.device)
-        part, rows = copy.copy(self), image_rows(images, self.rows)
-        for name in self.by_row:
-            setattr(part, name, getattr(self, name)[rows])
-        for name in self.by_image:
-            setattr(part, name, getattr(self, name)[images])
-        return part
-
-    @abstractmethod
-    def sequences(self) -> Sequences:
-        """The captions as they stand."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
     """Options that every search has."""
@@ -118,10 +63,6 @@ class Strategy(ABC):
     def rows(self) -> int:
         """K, the rows of an image."""
 
-    @abstractmethod
-    def start(self, start: Start) -> State:
-        """The state of one search over a batch."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(Strategy):
@@ -130,9 +71,6 @@ class Greedy(Strategy):
     @property
     def rows(self) -> int:
         return 1
-
-    def start(self, start: Start) -> State:
-        return _RowState(start, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +101,6 @@ class Sampling(Strategy):
     @property
     def rows(self) -> int:
         return self.samples
-
-    def start(self, start: Start) -> State:
-        return _RowState(start, self)
 
     def noise(self, key: str) -> Tensor:
         """(samples, max_length) uniform numbers in [0, 1) for the image of this key."""
@@ -212,33 +147,84 @@ class BeamSearch(Strategy):
     def rows(self) -> int:
         return self.width
 
-    def start(self, start: Start) -> State:
-        return _BeamState(start, self)
+
+class State(ABC):
+    """The state of a search: the tokens of every row, in buffers of which the first `length` columns are filled."""
+
+    by_row: tuple[str, ...] = ("_tokens", "_log_probs")
+    """Names of the attributes with a row of the search each."""
+    by_image: tuple[str, ...] = ()
+
+    def __init__(self, strategy: Strategy, prefix: Tensor, prefix_log_probs: Tensor, eos: int, pad: int) -> None:
+        """Begin with the forced tokens (B, P) and their log-probabilities."""
+        images, self.prefix_length = prefix.shape
+        self.rows, self.eos, self.pad, self.length = strategy.rows, eos, pad, self.prefix_length
+        shape, device = (images * self.rows, strategy.max_length), prefix.device
+        self._tokens = torch.full(shape, pad, device=device)
+        self._log_probs = torch.zeros(shape, device=device)
+        self._tokens[:, : self.length] = prefix.repeat_interleave(self.rows, dim=0)
+        self._log_probs[:, : self.length] = prefix_log_probs.repeat_interleave(self.rows, dim=0)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(R, T) after the start token."""
+        return self._tokens[:, : self.length]
+
+    @abstractmethod
+    def step(self, choices: Tensor) -> Tensor | None:
+        """Choose a token a row from log-probabilities (R, V); return the rows to go on with, None for all in order."""
+
+    @abstractmethod
+    def settled(self) -> Tensor:
+        """(B,) whether nothing can change any more for an image."""
+
+    def select(self, images: Tensor) -> Self:
+        """The search of these images (B',) alone."""
+        images = images.to(self._tokens.device)
+        part, rows = copy.copy(self), image_rows(images, self.rows)
+        for name in self.by_row:
+            setattr(part, name, getattr(self, name)[rows])
+        for name in self.by_image:
+            setattr(part, name, getattr(self, name)[images])
+        return part
+
+    @abstractmethod
+    def sequences(self) -> Sequences:
+        """The captions as they stand."""
 
 
-class _RowState(State):
+class RowState(State):
     """Greedy search and sampling: the rows do not depend on each other."""
 
     by_row = (*State.by_row, "ended", "noise")
 
-    def __init__(self, start: Start, strategy: Strategy) -> None:
-        super().__init__(start, strategy)
+    def __init__(
+        self,
+        strategy: Strategy,
+        prefix: Tensor,
+        prefix_log_probs: Tensor,
+        eos: int,
+        pad: int,
+        keys: Sequence[str],
+    ) -> None:
+        """`keys` (B) name the images to Sampling's noise."""
+        super().__init__(strategy, prefix, prefix_log_probs, eos, pad)
         self.ended = torch.zeros(len(self._tokens), dtype=torch.bool, device=self._tokens.device)
         self.sampling = strategy if isinstance(strategy, Sampling) else None
         self.noise = self._tokens.new_empty(len(self._tokens), 0)  # (R, max_length)
         if self.sampling is not None:
-            self.noise = torch.cat([self.sampling.noise(key) for key in start.keys]).to(self._tokens.device)
+            self.noise = torch.cat([self.sampling.noise(key) for key in keys]).to(self._tokens.device)
 
     def step(self, choices: Tensor) -> Tensor | None:
         if self.sampling is None:
             chosen = choices.argmax(dim=1)
         else:
             chosen = self.sampling.draw(choices, self.noise[:, self.length])
-        chosen = chosen.masked_fill(self.ended, self.start.pad)
+        chosen = chosen.masked_fill(self.ended, self.pad)
         gained = choices.gather(1, chosen[:, None]).squeeze(1)
         self._tokens[:, self.length] = chosen
         self._log_probs[:, self.length] = gained.masked_fill(self.ended, 0.0)
-        self.ended = self.ended | (chosen == self.start.eos)
+        self.ended = self.ended | (chosen == self.eos)
         self.length += 1
         return None
 
@@ -252,20 +238,19 @@ class _RowState(State):
         return Sequences(tokens, log_probs, torch.full((len(tokens),), self.rows))
 
 
-class _BeamState(State):
+class BeamState(State):
     """Beam search over (B, K) running captions and the K best finished ones."""
 
     by_image = ("scores", "finished", "finished_tokens", "finished_log_probs")
 
-    def __init__(self, start: Start, strategy: BeamSearch) -> None:
-        super().__init__(start, strategy)
-        self.strategy = strategy
-        images, device = len(start.prefix), start.prefix.device
+    def __init__(self, strategy: BeamSearch, prefix: Tensor, prefix_log_probs: Tensor, eos: int, pad: int) -> None:
+        super().__init__(strategy, prefix, prefix_log_probs, eos, pad)
+        self.strategy, images, device = strategy, len(prefix), prefix.device
         # All beams are equal at first: only one may have children.
         self.scores = torch.full((images, self.rows), -math.inf, device=device)
         self.scores[:, 0] = 0.0
         self.finished = torch.full((images, self.rows), -math.inf, device=device)  # penalized scores, best first
-        self.finished_tokens = torch.full((images, self.rows, strategy.max_length), start.pad, device=device)
+        self.finished_tokens = torch.full((images, self.rows, strategy.max_length), pad, device=device)
         self.finished_log_probs = torch.zeros(self.finished_tokens.shape, device=device)
 
     def step(self, choices: Tensor) -> Tensor | None:
@@ -277,7 +262,7 @@ class _BeamState(State):
         scores, flat = candidates.flatten(1).topk(2 * width, dim=1)  # (B, 2K)
         rows = torch.arange(0, len(choices), width, device=choices.device)[:, None] + flat // most
         chosen, gained = words.view(images, -1).gather(1, flat), log_probs.view(images, -1).gather(1, flat)
-        ends = chosen == self.start.eos
+        ends = chosen == self.eos
         # An ending outside the best K is no better than a beam that goes on.
         if bool(ends[:, :width].any()):
             tokens, token_log_probs = self._extended(rows[:, :width], chosen[:, :width], gained[:, :width])
@@ -314,7 +299,7 @@ class _BeamState(State):
 
     def _penalized(self, scores: Tensor, length: int) -> Tensor:
         """Sums of log-probabilities as captions of this length compete; a forced prefix does not count."""
-        divisor: float = max(1, length - self.start.prefix.shape[1]) ** self.strategy.length_penalty
+        divisor: float = max(1, length - self.prefix_length) ** self.strategy.length_penalty
         return scores / divisor
 
     def _extended(self, rows: Tensor, chosen: Tensor, gained: Tensor) -> tuple[Tensor, Tensor]:

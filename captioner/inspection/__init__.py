@@ -1,1 +1,1 @@
-"""Which patches each word looked at, and pictures of it."""
+"""Maps of the patches that each word attended to, sheets of them, and tests of how faithful they are."""

@@ -1,24 +1,26 @@
-"""Objects that a caption may have invented: told by how little the photo had to do with their words.
+"""Hallucination: the probability that an object which a caption names is not in the photo.
+
+It is a logistic regression on features of the word's trace: hallucinated objects owe little to the photo.
 
 K object words of captions · F features of each
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.inspection.faithfulness import area_under_curve, plain_words
 from captioner.inspection.trace import AttentionTrace
+from captioner.inspection.word_table import plain_words
 from captioner.metrics.object_words import NOTHING, NounList
 from captioner.metrics.ptb import tokenize
 
 FEATURES = ("log_prob", "need", "relevance", "entropy", "peak", "null_mass", "place")
-"""Of a word: its log-probability, what the image adds to it, the sum of its map, how the map is spread, and where in
-the caption it stands, from 0 to 1."""
+"""Log-probability, visual need, sum, entropy and peak of the map by relevance, null mass, position from 0 to 1."""
 RIDGE = 1e-4
-STEPS = 50
+MAX_STEPS = 50
+"""Newton steps; it converges in about ten."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class ObjectWord:
     """A word of a caption that names an object."""
 
     word: int
-    """Its last word in the trace, where it has several."""
+    """Its number in the trace; the last one where the name has several words."""
     concept: str
     features: tuple[float, ...]
     """(F,)"""
 
 
 def object_words_of(trace: AttentionTrace) -> list[ObjectWord]:
-    """The object words of a trace by relevance, with their features."""
+    """The object words of a trace, whose method is relevance, with their features."""
     words = plain_words(trace.words)
     totals = [float(trace.patches(word).sum()) for word in range(len(words))]
     entropy, peak, null_mass = trace.entropy.tolist(), trace.peak.tolist(), trace.null_mass.tolist()
@@ -55,28 +57,28 @@ def object_words_of(trace: AttentionTrace) -> list[ObjectWord]:
     return found
 
 
-def is_invented(concept: str, references: Sequence[str]) -> bool:
-    """Whether no reference names the concept, nor has a word that may mean it."""
+def is_hallucinated(concept: str, references: Sequence[str]) -> bool:
+    """Whether no reference names the concept or has a word that may mean it."""
     return concept not in NounList.bundled().objects(tokenize(list(references))).possible
 
 
-def risks(trace: AttentionTrace, weights: Sequence[float]) -> dict[int, float]:
-    """Word -> the probability that the object it names is not there, by the `weights` (F + 1) of `fit`."""
+def hallucination_probabilities(trace: AttentionTrace, weights: Sequence[float]) -> dict[int, float]:
+    """Object word -> the probability that the object is not in the photo, by the weights (F + 1) of `fit_weights`."""
     return {
-        each.word: float(_sigmoid(np.append(each.features, 1.0) @ np.asarray(weights)))
+        each.word: float(sigmoid(np.append(each.features, 1.0) @ np.asarray(weights)))
         for each in object_words_of(trace)
     }
 
 
-def fit(features: NDArray[np.float64], invented: NDArray[np.bool_]) -> NDArray[np.float64]:
+def fit_weights(features: NDArray[np.float64], hallucinated: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Logistic regression, by Newton's method with a small ridge: features (K, F) -> weights (F + 1), the bias last."""
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     design = np.column_stack([(features - mean) / spread, np.ones(len(features))])
     weights = np.zeros(design.shape[1])
     penalty = RIDGE * np.append(np.ones(features.shape[1]), 0.0)
-    for _ in range(STEPS):
-        chance = _sigmoid(design @ weights)
-        slope = design.T @ (chance - invented) / len(design) + penalty * weights
+    for _ in range(MAX_STEPS):
+        chance = sigmoid(design @ weights)
+        slope = design.T @ (chance - hallucinated) / len(design) + penalty * weights
         curve = (design * (chance * (1 - chance))[:, None]).T @ design / len(design) + np.diag(penalty + 1e-9)
         step = np.linalg.solve(curve, slope)
         weights -= step
@@ -86,25 +88,7 @@ def fit(features: NDArray[np.float64], invented: NDArray[np.bool_]) -> NDArray[n
     return np.append(plain, weights[-1] - plain @ mean)
 
 
-def detection(
-    features: NDArray[np.float64], invented: NDArray[np.bool_], photos: NDArray[np.int64]
-) -> Mapping[str, float]:
-    """Area under the curve of finding invented objects, each half of the photos judged by what the other half taught.
-
-    `probability` is p(word) alone, `place` that and where the word stands, `trace` all features.
-    """
-    half = photos % 2 == 0
-    columns = {"probability": [0], "probability and place": [0, len(FEATURES) - 1], "trace": list(range(len(FEATURES)))}
-    found = {}
-    for name, chosen in columns.items():
-        scores = np.zeros(len(features))
-        for part in (half, ~half):
-            weights = fit(features[~part][:, chosen], invented[~part])
-            scores[part] = _sigmoid(np.column_stack([features[part][:, chosen], np.ones(int(part.sum()))]) @ weights)
-        found[name] = area_under_curve(scores[invented], scores[~invented])
-    return found
-
-
-def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of log-odds."""
     chance: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(values, -50, 50)))
     return chance

@@ -1,4 +1,4 @@
-"""Which memory positions a word came from, by more than the attention's weights.
+"""What memory positions contributed to a word, beyond the attention weights.
 
 W words · T tokens · L layers · H heads · N memory positions · h·w patches
 """
@@ -8,68 +8,68 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.inspection.reading import Span
+from captioner.inspection.forced_pass import Span
 from captioner.model.attention import CrossAttention
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import DecoderBlock, TextDecoder
 from captioner.model.memory import Memory
 
-SURE = 1e-6
-"""Least distance of a log-probability from 0, where odds have no bound."""
+MAX_LOG_PROB = -1e-6
+"""Log-probabilities are clamped to this before they become log-odds, which have no bound."""
 
 
-class _Still(LayerCache):
-    """Keys and values of the words as they are: no gradient goes through what one word reads of another."""
+class _DetachedCache(LayerCache):
+    """Detaches the words' keys and values: no gradient flows through self-attention to other words."""
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return keys.detach(), values.detach()
 
 
 def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span], patches: slice) -> Tensor:
-    """How much each position's values brought to each word's log-odds: (W, L, H, N), in nats, signed.
+    """What the values at each position contribute to the log-odds of each word: (W, L, H, N), in nats, signed.
 
     tokens (1, 1 + T) with the start token; `patches` are the positions of the image. Gradient times attention: for
-    layer l, head h and position j it is, at the step t that predicts the word,
-    α_tj (v_lhj - the mean patch's v_lh) · ∂ log(p / (1 - p)) / ∂z_lht: to first order what the log-odds would lose if
-    the step read no more than the mean patch there; log p itself hardly moves for words that are nearly certain. As
+    layer l, head h and position j, at the step t that predicts the word,
+    α_tj (v_lhj - the mean patch's v_lh) · ∂ log(p / (1 - p)) / ∂z_lht, to first order what the log-odds would lose with
+    the mean patch in place of this one. Log-odds, since log p hardly changes for words that are nearly certain. As
     ∂/∂α_tj = v_j · ∂/∂z_t, it is the gradient-weighted attention of Chefer et al. 2021 (Transformer-MM-Explainability),
-    with its sign. What the step knows by self-attention, of words that looked before it, is held still. A word of
+    with its sign. Self-attention to earlier words, which attended to the image themselves, is held constant. A word of
     several tokens has their sum.
     """
-    cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_Still)
+    cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_DetachedCache)
     crosses: list[CrossAttention] = []
-    added: list[Tensor] = []  # by each layer to a word, from memory (1, T, D)
+    added: list[Tensor] = []  # the output of each layer's cross-attention (1, T, D)
     weights: list[Tensor] = []  # (1, H, T, N) each
     with torch.inference_mode(False), torch.enable_grad():
-        # Copies: what was made in inference mode can have no gradient.
+        # Copies: tensors made in inference mode take no gradient.
         x = decoder.embed(tokens[:, :-1].clone()).requires_grad_()
-        # The block's own lines, as gradients are asked for of what stands between them.
+        # The lines of DecoderBlock.forward, since gradients are taken with respect to values inside it.
         for block, layer, words_before in zip(decoder.blocks, memory.layers, cache.layers, strict=True):
             assert isinstance(block, DecoderBlock)
             x = x + block.self_attention(block.self_norm(x), words_before)
             copied = layer._replace(keys=layer.keys.clone(), values=layer.values.clone())
-            attended, looked = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
-            assert looked is not None
+            attended, attention = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
+            assert attention is not None
             x = x + attended
             x = x + block.feed_forward(block.feed_norm(x))
             crosses.append(block.cross_attention)
             added.append(attended)
-            weights.append(looked)
+            weights.append(attention)
         logits = decoder.logits(decoder.final_norm(x))[0].float()
-        log_probs = logits.log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=-SURE)
+        log_probs = logits.log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=MAX_LOG_PROB)
         log_odds = log_probs - (-log_probs.expm1()).log()
         gradients = torch.autograd.grad(log_odds.sum(), added)
-    seen = torch.zeros(memory.positions, device=tokens.device)
-    seen[patches] = 1.0
+    visible = torch.zeros(memory.positions, device=tokens.device)
+    visible[patches] = 1.0
     if memory.layers[0].keep is not None:
-        seen = seen * memory.layers[0].keep[0]
-    share = (seen / seen.sum().clamp(min=1.0))[:, None]
+        visible = visible * memory.layers[0].keep[0]
+    share = (visible / visible.sum().clamp(min=1.0))[:, None]
     found = []
-    for cross, layer, looked, gradient in zip(crosses, memory.layers, weights, gradients, strict=True):
+    for cross, layer, attention, gradient in zip(crosses, memory.layers, weights, gradients, strict=True):
         values = layer.values[0]  # (H, N, d)
-        moved = values - (values * share).sum(dim=1, keepdim=True)
-        of_read = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (len(values), -1))  # (T, H, d)
-        found.append(looked[0] * (of_read.transpose(0, 1) @ moved.transpose(1, 2)))
+        centered = values - (values * share).sum(dim=1, keepdim=True)
+        by_head = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (len(values), -1))  # (T, H, d)
+        found.append(attention[0] * (by_head.transpose(0, 1) @ centered.transpose(1, 2)))
     by_step = torch.stack(found).permute(2, 0, 1, 3).detach()  # (T, L, H, N)
     return torch.stack([by_step[start:stop].sum(dim=0) for start, stop in words]) if words else by_step[:0]
 
@@ -84,10 +84,10 @@ def perturbation(
     patches: slice,
     size: int = 3,
 ) -> Tensor:
-    """What each word's log-probability loses where a square of patches is hidden: (W, N), in nats, signed.
+    """What the log-probability of each word loses where squares of patches are hidden: (W, N), in nats, signed.
 
-    tokens (1, 1 + T); `grid` (h, w) of the positions `patches`. A patch has the mean of the squares of `size` x `size`
-    that cover it. One forward pass with h·w rows, a row a square; exact, where `relevance` is to first order, and slow.
+    tokens (1, 1 + T); `patches` are the positions of the `grid` (h, w). A patch has the mean over the squares of `size`
+    x `size` that cover it. One forward pass with a row for each of h·w squares: exact, unlike `relevance`, and slow.
     """
     (high, wide), reach = grid, size // 2
     squares = torch.zeros(high, wide, high, wide, dtype=torch.bool)
@@ -99,7 +99,7 @@ def perturbation(
     flat = squares.view(high * wide, high * wide)
     keep = torch.ones(high * wide, memory.positions, dtype=torch.bool)
     keep[:, patches] = ~flat
-    # A row that hides all there is would attend to nothing.
+    # A row that hides every position would attend to nothing.
     possible = keep.any(dim=1)
     whole = _log_probs(decoder, memory, tokens)
     hidden = memory.mask(keep[possible].to(tokens.device))

@@ -1,6 +1,5 @@
-"""One picture of a whole caption: a panel a word, its attention over the photo.   W words · h·w patches"""
+"""A sheet for a whole caption: a panel for each word, with its map over the photo.   W words · h·w patches"""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.inspection.trace import AttentionTrace, Method
+from captioner.text import printable
 
 PANEL = 240
 """Longest side of a photo in a panel, in pixels."""
 AREA = 240 * 180
 """Most pixels of a photo in a panel, so that square and upright photos take no more room than others."""
-NARROWEST = 150
-"""Least width of a panel, in pixels: the text above and below needs it."""
-WIDTH = 5 * 240 + 4 * 22
+MIN_PANEL_WIDTH = 150
+"""In pixels: the text above and below needs it."""
+MAX_WIDTH = 5 * 240 + 4 * 22
 """Most room for panels side by side, in pixels: five of a landscape photo."""
 MARGIN, GAP = 28, 22
 HEADER, FOOTER = 28, 24
@@ -28,36 +28,36 @@ BAR = 12
 LEGEND = 19
 """Height of a line of the legend."""
 SCALE_END = 0.9
-"""Quantile of the words' highest values at which the scale ends: one sharp look must not leave all others dark."""
+"""Quantile of the words' highest values at which the scale ends: a single sharp map must not leave all others dark."""
 
 PAPER, INK, MUTED = (255, 255, 255), (27, 31, 36), (87, 96, 106)
 
 RAMP = ((0.16, 0.05, 285.0), (0.38, 0.17, 305.0), (0.58, 0.21, 360.0), (0.77, 0.17, 410.0), (0.96, 0.10, 465.0))
 """Evenly spaced anchors (lightness, chroma, hue in degrees) in Oklab: lightness rises evenly with attention."""
 FAINTEST, STRONGEST = 0.35, 0.8
-"""How much of the color covers the photo where attention is least and where it is most."""
+"""Opacity of the color where attention is least and where it is most."""
 
 MEANING: dict[Method, str] = {
     "raw": "the share of a word's attention on one patch",
     "relevance": "what a patch added to the log-odds of the word, in nats, to first order; only what is above 0",
     "perturbation": "what the log-probability of the word loses where 3 x 3 patches are hidden, in nats",
 }
-"""Method -> what a map's values are."""
+"""Method -> the meaning of a map's values."""
 
-PLAINLY: dict[Method, str] = {
+PLAIN_MEANING: dict[Method, str] = {
     "raw": "the model looked here when it chose the word",
     "relevance": "this part of the photo made the word more likely",
     "perturbation": "without this part of the photo the word is less likely",
 }
-"""The same for everyone."""
-FAINT: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "perturbation": 0.15}
-"""The color scale ends here at least, so that next to nothing does not look like something."""
-DOUBTFUL = 0.5
-"""Objects that are not there with more than this probability get a question mark."""
+"""The same in plain words."""
+MIN_SCALE_END: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "perturbation": 0.15}
+"""The color scale ends here at least, so that tiny values stay dark."""
+HALLUCINATION_THRESHOLD = 0.5
+"""Objects with a higher probability of hallucination get a question mark."""
 VEIL = 0.8
-"""How much of what was hidden from the model is covered."""
+"""Opacity of the paper over the parts that were hidden from the model."""
 
-# From Oklab to the cube roots of cone responses, and from these, cubed, to linear sRGB: Ottosson 2020.
+# From Oklab to the cube roots of cone responses, and from their cubes to linear sRGB (Ottosson 2020).
 TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
 TO_LINEAR = (
     (4.0767416621, -3.3077115913, 0.2309699292),
@@ -84,7 +84,7 @@ COLORS = _colors()
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things go on a sheet, in pixels."""
+    """Positions on a sheet, in pixels."""
 
     photo: tuple[int, int]
     cell: int
@@ -94,7 +94,7 @@ class _Layout:
     top: int
     """Where the first row of panels begins."""
     bottom: int
-    """Height of what stands below the panels."""
+    """Height of the legend below the panels."""
 
     @property
     def width(self) -> int:
@@ -122,22 +122,22 @@ def draw_sheet(
     heads: Sequence[tuple[int, int]] | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """The photo and its caption, then a panel a word, all on one color scale; of all layers and heads not named.
+    """The photo with its caption and a panel for each word, on one color scale; of all layers and heads by default.
 
-    Objects that are rather not there get a question mark; `title` goes above the caption. The same trace gives the same
-    pixels.
-    Raises ConfigError for a layer or head that the model lacks.
+    `title` goes above the caption. Objects that are probably not in the photo get a question mark. The same trace gives
+    the same pixels. Raises ConfigError for a layer or head that the model lacks.
     """
     chosen = trace.select(layer, head, heads)
-    doubtful = {word for word, risk in trace.invented.items() if risk > DOUBTFUL}
+    hallucinated = {word for word, value in trace.hallucination.items() if value > HALLUCINATION_THRESHOLD}
     photo = _fitted(trace.photo.size)
-    cell = max(photo[0], NARROWEST)
+    cell = max(photo[0], MIN_PANEL_WIDTH)
     panels = 1 + len(trace.words)
-    rows = math.ceil(panels / ((WIDTH + GAP) // (cell + GAP)))
+    rows = math.ceil(panels / ((MAX_WIDTH + GAP) // (cell + GAP)))
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
     caption = _wrapped(trace.text, _font(26), room)
-    texts = _legend(trace, layer, head, heads) + (("?: the model doubts that it is in the photo",) if doubtful else ())
+    texts = _legend(trace, layer, head, heads)
+    texts += ("?: the model doubts that it is in the photo",) if hallucinated else ()
     legend = [line for text in texts for line in _wrapped(text, _font(13), room - cell - GAP)]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
@@ -152,15 +152,17 @@ def draw_sheet(
     heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
     peaks = [float(each.max()) for each in heat] or [0.0]
     end = float(np.quantile(peaks, SCALE_END)) or 1.0
-    # Fewer heads add up to less.
-    end = max(end, FAINT[trace.method] * math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3]))
+    # The evidence of fewer heads sums to less.
+    end = max(
+        end, MIN_SCALE_END[trace.method] * math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3])
+    )
     bits = chosen.entropy
     if trace.visible is not None:
         small = _veiled(small, trace)
     _panel(draw, sheet, layout, 0, small, ("photo", f"{trace.photo.width} x {trace.photo.height}"), ("", ""))
     for word, text in enumerate(trace.words):
         need = f"needs photo {round(trace.needs[word], 1) + 0.0:+.1f}" if trace.needs else ""  # no -0.0
-        shown = f"{text} ?" if word in doubtful else text
+        shown = f"{text} ?" if word in hallucinated else text
         above, below = (shown, _percent(math.exp(trace.log_probs[word]))), (need, f"{bits[word]:.1f} bits")
         _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
     _color_bar(draw, layout, end, max(peaks) > end, _percent if trace.evidence is None else _nats)
@@ -170,23 +172,16 @@ def draw_sheet(
     return sheet
 
 
-def png_bytes(trace: AttentionTrace) -> bytes:
-    """The sheet as a PNG file's bytes; the same trace gives the same bytes."""
-    stream = io.BytesIO()
-    draw_sheet(trace).save(stream, format="PNG")
-    return stream.getvalue()
-
-
 def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
-    """The photo with what was hidden from the model under paper."""
+    """The photo with paper over the parts that were hidden from the model."""
     assert trace.visible is not None
-    seen = trace.geometry.heatmap(trace.visible.astype(np.float32), size=photo.size, nearest=True)
-    veil = Image.fromarray(np.round(255 * (1 - VEIL * (seen < 0.5))).astype(np.uint8))
+    visible = trace.geometry.heatmap(trace.visible.astype(np.float32), size=photo.size, nearest=True)
+    veil = Image.fromarray(np.round(255 * (1 - VEIL * (visible < 0.5))).astype(np.uint8))
     return Image.composite(photo, Image.new("RGB", photo.size, PAPER), veil)
 
 
 def _overlay(photo: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """heat (height, width) in [0, 1] as color over the photo; gray, so that all color is attention."""
+    """heat (height, width) in [0, 1] as color over the grayscale photo."""
     strength = np.clip(heat, 0, 1)
     gray = np.asarray(photo.convert("L").convert("RGB"), dtype=np.float32)
     color = COLORS[np.round(255 * strength).astype(np.uint8)]
@@ -203,7 +198,7 @@ def _panel(
     above: tuple[str, str],
     below: tuple[str, str],
 ) -> None:
-    """A picture with text at the left and the right, above and below it."""
+    """A picture with a text left and right above it, and left and right below it."""
     left, top = layout.corner(number)
     right, bottom = left + layout.cell, top + picture.height
     sheet.paste(picture, (left, top))
@@ -215,13 +210,13 @@ def _panel(
 
 
 def _color_bar(
-    draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool, spell: Callable[[float], str]
+    draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool, format_value: Callable[[float], str]
 ) -> None:
-    """The scale of all panels and its numbers."""
+    """The color scale of all panels, with its numbers."""
     left, top, last = MARGIN, layout.height - MARGIN - layout.bottom, layout.cell - 1
     for x in range(layout.cell):
         draw.line((left + x, top, left + x, top + BAR - 1), tuple(COLORS[round(255 * x / last)].tolist()))
-    numbers = (spell(0), spell(end / 2), f"{spell(end)}{'+' if exceeded else ''}")
+    numbers = (format_value(0), format_value(end / 2), f"{format_value(end)}{'+' if exceeded else ''}")
     for share, number, anchor in zip((0.0, 0.5, 1.0), numbers, ("la", "ma", "ra"), strict=True):
         draw.text((left + share * last, top + BAR + 6), number, MUTED, _font(13), anchor)
 
@@ -229,7 +224,7 @@ def _color_bar(
 def _legend(
     trace: AttentionTrace, layer: int | None, head: int | None, heads: Sequence[tuple[int, int]] | None
 ) -> tuple[str, ...]:
-    """What is shown, and what the numbers say."""
+    """The meaning of the colors and of the numbers."""
     layers, width = trace.weights.shape[1:3]
     kind = "mean" if trace.evidence is None else "sum"
     shown = f"layer {layer}" if layer is not None else f"{kind} of {layers} layers" if layers > 1 else "one layer"
@@ -242,7 +237,7 @@ def _legend(
     need = " · needs photo: how much of log p the photo is worth, nats" if trace.needs else ""
     hidden = "" if trace.visible is None else " · Pale: hidden from the model, in whole patches"
     return (
-        f"Bright: {PLAINLY[trace.method]}{hidden}",
+        f"Bright: {PLAIN_MEANING[trace.method]}{hidden}",
         f"Color: {MEANING[trace.method]} · {high} x {wide} patches{where}",
         f"Above: the word's probability · Below: spread over the patches, {most:.1f} bits if even{need}",
     )
@@ -272,23 +267,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _printable(text: str) -> str:
-    """One line, whatever is in a word: Pillow measures no line breaks, FreeType takes no surrogates."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-
-
 def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """As much of the text as there is room for."""
-    text = _printable(text)
+    """The text, cut to the room with an ellipsis."""
+    text = printable(" ".join(text.split()))  # Pillow measures no line breaks, and FreeType fails on surrogates
     if font.getlength(text) <= room:
         return text
     return f"{text[: _fitting(text, font, room - font.getlength('…'))]}…"
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
-    """The text in lines, broken at spaces, or anywhere in a word that is wider than a line."""
+    """The lines of the text, broken at spaces, or inside words that are wider than a line."""
     lines = [""]
-    for word in _printable(text).split():
+    for word in map(printable, text.split()):
         joined = f"{lines[-1]} {word}".lstrip()
         if font.getlength(joined) <= room:
             lines[-1] = joined
@@ -302,7 +292,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, room: float) -> int:
-    """How many characters fit."""
+    """The number of characters that fit."""
     count = min(len(text), int(room))  # no character is narrower than a pixel
     while count and font.getlength(text[:count]) > room:
         count -= 1

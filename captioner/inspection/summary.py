@@ -1,4 +1,4 @@
-"""Tables of faithfulness as plain data and as Markdown."""
+"""Summaries of word tables as plain data and as Markdown."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.inspection.faithfulness import (
-    FUNCTION_WORDS,
-    NEEDED,
-    Estimate,
-    WordTable,
-    area_under_curve,
-    best_heads,
-    plain_words,
-    rank_correlation,
-)
+from captioner.inspection.pointing import best_heads
+from captioner.inspection.word_table import NEED_THRESHOLD, Estimate, WordTable
 
 REFERENCE = "raw"
 """The map that others are compared with."""
@@ -23,11 +15,11 @@ DIGITS = 4
 
 
 def groups(table: WordTable) -> dict[str, NDArray[np.bool_]]:
-    """Which words belong to each group: (K,) bool."""
+    """Group -> (K,) whether each word belongs to it."""
     return {
-        f"objects that need the image by more than {NEEDED:g} nat": table.seen_objects,
-        "other objects": table.named & ~table.seen_objects,
-        "other words": ~table.named,
+        f"objects that need the image by more than {NEED_THRESHOLD:g} nat": table.visual_objects,
+        "other objects": table.is_object & ~table.visual_objects,
+        "other words": ~table.is_object,
     }
 
 
@@ -50,35 +42,13 @@ def summarize(table: WordTable) -> dict[str, Any]:
 
 
 def heads_summary(table: WordTable) -> dict[str, Any]:
-    """Pointing of each head for objects that need the image, and the best set."""
+    """The mass that each head puts on the right photo for visual objects, and the best set of heads."""
     assert table.heads is not None
-    chosen = table.heads[table.seen_objects]
+    chosen = table.heads[table.visual_objects]
     masses = (chosen[..., 0] / np.maximum(chosen[..., 1], np.finfo(np.float32).tiny)).mean(axis=0)
     return {
         "mass_by_layer_and_head": [[round(float(mass), DIGITS) for mass in row] for row in masses],
         "best_heads": [list(pair) for pair in best_heads(table)],
-    }
-
-
-def null_summary(table: WordTable) -> dict[str, Any]:
-    """What the null patch takes of which words, and how that goes with their need; empty where there is none.
-
-    `share` is what a step can know: how much of the next word's distribution is there without the image. Its
-    correlation with need, which depends on the word that then comes, is about the most that a null patch can reach.
-    """
-    if not table.null_mass.any():
-        return {}
-    function = np.array([word in FUNCTION_WORDS for word in plain_words(table.words)], dtype=bool)
-    return {
-        "words": len(table.words),
-        "objects": _number(table.null_mass[table.named].mean()),
-        "function_words": _number(table.null_mass[function].mean()),
-        "auc_function_words_above_objects": _number(
-            area_under_curve(table.null_mass[function], table.null_mass[table.named])
-        ),
-        "spearman_with_visual_need": _number(rank_correlation(-table.null_mass, table.needs)),
-        "spearman_of_the_share_with_visual_need": _number(rank_correlation(-table.shares, table.needs)),
-        "spearman_with_the_share": _number(rank_correlation(table.null_mass, table.shares)),
     }
 
 
@@ -99,7 +69,7 @@ def markdown(title: str, summary: Mapping[str, Any]) -> str:
 
 
 def heads_markdown(found: Mapping[str, Any]) -> str:
-    """The mass that each head puts on the right photo, and what the null patch takes."""
+    """A row a layer, a column a head."""
     masses = found["mass_by_layer_and_head"]
     lines = ["Mass of each head, for the same objects", ""]
     lines += [
@@ -112,38 +82,22 @@ def heads_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def null_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A column for each kind of captions."""
-    lines = ["## The null patch", "", f"| | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
-    names = next(iter(found.values()))
-    lines += [
-        f"| {name.replace('_', ' ')} | {' | '.join(str(each[name]) for each in found.values())} |" for name in names
-    ]
-    return "\n".join([*lines, ""])
-
-
-def invented_markdown(found: Mapping[str, Any]) -> str:
-    """How well invented objects are told, by what."""
-    lines = ["## Objects that no reference names", ""]
-    lines += [f"{found['invented']} of {found['words']} object words of the model's captions", ""]
-    if found["auc"]:
-        lines += ["| told by (on photos that taught it nothing) | area under the curve |", "|---|---|"]
-        lines += [f"| {name} | {value:.3f} |" for name, value in found["auc"].items()]
-        lines.append("")
-    return "\n".join(lines)
+def hallucination_markdown(found: Mapping[str, Any]) -> str:
+    """How many objects of the model's captions no reference names."""
+    count = f"{found['hallucinated']} of {found['words']} object words of the model's captions"
+    return "\n".join(["## Objects that no reference names", "", count, ""])
 
 
 def _cells(found: Mapping[str, Any] | None) -> tuple[str, str]:
     if found is None:
         return "", ""
     difference = found.get("minus_raw")
-    return _spelled(found), "" if difference is None else _spelled(difference, sign=True)
+    return _format_estimate(found, ".3f"), "" if difference is None else _format_estimate(difference, "+.3f")
 
 
-def _spelled(found: Mapping[str, Any], sign: bool = False) -> str:
-    spelled = "+.3f" if sign else ".3f"
+def _format_estimate(found: Mapping[str, Any], digits: str) -> str:
     low, high = found["interval"]
-    return f"{found['value']:{spelled}} ({low:{spelled}} to {high:{spelled}})"
+    return f"{found['value']:{digits}} ({low:{digits}} to {high:{digits}})"
 
 
 def _rounded(estimate: Estimate) -> dict[str, Any]:
@@ -151,7 +105,3 @@ def _rounded(estimate: Estimate) -> dict[str, Any]:
         "value": round(estimate.value, DIGITS),
         "interval": [round(estimate.low, DIGITS), round(estimate.high, DIGITS)],
     }
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), DIGITS)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, BinaryIO, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
-from captioner.inspection.reading import Reading
+from captioner.inspection.forced_pass import ForcedPass
 from captioner.inspection.relevance import perturbation, relevance
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
@@ -23,21 +23,23 @@ from captioner.tokenizer import Tokenizer
 
 Method: TypeAlias = Literal["raw", "relevance", "perturbation"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""raw: the attention's weights; relevance: gradient times attention; perturbation: what hiding patches costs (slow)."""
+"""raw: attention weights; relevance: gradient times attention; perturbation: the cost of hiding patches (slow)."""
 
 FORMAT = 1
+PLAIN_FIELDS = ("text", "words", "log_probs", "grid", "prefix", "method", "needs")
+"""Fields of a trace that are saved as JSON as they are, tuples as lists."""
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class View:
-    """How a memory's positions lie on a photo: prefix tokens, then patches row by row, then null patches."""
+    """How the positions of a memory lie on a photo: prefix tokens, then patches row by row, then null patches."""
 
     grid: tuple[int, int]
     prefix: int
     geometry: Geometry
     order: tuple[int, ...] | None = None
-    """The memory's positions in this order, where they are not in it already (tiles)."""
+    """The permutation that brings the memory's positions into that order (tiles); None where they are in it."""
 
     @property
     def patches(self) -> slice:
@@ -47,7 +49,7 @@ class View:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttentionTrace:
-    """Where the words of one caption looked, at the step that predicts each word, and what it brought them."""
+    """The attention of each word of one caption at the step that predicts it, and the evidence in the photo for it."""
 
     text: str
     words: tuple[str, ...]
@@ -62,14 +64,14 @@ class AttentionTrace:
     """The upright photo."""
     method: Method = "raw"
     needs: tuple[float, ...] = ()
-    """Visual need: log p of each word less what it is without the image; empty where it was not measured."""
+    """Visual need: log p of each word with the image minus without; empty where it was not measured."""
     evidence: NDArray[np.float32] | None = None
     """Signed nats: of each word's log-odds (W, L, H, N) for `relevance`, its log-probability (W, 1, 1, N) for
     `perturbation`; None for `raw`."""
     visible: NDArray[np.bool_] | None = None
     """(h, w) the patches that were not hidden; None where none was."""
-    invented: Mapping[int, float] = field(default_factory=dict)
-    """Word -> the probability that the object it names is not there; empty where the model cannot tell."""
+    hallucination: Mapping[int, float] = field(default_factory=dict)
+    """Word -> the probability that the object it names is not in the photo; empty without stored weights."""
 
     @classmethod
     def of(
@@ -84,33 +86,34 @@ class AttentionTrace:
         method: Method = "raw",
         blind: Memory | None = None,
     ) -> Self:
-        """Read a caption again in one forced pass over the memory (of one image) that it was made from.
+        """Force a caption on the memory (of one image) that it was made from.
 
         A word of several tokens has their mean weights and the sum of their log-probabilities. `blind` is the memory of
-        no image, by which visual need is measured.
+        no image, with which visual need is measured.
         """
-        read = Reading.of(decoder, tokenizer, memory, tokens, blind)
+        forced = ForcedPass.of(decoder, tokenizer, memory, tokens, blind)
         order = list(view.order) if view.order is not None else list(range(memory.positions))
         evidence = None
         if method != "raw":
-            ordered = memory.take(torch.tensor(order, device=read.tokens.device))
+            ordered = memory.take(torch.tensor(order, device=forced.tokens.device))
+            caption = decoder, ordered, forced.tokens, forced.spans
             if method == "relevance":
-                found = relevance(decoder, ordered, read.tokens, read.spans, view.patches)
+                found = relevance(*caption, view.patches)
             else:
-                found = perturbation(decoder, ordered, read.tokens, read.spans, view.grid, view.patches)[:, None, None]
+                found = perturbation(*caption, view.grid, view.patches)[:, None, None]
             evidence = found.float().cpu().numpy()
         return cls(
             text=tokenizer.decode(tokens),
-            words=read.words,
-            log_probs=tuple(read.log_probs.tolist()),
+            words=forced.words,
+            log_probs=tuple(forced.log_probs.tolist()),
             # Contiguous, so that sums over them are the same to the bit after saving and loading.
-            weights=np.ascontiguousarray(read.weights[..., order]),
+            weights=np.ascontiguousarray(forced.weights[..., order]),
             grid=view.grid,
             prefix=view.prefix,
             geometry=view.geometry,
             photo=photo,
             method=method,
-            needs=() if read.needs is None else tuple(read.needs.tolist()),
+            needs=() if forced.visual_need is None else tuple(forced.visual_need.tolist()),
             evidence=evidence,
             visible=_visible(memory, order[view.patches], view.grid),
         )
@@ -121,9 +124,9 @@ class AttentionTrace:
     def select(
         self, layer: int | None = None, head: int | None = None, heads: Sequence[tuple[int, int]] | None = None
     ) -> Self:
-        """The trace of one layer or head alone, or of `heads`, pairs of both; all where none is named.
+        """The trace of one layer, one head, or of `heads`, (layer, head) pairs; the whole trace where none is named.
 
-        Raises ConfigError for one there isn't, and where the method knows no layers.
+        Raises ConfigError for one that the model lacks, and for perturbation, which has no layers.
         """
         if layer is None and head is None and heads is None:
             return self
@@ -151,7 +154,7 @@ class AttentionTrace:
         )
 
     def patches(self, word: int) -> NDArray[np.float32]:
-        """The map (h, w) of a word: mean weights; for the other methods the nats that patches brought, at least 0."""
+        """The map (h, w) of a word: mean weights for `raw`, else the evidence in nats, clipped at 0."""
         stop = self.prefix + self.grid[0] * self.grid[1]
         flat: NDArray[np.float32]
         if self.evidence is None:
@@ -162,58 +165,48 @@ class AttentionTrace:
 
     @property
     def has_null_patch(self) -> bool:
-        """Whether a word could look at nothing."""
+        """Whether words could attend to a null patch."""
         return bool(self.weights.shape[3] > self.prefix + self.grid[0] * self.grid[1])
 
     @property
     def null_mass(self) -> NDArray[np.float32]:
-        """(W,) the share of each word's attention that went to the null patch; 0 where the model has none."""
+        """(W,) the share of each word's attention on the null patch; 0 where the model has none."""
         return self._mass(slice(self.prefix + self.grid[0] * self.grid[1], None))
 
     @property
     def prefix_mass(self) -> NDArray[np.float32]:
-        """(W,) the share of each word's attention that went to class and register tokens, which have no place."""
+        """(W,) the share of each word's attention on class and register tokens, which have no place in the photo."""
         return self._mass(slice(0, self.prefix))
 
     @property
     def padding_mass(self) -> NDArray[np.float32]:
-        """(W,) the share of each word's attention on letterbox's bars."""
+        """(W,) the share of each word's attention on the bars of a letterboxed photo."""
         bars = 1 - self.geometry.visible_share(self.grid).ravel()
         mass: NDArray[np.float32] = (self._patches() @ bars).mean(axis=(1, 2)).astype(np.float32)
         return mass
 
     @property
     def entropy(self) -> NDArray[np.float32]:
-        """(W,) bits of each word's map over the patches: 0 is one patch, log2(h·w) is all alike."""
+        """(W,) bits of each word's map: 0 for a single patch, log2(h·w) for an even map."""
         shares = self._shares()
         bits: NDArray[np.float32] = -(shares * np.log2(np.maximum(shares, TINY))).sum(axis=1)
         return bits
 
     @property
     def peak(self) -> NDArray[np.float32]:
-        """(W,) the share of each word's map on its strongest patch."""
+        """(W,) the share of each word's map that its strongest patch has."""
         peak: NDArray[np.float32] = self._shares().max(axis=1, initial=0)
         return peak
 
     def save(self, path: str | Path) -> None:
-        """Write arrays, the photo as PNG and the rest as JSON into one file, `path` (.npz), without pickles."""
+        """Write one .npz file without pickles: the arrays, the photo as PNG, and the rest as JSON."""
         photo = io.BytesIO()
         self.photo.save(photo, format="PNG")
         arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
         optional = {"evidence": self.evidence, "visible": self.visible}
         arrays |= {name: values for name, values in optional.items() if values is not None}
-        about = {
-            "format": FORMAT,
-            "text": self.text,
-            "words": list(self.words),
-            "log_probs": list(self.log_probs),
-            "grid": list(self.grid),
-            "prefix": self.prefix,
-            "geometry": self.geometry.to_dict(),
-            "method": self.method,
-            "needs": list(self.needs),
-            "invented": {str(word): risk for word, risk in self.invented.items()},
-        }
+        about = {"format": FORMAT, "geometry": self.geometry.to_dict(), "hallucination": dict(self.hallucination)}
+        about |= {name: getattr(self, name) for name in PLAIN_FIELDS}
         arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
         with Path(path).open("wb") as file:
             np.savez(file, **arrays)
@@ -226,18 +219,14 @@ class AttentionTrace:
                 about: dict[str, Any] = json.loads(arrays["about"].tobytes())
                 photo = Image.open(io.BytesIO(arrays["photo"].tobytes()), formats=["PNG"])
                 photo.load()
+                plain: Any = {name: about[name] for name in PLAIN_FIELDS}
+                plain |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
                 return cls(
-                    text=about["text"],
-                    words=tuple(about["words"]),
-                    log_probs=tuple(about["log_probs"]),
-                    weights=arrays["weights"],
-                    grid=(about["grid"][0], about["grid"][1]),
-                    prefix=about["prefix"],
+                    **plain,
                     geometry=Geometry.from_dict(about["geometry"]),
+                    hallucination={int(word): value for word, value in about.get("hallucination", {}).items()},
                     photo=photo,
-                    method=about["method"],
-                    needs=tuple(about["needs"]),
-                    invented={int(word): risk for word, risk in about.get("invented", {}).items()},
+                    weights=arrays["weights"],
                     evidence=arrays.get("evidence"),
                     visible=arrays.get("visible"),
                 )
@@ -245,17 +234,17 @@ class AttentionTrace:
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: not a trace ({reason}); give the .npz that a trace was saved to") from error
 
-    def save_png(self, path: str | Path) -> None:
-        """A sheet with one panel a word over the upright photo."""
+    def save_png(self, path: str | Path | BinaryIO) -> None:
+        """Save a sheet with a panel for each word over the upright photo."""
         from captioner.inspection.sheet import draw_sheet
 
         draw_sheet(self).save(path, format="PNG")
 
     def _repr_png_(self) -> bytes:
-        """For notebooks."""
-        from captioner.inspection.sheet import png_bytes
-
-        return png_bytes(self)
+        """The sheet's PNG, for notebooks; the same trace gives the same bytes."""
+        stream = io.BytesIO()
+        self.save_png(stream)
+        return stream.getvalue()
 
     def _patches(self) -> NDArray[np.float32]:
         """(W, L, H, h·w) the weights on patches."""
@@ -266,7 +255,7 @@ class AttentionTrace:
         return mass
 
     def _shares(self) -> NDArray[np.float32]:
-        """(W, h·w) each word's map as shares of its sum."""
+        """(W, h·w) each word's map, normalized to a sum of one."""
         maps = np.array([self.patches(word).ravel() for word in range(len(self.words))], np.float32)
         maps = maps.reshape(len(self.words), self.grid[0] * self.grid[1])
         shares: NDArray[np.float32] = maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY)

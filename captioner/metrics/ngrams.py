@@ -1,7 +1,7 @@
 """n-grams of captions as integers.   I images · C captions · T words of all captions · E entries of a table"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, TypeAlias
@@ -15,11 +15,10 @@ MAX_ORDER = 4
 
 
 class Vocabulary(defaultdict[str, int]):
-    """Word -> its number, from 0; a word that is new gets the next one."""
+    """Word -> its number, from 0; a new word gets the next one."""
 
-    def __init__(self, words: Iterable[str] = ()) -> None:
-        super().__init__(None, {word: number for number, word in enumerate(words)})
-        self.default_factory = self.__len__
+    def __init__(self) -> None:
+        super().__init__(self.__len__)
 
 
 class Text(NamedTuple):
@@ -33,27 +32,30 @@ class Text(NamedTuple):
     @classmethod
     def of(cls, captions: Sequence[str], vocabulary: Vocabulary) -> "Text":
         """Of tokenized captions, split at white space as the official tool's BLEU and CIDEr do."""
-        # Split twice: the words of a training set at once would be the most memory of all.
+        # Split twice: a list of all words would dominate the memory of a large training set.
         lengths = np.fromiter((len(caption.split()) for caption in captions), np.int64, len(captions))
         words = chain.from_iterable(map(str.split, captions))
         return cls(np.fromiter(map(vocabulary.__getitem__, words), np.int64, int(lengths.sum())), lengths)
 
 
 class Table(NamedTuple):
-    """How often each row holds each n-gram: entries sorted by row, then n-gram, no two for the same pair."""
+    """Counts of n-grams of one order: entries sorted by image, then n-gram, then caption, each triple once."""
 
-    rows: Integers
+    images: Integers
     """(E,)"""
     grams: Integers
     """(E,)"""
+    slots: Integers
+    """(E,) which of the image's captions."""
     counts: Integers
     """(E,)"""
 
     @classmethod
-    def of(cls, rows: Integers, grams: Integers, size: int) -> "Table":
-        """Of n-grams (T,), each in its row (T,), which are numbered below `size`."""
-        keys, counts = np.unique(rows * size + grams, return_counts=True)
-        return cls(*np.divmod(keys, size), counts)
+    def of(cls, images: Integers, grams: Integers, slots: Integers | int, size: int, width: int = 1) -> "Table":
+        """Count n-grams (T,), numbered below `size`, in images (T,) of at most `width` captions."""
+        keys, counts = np.unique((images * size + grams) * width + slots, return_counts=True)
+        pairs, places = np.divmod(keys, width)
+        return cls(*np.divmod(pairs, max(1, size)), places, counts)
 
 
 class Grams(NamedTuple):
@@ -68,9 +70,9 @@ class Grams(NamedTuple):
 
 
 def number_grams(text: Text, words: int) -> Iterator[Grams]:
-    """The n-grams of orders 1 to 4, one order after the other, in a vocabulary of so many words.
+    """The n-grams of orders 1 to 4, one order after the other, over a vocabulary of `words` words.
 
-    A number stands for the pair of a shorter n-gram and a word, so no vocabulary is too large for 64 bits.
+    A number stands for the pair of a shorter n-gram and a word, so that keys of any vocabulary fit 64 bits.
     """
     total = len(text.words)
     captions = np.repeat(np.arange(len(text.lengths)), text.lengths)
@@ -87,44 +89,45 @@ def number_grams(text: Text, words: int) -> Iterator[Grams]:
 
 @dataclass(frozen=True)
 class Counts:
-    """The n-grams of candidates and references, counted once for all metrics that need them."""
+    """The n-grams of candidates and references under common numbers, counted once for all metrics."""
 
-    images: Integers
-    """(C,) the image of each reference."""
     candidate_lengths: Integers
     """(I,) in words."""
     reference_lengths: Integers
-    """(C,) in words."""
+    """(C,) in words, image after image."""
+    references_of: Integers
+    """(I,) how many references each image has."""
     candidates: tuple[Table, ...]
-    """A table an order, a row an image."""
+    """A table an order."""
     references: tuple[Table, ...]
-    """A table an order, a row a reference."""
+    """A table an order."""
     sizes: tuple[int, ...]
-    """How many n-grams of each order there are: their numbers are below."""
+    """The number of distinct n-grams of each order."""
 
     @classmethod
     def of(cls, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> "Counts":
-        """Of tokenized captions."""
+        """Count tokenized candidates and the references of each."""
         vocabulary = Vocabulary()
         text = Text.of([*candidates, *chain.from_iterable(references)], vocabulary)
-        first, tables, sizes = len(candidates), [], []
+        count = len(candidates)
+        each = np.fromiter(map(len, references), np.int64, count)
+        places, owners = ranges(np.zeros_like(each), each)
+        images, slots = np.concatenate([np.arange(count), owners]), np.concatenate([np.zeros_like(each), 1 + places])
+        own, others, sizes = [], [], []
         for found in number_grams(text, len(vocabulary)):
-            table, size = Table.of(found.captions, found.numbers, max(1, len(found.keys))), len(found.keys)
-            middle = np.searchsorted(table.rows, first)
-            tables.append(
-                (
-                    Table(*(column[:middle] for column in table)),
-                    Table(table.rows[middle:] - first, table.grams[middle:], table.counts[middle:]),
-                )
-            )
+            size = len(found.keys)
+            captions = images[found.captions], found.numbers, slots[found.captions]
+            table = Table.of(*captions, size, 1 + int(each.max(initial=0)))
+            is_candidate = table.slots == 0
+            own.append(Table(*(column[is_candidate] for column in table)))
+            first, grams, slot, counts = (column[~is_candidate] for column in table)
+            others.append(Table(first, grams, slot - 1, counts))
             sizes.append(size)
-        images = np.repeat(np.arange(first), [len(each) for each in references])
-        own, others = zip(*tables, strict=True)
-        return cls(images, text.lengths[:first], text.lengths[first:], own, others, tuple(sizes))
+        return cls(text.lengths[:count], text.lengths[count:], each, tuple(own), tuple(others), tuple(sizes))
 
 
 def find(keys: Integers, wanted: Integers) -> tuple[Integers, NDArray[np.bool_]]:
-    """Where each wanted key is in sorted `keys`, and whether it is there; a place of its own where it is not."""
+    """The place of each wanted key in sorted `keys`, arbitrary where it is missing, and whether it is there."""
     places = np.searchsorted(keys, wanted)
     np.minimum(places, len(keys) - 1, out=places)
     return places, keys[places] == wanted if len(keys) else np.zeros(len(wanted), np.bool_)
@@ -133,3 +136,16 @@ def find(keys: Integers, wanted: Integers) -> tuple[Integers, NDArray[np.bool_]]
 def sums(rows: Integers, values: NDArray[np.float64] | Integers, size: int) -> NDArray[np.float64]:
     """(size,): the sum of each row's values."""
     return np.bincount(rows, values, size).astype(np.float64, copy=False)
+
+
+def offsets(sizes: Integers) -> Integers:
+    """(n + 1,): where each of n adjacent groups of these sizes starts, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def ranges(first: Integers, last: Integers) -> tuple[Integers, Integers]:
+    """The numbers from each first to before its last, concatenated, and the range that each belongs to."""
+    sizes = last - first
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    members = np.arange(len(owners)) + np.repeat(first - offsets(sizes)[:-1], sizes)
+    return members, owners

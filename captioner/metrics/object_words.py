@@ -1,7 +1,7 @@
 """The objects that captions name: their precision and recall against references, and CHAIR (Rohrbach et al. 2018).
 
-N-gram metrics hardly see an object that is not there; precision does. Words come from `object_words.txt`, where its
-format is told.
+N-gram metrics hardly notice an object that is not there; precision does. The words are those of `object_words.txt`,
+which describes its format.
 
 I images
 """
@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioner.errors import ConfigError
+from captioner.metrics.metric import Captions, Result
+
+NAMES = ("object_precision", "object_recall")
 
 COCO_CATEGORIES = frozenset(
     """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -33,24 +36,12 @@ NOTHING = "nothing"
 
 
 class Objects(NamedTuple):
-    """What captions show."""
+    """The objects of captions."""
 
     named: list[str]
     """The concepts of unambiguous words, one a mention."""
     possible: set[str]
     """Those, and all that ambiguous words may mean."""
-
-
-class ObjectWords(NamedTuple):
-    """Precision and recall of the candidates' concepts, as fractions."""
-
-    corpus: NDArray[np.float64]
-    """(2,): precision and recall, of all images' concepts together; NaN where there are none."""
-    per_image: NDArray[np.float64]
-    """(I, 2)"""
-    statistics: NDArray[np.float64]
-    """(I, 4): concepts of the candidate that its references support, all of the candidate; concepts of the references
-    that the candidate has, all of the references."""
 
 
 class Chair(NamedTuple):
@@ -59,32 +50,32 @@ class Chair(NamedTuple):
     instances: float
     """CHAIR_i: mentions of objects that are not there, among all mentions; NaN where there are none."""
     sentences: float
-    """CHAIR_s: captions with such a mention, among all captions."""
+    """CHAIR_s: captions that mention such an object, among all captions."""
     hallucinated: list[list[str]]
-    """(I,) the concepts that each caption made up, one a mention."""
+    """(I,) the concepts that each caption names though they are not there, one a mention."""
 
 
 @dataclass(frozen=True)
 class NounList:
-    """Words and phrases, and the concepts they stand for."""
+    """Words and phrases with the concepts that they stand for."""
 
     named: Mapping[str, str]
     """Unambiguous word or phrase -> concept."""
     hinted: Mapping[str, frozenset[str]]
     """Word or phrase -> the concepts that it may stand for."""
     longest: Mapping[str, int]
-    """First word -> how many words the longest phrase has that begins with it."""
+    """First word -> the number of words of the longest phrase that begins with it."""
 
     @classmethod
     @functools.cache
     def bundled(cls) -> Self:
-        """The list of this package."""
+        """The list that comes with this package."""
         source = importlib.resources.files("captioner.metrics") / "object_words.txt"
         return cls.parse(source.read_text(encoding="utf-8"), source.name)
 
     @classmethod
     def parse(cls, text: str, source: str) -> Self:
-        """Read the format of `object_words.txt`. Raises ConfigError with the line that is wrong."""
+        """Read the format of `object_words.txt`. Raises ConfigError that names the wrong line."""
         named: dict[str, str] = {}
         hinted: dict[str, set[str]] = {}
         names: dict[str, int] = {}
@@ -126,7 +117,7 @@ class NounList:
         return Objects(named, possible.union(named))
 
     def phrases(self, words: Sequence[str]) -> Iterator[tuple[int, int, str | None, frozenset[str]]]:
-        """The phrases of the list in tokenized words: first word, one past the last, concept, what else it may be."""
+        """The list's phrases in tokenized words: first word, one past the last, concept, other possible concepts."""
         place = 0
         while place < len(words):
             size = 1
@@ -148,21 +139,21 @@ class NounList:
         return flags
 
 
-def object_words(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], nouns: NounList | None = None
-) -> ObjectWords:
-    """Precision and recall of the concepts that tokenized candidates (I) name, against the references of each.
+def object_words(captions: Captions) -> Result:
+    """Precision and recall of the concepts that candidates name, of all images' concepts together.
 
-    A concept counts once a caption. It is supported where a reference names it, or has a word that may mean it.
+    A concept counts once a caption. It is supported where a reference names it, or has a word that may mean it. The
+    statistics (I, 4) are the candidate's concepts that its references support, all of the candidate's, the references'
+    concepts that the candidate has, all of the references'.
     """
-    nouns = nouns or NounList.bundled()
+    nouns = NounList.bundled()
     rows = []
-    for candidate, others in zip(candidates, references, strict=True):
+    for candidate, others in zip(captions.candidates, captions.references, strict=True):
         own, expected = nouns.objects([candidate]), nouns.objects(others)
         mine, theirs = set(own.named), set(expected.named)
         rows.append((len(mine & expected.possible), len(mine), len(theirs & own.possible), len(theirs)))
     statistics = np.array(rows, np.float64).reshape(-1, 4)
-    return ObjectWords(object_words_of(statistics.sum(axis=0)), object_words_of(statistics), statistics)
+    return Result.from_statistics(NAMES, statistics, object_words_of, "no caption names an object of the list")
 
 
 def object_words_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -176,14 +167,13 @@ def chair(
     candidates: Sequence[str],
     instances: Sequence[Collection[str]],
     references: Sequence[Sequence[str]] | None = None,
-    nouns: NounList | None = None,
 ) -> Chair:
     """CHAIR of tokenized candidates (I), given the COCO categories that are in each image.
 
-    The paper also takes for there what an image's references name: give them for that. Its list of synonyms is
-    another, so published values are near these, not equal. Raises ConfigError for a name that is no COCO category.
+    With `references`, the objects that they name count as there too, as in the paper. The paper has its own list of
+    synonyms, so published values are close but not equal. Raises ConfigError for a name that is no COCO category.
     """
-    nouns = nouns or NounList.bundled()
+    nouns = NounList.bundled()
     if unknown := sorted(set().union(*instances) - COCO_CATEGORIES):
         raise ConfigError(f"instances: {', '.join(unknown)}: no categories of COCO; give names such as `dining table`")
     mentions = 0
@@ -202,7 +192,7 @@ def chair(
 
 
 def image_categories(instances: Mapping[str, Any]) -> dict[Any, set[str]]:
-    """Image id -> the categories in it, from COCO's instances as they are in its JSON file."""
+    """Image id -> the categories in it, from the JSON of COCO's instances."""
     names = {category["id"]: category["name"] for category in instances["categories"]}
     found: dict[Any, set[str]] = {image["id"]: set() for image in instances["images"]}
     for annotation in instances["annotations"]:

@@ -1,10 +1,10 @@
 """The PTB tokenizer of the official caption metrics, without Java.
 
-It is `PTBTokenizer -preserveLines -lowerCase` of CoreNLP 3.4.1, then coco-caption's removal of punctuation. Derived by
-giving the jar strings and looking at what it prints; docs/tokenizer.md tells how near it comes.
+Equivalent to `PTBTokenizer -preserveLines -lowerCase` of CoreNLP 3.4.1 and coco-caption's removal of punctuation.
+Derived from the jar's output for test strings; docs/tokenizer.md says how closely it agrees.
 
-The jar is a scanner: at each place the rule with the longest match wins, what it looks ahead at counted in, and of
-equals the first. So is this. Most captions are nothing but letters, spaces and a period, and take a shorter way.
+Like the jar it is a scanner: at each place the rule with the longest match wins, lookahead included, and the first of
+equally long ones. Most captions are only letters, spaces and a period, and take a fast path.
 """
 
 import re
@@ -15,18 +15,18 @@ from types import MappingProxyType
 from captioner.metrics.ptb_rules import PLAIN_LINE, PLAIN_WORDS, RULES, Output
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""What coco-caption drops. It lists brackets too, but in capitals, which `-lowerCase` never leaves: they stay."""
+"""Tokens that coco-caption drops. It lists brackets in capitals, which never occur after `-lowerCase`: they stay."""
 
 LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
-"""For `str.translate`: what would end the caption before its end."""
+"""For `str.translate`: characters that would end a line within a caption."""
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """The captions as the official metrics see them: lower-case words joined by one space, without punctuation.
+    """Tokenize as the official metrics do: lower-case words joined by one space, without punctuation.
 
-    The order matters: an abbreviation that ends a caption looks at how the next one begins. A word may hold U+00A0, as
-    in `22 3/4`. A line break of any kind in a caption is a space; the official tool replaces line feeds alone, and for
-    each of the others gives all later captions to the wrong images.
+    Order matters: the reading of an abbreviation at the end of a caption depends on the start of the next. A word may
+    hold U+00A0, as in `22 3/4`. Every line break in a caption becomes a space; the official tool replaces line feeds
+    only, and after any other break assigns all later captions to the wrong images.
     """
     lines = [caption.translate(LINE_BREAKS) for caption in captions]
     text = "\n".join(lines)
@@ -44,7 +44,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
 
 
 def scan(text: str, start: int, end: int) -> list[str]:
-    """What the jar prints of the line `text[start:end]`, punctuation included; rules look ahead beyond its end."""
+    """The jar's tokens of the line `text[start:end]`, with punctuation; rules look ahead beyond its end."""
     tokens: list[str] = []
     while start < end:
         if plain := PLAIN_WORDS.match(text, start, end):
@@ -73,21 +73,21 @@ def _rules(first: str) -> tuple[tuple[re.Pattern[str], Output], ...]:
 
 @cache
 def _compiled_rules() -> tuple[tuple[re.Pattern[str], re.Pattern[str], Output], ...]:
-    """Compiled on first use: that takes a sixth of a second, and many captions need none of them."""
+    """Compiled on first use, since that takes a sixth of a second and many captions need no rule."""
     return tuple((re.compile(f"[{rule.first}]"), re.compile(rule.pattern), rule.output) for rule in RULES)
 
 
 def tokenize_chars(captions: Sequence[str]) -> list[str]:
-    """Every character but white space a token: for languages that write no spaces."""
+    """Every character but white space is a token: for languages without spaces."""
     return [" ".join("".join(caption.split())) for caption in captions]
 
 
 def tokenize_none(captions: Sequence[str]) -> list[str]:
-    """The captions as they are, split at white space: for those that are tokenized already."""
+    """The captions split at white space: for captions that are tokenized already."""
     return [" ".join(caption.split()) for caption in captions]
 
 
 TOKENIZERS: Mapping[str, Callable[[Sequence[str]], list[str]]] = MappingProxyType(
     {"ptb": tokenize, "char": tokenize_chars, "none": tokenize_none}
 )
-"""By the names that `--tokenizer` takes."""
+"""The tokenizers by the names that `--tokenizer` takes."""

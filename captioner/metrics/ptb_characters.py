@@ -1,7 +1,7 @@
 """The characters that the PTB tokenizer of CoreNLP 3.4.1 knows, beyond ASCII; it drops all others.
 
-Found by giving each character of the Basic Multilingual Plane to the tokenizer in about 70 contexts. Those are the
-classes of an old Unicode version, so they cannot come from `unicodedata`. Hexadecimal code points and ranges.
+Found by feeding each character of the Basic Multilingual Plane to the tokenizer in about 70 contexts. The classes are
+those of an old Unicode version, so `unicodedata` cannot give them. Hexadecimal code points and ranges.
 """
 
 LETTERS = (
@@ -43,7 +43,7 @@ MARKS = (
     "962-963 981-983 9bc 9be-9c4 9c7-9c8 9cb-9cd 9d7 9e2-9e3 a01-a03 a3c a3e-a4f a81-a83 abc abe-acf b82 bbe-bc2 "
     "bc6-bc8 bca-bcd c01-c03 c3e-c56 d3e-d44 d46-d48 e31 e34-e3a e47-e4e eb1 eb4-ebc ec8-ecd"
 )
-"""Combining marks and modifiers: they go on with a word, but not with a number or a hyphenated word."""
+"""Combining marks and modifiers: they continue a word, but not a number or a hyphenated word."""
 
 DIGITS = (
     "660-669 6f0-6f9 7c0-7c9 966-96f 9e6-9ef a66-a6f ae6-aef b66-b6f be6-bef c66-c6f ce6-cef d66-d6f e50-e59 "

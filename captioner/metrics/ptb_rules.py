@@ -1,8 +1,7 @@
-"""The rules of the PTB tokenizer: what CoreNLP 3.4.1 was seen to do with strings that were made to find it out.
+"""The rules of the PTB tokenizer, inferred from the output of CoreNLP 3.4.1 for strings made to probe it.
 
-A rule is a regular expression of a token and of what follows it; the rules stand in the order in which equally long
-matches win. Some have bounds that the jar has not (250 characters of an address, 20 parts of it), so that no caption,
-however odd, takes more than linear time.
+A rule is a regular expression of a token and its lookahead; of equally long matches the first rule wins. Some rules
+have bounds that the jar lacks (250 characters of an address, 20 parts of it), so that every caption takes linear time.
 """
 
 import re
@@ -64,15 +63,15 @@ _NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
 _ATTRIBUTE = rf"""{_NAME}(?:=(?:"[^"\n]{{0,250}}"|'[^'\n]{{0,250}}'))?"""
 _TAG = rf"<(?:{_NAME}(?: +{_ATTRIBUTE}){{0,20}} *(?:/ *)?|/{_NAME} *|[!?][A-Za-z-][^>\n]{{0,250}})>"
 
-# Abbreviations by what their period means.
-# 1: it may also end a sentence, and then counts twice.
+# Abbreviations by the role of their period.
+# 1: it may also end a sentence, and is then two tokens.
 _ENDING = _words(
     "jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu(?:rs)? fri "
     "al apr ariz assn bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak esq est etc ext fla ga "
     "inc ind intl jr kans? ky ltd md mich minn mo mont neb nev okla penn plc rd rt seq sq sr sys tel tenn "
     r"univ va vt wisc? wyo ph\.d ed\.d "
 )
-# Those that are words too need the case that tells them from the word.
+# Abbreviations that are also words need their usual case.
 _ENDING_AS_WRITTEN = "(?=[A-Z])" + _words("ark az del ill la mass miss ore pa tex wash")
 _ENDING_AS_WRITTEN += "|(?ai:p?pt)[ey](?ai:s?)"
 # 2: something always follows: titles and the like.
@@ -99,7 +98,7 @@ _LINK = r"""[^ \t\n"<>|(){}]"""
 _LINK_END = r"""[^ \t\n"<>|(){}.!?,-]"""
 _PATH = rf"""/[^ \t\n"<>|()]+{_LINK_END}"""
 _HOST = r"""[^ \t\n"<>|.!?(){},]"""
-# That it knows no capitals and no digits is the jar's.
+# No capitals and no digits, as in the jar.
 _SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
 
 _EXTENSION = _words(
@@ -176,9 +175,9 @@ Output: TypeAlias = str | Callable[[str], str]
 
 class Rule(NamedTuple):
     first: str
-    """The inside of a character class: what a match can begin with."""
+    """The inside of a character class: the characters that a match can begin with."""
     pattern: str
-    """Its group 1 is the token, the rest is looked ahead at."""
+    """Its group 1 is the token, the rest is lookahead."""
     output: Output
 
 
@@ -294,7 +293,7 @@ _SPLIT = _words("cannot gonna gotta gimme lemme wanna") + "(?![A-Za-z])"
 _SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_ENDING_AS_WRITTEN}|{_TITLE}|{_TITLE_AS_WRITTEN}|{_NUMBERED})\."
 
 PLAIN_WORDS = re.compile(rf"(?:(?!{_SPLIT})[A-Za-z]+ {_SPACE}*)+")
-"""Words that no rule but that of words can match."""
+"""Words that only the rule for words can match."""
 
 PLAIN_LINE = re.compile(rf"(?:(?!{_SPLIT})[A-Za-z]+ +)*(?!{_SPLIT}|{_SHORTENED})(?:[A-Za-z]+\.?|\.)? *")
-"""Such words, and a period that can only end the line."""
+"""A line of such words, with a period that can only end it."""

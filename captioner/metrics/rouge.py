@@ -1,28 +1,18 @@
-"""ROUGE-L as coco-caption computes it (Lin 2004, sentence level; best precision and best recall of any reference).
-
-I images
-"""
+"""ROUGE-L as coco-caption computes it (Lin 2004, sentence level; best precision and best recall of any reference)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from captioner.metrics.metric import Captions, Result
 
 _BETA = 1.2
 
 
-class RougeL(NamedTuple):
-    corpus: float
-    """The mean over images."""
-    per_image: NDArray[np.float64]
-    """(I,)"""
-
-
-def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> RougeL:
-    """ROUGE-L of tokenized candidates (I) against the references of each; words end at single spaces alone."""
-    scores = np.fromiter(map(_score, candidates, references), np.float64, len(candidates))
-    return RougeL(float(scores.mean()), scores)
+def rouge_l(captions: Captions) -> Result:
+    """ROUGE-L; words end at single spaces alone."""
+    scores = map(_score, captions.candidates, captions.references)
+    return Result.from_mean("rouge_l", np.fromiter(scores, np.float64, len(captions.candidates)))
 
 
 def _score(candidate: str, references: Sequence[str]) -> float:

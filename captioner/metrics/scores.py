@@ -1,4 +1,4 @@
-"""Captions and their references in, scores out: all metrics, for the corpus and for every image.
+"""All metrics of captions and their references, for the corpus and for every image.
 
 I images, in the candidates' order · M names of a metric
 """
@@ -9,50 +9,50 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captioner.errors import AnnotationError, ConfigError, InputError
-from captioner.metrics.bleu import bleu, bleu_of
+from captioner.metrics.bleu import bleu
 from captioner.metrics.cider import cider_d
-from captioner.metrics.ngrams import Counts
+from captioner.metrics.meteor import meteor
+from captioner.metrics.metric import Captions, Result
+from captioner.metrics.object_words import object_words
 from captioner.metrics.ptb import LINE_BREAKS, TOKENIZERS
 from captioner.metrics.rouge import rouge_l
-from captioner.metrics.significance import RESAMPLES, SEED, Statistics, interval, resample
+from captioner.metrics.significance import RESAMPLES, SEED, interval, resample
+from captioner.metrics.spice import check_folder, spice
 
 TokenizerName: TypeAlias = Literal["ptb", "char", "none"]
 
+METRICS: dict[str, Callable[[Captions], Result] | None] = {
+    "bleu": bleu,
+    "rouge_l": rouge_l,
+    "cider_d": cider_d,
+    "meteor": meteor,
+    "spice": None,
+    "object_words": object_words,
+}
+"""The metrics by the names that users give; `spice` needs its folder as well."""
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
 
+ALIASES = {
+    "cider": "cider_d",
+    "ciderd": "cider_d",
+    "rouge": "rouge_l",
+    "objects": "object_words",
+    **{f"bleu_{order}": "bleu" for order in range(1, 5)},
+    **{f"bleu{order}": "bleu" for order in range(1, 5)},
+    **{f"object_{kind}": "object_words" for kind in ("precision", "recall")},
+}
+"""Names that users may mistake for a metric's -> the metric's name."""
 
-@dataclass(frozen=True)
-class Captions:
-    """What metrics read: tokenized captions, aligned."""
-
-    candidates: list[str]
-    references: list[list[str]]
-    spice_dir: Path | None
-
-    @cached_property
-    def counts(self) -> Counts:
-        return Counts.of(self.candidates, self.references)
-
-
-class Result(NamedTuple):
-    """What a metric found; NaN where it is undefined, with the reason."""
-
-    names: tuple[str, ...]
-    corpus: NDArray[np.float64]
-    """(M,)"""
-    per_image: NDArray[np.float64]
-    """(I, M)"""
-    statistics: Statistics
-    reason: str = ""
+_VERSIONS = {"meteor": "meteor-1.5", "spice": "spice-1.0"}
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,17 @@ class Scores:
     images: tuple[str, ...]
     """(I,) the ids, as texts."""
     signature: str
-    """What decides the numbers: version, tokenizer, metrics, references."""
+    """Everything that determines the numbers: version, tokenizer, metrics, references."""
     reasons: dict[str, str]
     """Why a metric is None."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Remarks for the user."""
+    captions: Captions = field(repr=False)
+    """The tokenized captions."""
     results: tuple[Result, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `captioner score` prints: JSON types only."""
+        """The report of `captioner score`, in JSON types."""
         report = {
             "metrics": self.corpus,
             "intervals": self.intervals(),
@@ -138,10 +140,10 @@ def score(
     tokenizer: TokenizerName = "ptb",
     spice_dir: Path | None = None,
 ) -> Scores:
-    """Score a caption an image, in the candidates' order, against the references of the same id (1 and "1" are one).
+    """Score one caption an image, in the candidates' order, against the references of the same id (1 equals "1").
 
     Raises AnnotationError, naming the id, for captions that cannot be scored; ConfigError for an unknown metric or
-    tokenizer; InputError for no candidates; ResourceError where METEOR or SPICE lack what they need.
+    tokenizer; InputError for no candidates; ResourceError where METEOR or SPICE cannot run.
     """
     metrics = check_metrics([metrics] if isinstance(metrics, str) else metrics, spice_dir)
     if tokenizer not in TOKENIZERS:
@@ -156,8 +158,8 @@ def score(
     sizes = [len(each) for each in others]
     words = iter(_tokenized(tuple(chain.from_iterable(others)), tokenizer))
     tokenized = [[next(words) for _ in range(size)] for size in sizes]
-    captions = Captions(TOKENIZERS[tokenizer](own), tokenized, spice_dir)
-    results = tuple(METRICS[metric](captions) for metric in metrics)
+    captions = Captions(TOKENIZERS[tokenizer](own), tokenized)
+    results = tuple(_compute(metric, captions, spice_dir) for metric in metrics)
 
     unused = len(all_references) - len(images)
     corpus: dict[str, float | None] = {}
@@ -174,6 +176,7 @@ def score(
         _signature(tokenizer, metrics, dict(zip(images, others, strict=True))),
         reasons,
         (f"{unused} images with references have no candidate; they are left out",) if unused else (),
+        captions,
         results,
     )
 
@@ -187,16 +190,22 @@ def check_metrics(metrics: Sequence[str], spice_dir: Path | None = None) -> tupl
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}"
             raise ConfigError(f"metric {metric}: not known; {hint}")
     if "spice" in metrics:
-        from captioner.metrics.spice import check_folder
-
         if spice_dir is None:
             raise ConfigError("metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)")
         check_folder(spice_dir)
     return tuple(dict.fromkeys(metrics))
 
 
+def _compute(metric: str, captions: Captions, spice_dir: Path | None) -> Result:
+    compute = METRICS[metric]
+    if compute is not None:
+        return compute(captions)
+    assert spice_dir is not None
+    return spice(captions, spice_dir)
+
+
 def _by_id(captions: Mapping[Any, Any], what: str) -> dict[str, Any]:
-    """By ids as texts: JSON's keys are texts where COCO's ids are numbers."""
+    """The captions by ids as texts: JSON's keys are texts, COCO's ids are numbers."""
     if not isinstance(captions, Mapping):
         raise AnnotationError(f"{what}: {type(captions).__name__}, not a mapping; give a dict by image id")
     found: dict[str, Any] = {}
@@ -233,7 +242,7 @@ def _references(image: str, references: Mapping[str, Any]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _tokenized(captions: tuple[str, ...], tokenizer: TokenizerName) -> Sequence[str]:
-    """References, which often are the last call's: in training, or of two systems that are compared."""
+    """Tokenized references, cached: in training and in comparisons they are often those of the last call."""
     return TOKENIZERS[tokenizer](captions)
 
 
@@ -245,7 +254,7 @@ def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, 
     except PackageNotFoundError:
         release = "0+unknown"
     counts = sorted({len(each) for each in references.values()})
-    # White space decides no score, and some readers tidy it.
+    # White space changes no score, and some file formats change it.
     tidy = {image: [" ".join(text.split()) for text in texts] for image, texts in references.items()}
     content = json.dumps(tidy, sort_keys=True).encode()
     parts = {
@@ -258,63 +267,6 @@ def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, 
     }
     return "|".join(f"{key}:{value}" for key, value in parts.items())
 
-
-def _bleu(captions: Captions) -> Result:
-    found = bleu(captions.candidates, captions.references, captions.counts)
-    names = tuple(f"bleu_{order}" for order in range(1, 5))
-    return Result(names, found.corpus, found.per_image, Statistics(found.statistics, bleu_of))
-
-
-def _mean(name: str, corpus: float, per_image: NDArray[np.float64], reason: str = "") -> Result:
-    column = per_image[:, None]
-    return Result((name,), np.array([corpus]), column, Statistics.mean(column), reason)
-
-
-def _rouge_l(captions: Captions) -> Result:
-    return _mean("rouge_l", *rouge_l(captions.candidates, captions.references))
-
-
-def _cider_d(captions: Captions) -> Result:
-    if len(captions.candidates) == 1:
-        reason = "one image alone: every n-gram of its references is in all images, so CIDEr gives it no weight"
-        return _mean("cider_d", np.nan, np.full(1, np.nan), reason)
-    return _mean("cider_d", *cider_d(captions.candidates, captions.references, captions.counts))
-
-
-def _meteor(captions: Captions) -> Result:
-    from captioner.metrics.meteor import meteor, meteor_of
-
-    found = meteor(captions.candidates, captions.references)
-    statistics = Statistics(found.statistics, lambda totals: meteor_of(totals)[..., None])
-    return Result(("meteor",), np.array([found.corpus]), found.per_image[:, None], statistics)
-
-
-def _spice(captions: Captions) -> Result:
-    from captioner.metrics.spice import spice
-
-    assert captions.spice_dir is not None
-    found = spice(captions.candidates, captions.references, captions.spice_dir)
-    return _mean("spice", found.corpus, found.per_image, "SPICE gave no score for an image")
-
-
-def _object_words(captions: Captions) -> Result:
-    from captioner.metrics.object_words import object_words, object_words_of
-
-    found = object_words(captions.candidates, captions.references)
-    statistics = Statistics(found.statistics, object_words_of)
-    names = ("object_precision", "object_recall")
-    return Result(names, found.corpus, found.per_image, statistics, "no caption names an object of the list")
-
-
-METRICS: dict[str, Callable[[Captions], Result]] = {
-    "bleu": _bleu,
-    "rouge_l": _rouge_l,
-    "cider_d": _cider_d,
-    "meteor": _meteor,
-    "spice": _spice,
-    "object_words": _object_words,
-}
-"""Metric, as users name it -> its result."""
 
 ALIASES = {
     "cider": "cider_d",

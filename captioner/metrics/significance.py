@@ -1,10 +1,9 @@
-"""How far scores can be trusted: bootstrap intervals over images (Efron and Tibshirani 1993, chapters 13 and 16).
+"""Bootstrap intervals of scores over images (Efron and Tibshirani 1993, chapters 13 and 16).
 
 I images · B resamples · K statistics of an image · M metrics
 
-Every metric here is a function of sums over images, so a resample of images is a row of weights, and all of them one
-product of matrices. BLEU's resamples are exact, not means of images. CIDEr-D's weights of n-grams stay those of the
-whole set.
+Every metric here is a function of sums over images, so a resample of images is a row of weights, and all resamples are
+one matrix product. BLEU's resamples are exact, not means of images. CIDEr-D keeps the n-gram weights of the whole set.
 """
 
 from collections.abc import Callable
@@ -18,11 +17,11 @@ SEED = 0
 CONFIDENCE = 0.95
 
 _DRAWS = 2**22
-"""Images drawn at once: what bounds memory."""
+"""Images drawn at once, which bounds memory."""
 
 
 class Statistics(NamedTuple):
-    """What a metric's value for any set of images comes from."""
+    """Everything that a metric's value for any set of images depends on."""
 
     values: NDArray[np.float64]
     """(I, K)"""
@@ -53,7 +52,7 @@ def resample(statistics: Statistics, resamples: int = RESAMPLES, seed: int = SEE
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of a metric's resamples (B,), those left out where it is undefined."""
+    """The middle 95 % of a metric's resamples (B,), without those where it is undefined."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)

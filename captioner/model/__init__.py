@@ -1,1 +1,1 @@
-"""The network: a vision encoder, and a text decoder that attends to what it saw."""
+"""The network: a vision encoder, and a text decoder with cross-attention to its features."""

@@ -1,4 +1,4 @@
-"""Attention: the formula, what is attended to, and the two places where words use it.
+"""Attention: the formula, the keys and values, and the two modules that use them.
 
 B images · C rows of an image · R = B·C rows, rows of one image adjacent · T tokens · S tokens so far
 N memory positions · D width · H heads · d = D/H
@@ -37,7 +37,7 @@ def fused_attention(
 
 
 class KeyValues(NamedTuple):
-    """What one layer may attend to: keys and values (B, H, N, d); `keep` (B or R, N) bool hides positions."""
+    """Keys and values (B, H, N, d) that a layer attends to; `keep` (B or R, N) bool is false where they are hidden."""
 
     keys: Tensor
     values: Tensor
@@ -55,14 +55,14 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (R, T, D) -> (R, T, D); with a cache, x are the tokens that follow those in it."""
+        """x (R, T, D) -> (R, T, D); with a cache, x are the tokens that follow the cached ones."""
         rows, tokens, width = x.shape
         projected = self.query_key_value(x).view(rows, tokens, 3, self.heads, width // self.heads)
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # each (R, H, T, d)
         if cache is not None:
             keys, values = cache.append(keys, values)  # (R, H, S, d)
         total = keys.shape[2]
-        # PyTorch's is_causal is aligned to the upper left: right only where no earlier tokens are cached.
+        # PyTorch aligns is_causal to the upper left, which is correct only with an empty cache.
         later_chunk = 1 < tokens < total
         mask = (
             torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens) if later_chunk else None
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from words to memory: queries from the words, keys and values from the image."""
+    """Cross-attention: queries from the words, keys and values from the image."""
 
     def __init__(self, *, width: int, heads: int, dropout: float, null_patch: bool) -> None:
         super().__init__()
@@ -82,26 +82,26 @@ class CrossAttention(nn.Module):
         self.key_value = Linear(width, 2 * width)
         self.output = Linear(width, width)
         self.dropout = Dropout(dropout)
-        # A word that needs no image may spend its attention here; its mass says how much it did.
+        # A learned position that takes the attention of words that do not need the image.
         self.null = nn.Parameter(torch.zeros(2, heads, 1, width // heads)) if null_patch else None
 
     def project(self, features: Tensor) -> KeyValues:
-        """features (B, N, D) -> keys and values (B, H, N, d), the null patch last where there is one."""
+        """features (B, N, D) -> keys and values (B, H, N, d), with the null patch last if there is one."""
         images, positions, width = features.shape
         projected = self.key_value(features).view(images, positions, 2, self.heads, width // self.heads)
         keys, values = projected.permute(2, 0, 3, 1, 4)
         if self.null is not None:
             keys, values = (
-                torch.cat([those, null.expand(images, -1, -1, -1)], dim=2)
-                for those, null in zip((keys, values), self.null, strict=True)
+                torch.cat([part, null.expand(images, -1, -1, -1)], dim=2)
+                for part, null in zip((keys, values), self.null, strict=True)
             )
         return KeyValues(keys, values)
 
     def forward(self, x: Tensor, memory: KeyValues, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (R, T, D) -> attended (R, T, D), and the weights (R, H, T, N) where they are asked for.
+        """x (R, T, D) -> attended (R, T, D), and with `return_weights` the weights (R, H, T, N).
 
-        Patches have no order, so the C rows of an image are C times as many queries of its one memory: (R, T) is read
-        as (B, C·T), and nothing of the image is copied.
+        Patches have no order, so the C rows of an image are C times as many queries of its one memory: (R, T) is viewed
+        as (B, C·T), and the image's keys and values are not copied.
         """
         rows, tokens, width = x.shape
         images = memory.keys.shape[0]
@@ -119,6 +119,6 @@ class CrossAttention(nn.Module):
 
 
 def _allowed(keep: Tensor, images: int, rows: int, tokens: int) -> Tensor:
-    """`keep` (B or R, N) as the mask of folded queries, (B, 1, C·T, N)."""
+    """`keep` (B or R, N) as the attention mask of folded queries, (B, 1, C·T, N)."""
     per_row = keep.view(images, -1, 1, keep.shape[-1]).expand(-1, rows // images, tokens, -1)
     return per_row.flatten(1, 2).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What self-attention remembers.   R rows · H heads · S tokens so far · T new tokens · d head width"""
+"""The key/value cache of self-attention.   R rows · H heads · S tokens so far · T new tokens · d head width"""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 class LayerCache:
     """Keys and values of one layer for up to `capacity` tokens, of which the first `length` are filled.
 
-    Tokens come first in storage, so that what is filled is one piece.
+    Tokens are the first dimension of the storage, so that the filled part is contiguous.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -16,12 +16,9 @@ class LayerCache:
         self._stored: Tensor | None = None  # (capacity, 2, R, H, d)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (R, H, T, d) after what is there; return all keys and values so far, (R, H, S + T, d).
-
-        Raises ValueError where they do not fit.
-        """
+        """Append keys and values (R, H, T, d); return all so far, (R, H, S + T, d). Raises ValueError when full."""
         if self.length + keys.shape[2] > self.capacity:
-            # Said aloud: a slice beyond the end is empty, and one token broadcasts into it without a word.
+            # Checked here, because a single token would broadcast silently into an empty slice.
             raise ValueError(f"the cache has room for {self.capacity} tokens, not {self.length + keys.shape[2]}")
         if self._stored is None:
             rows, heads, _, width = keys.shape
@@ -35,8 +32,7 @@ class LayerCache:
     def select(self, rows: Tensor, spare: Tensor | None = None) -> Tensor | None:
         """Keep these rows (R',), in this order; a row may be named more than once.
 
-        They are copied into `spare` where it fits; what is returned was the storage until then, and nobody needs it.
-        No gradient goes through it.
+        They are copied into `spare` where it fits; returns the previous storage for reuse. Not differentiable.
         """
         stored = self._stored
         if stored is None:
@@ -49,7 +45,7 @@ class LayerCache:
 
 
 class CaptionCache:
-    """The self-attention keys and values of every layer; the caller holds it, passes it in, and drops it."""
+    """The self-attention keys and values of every layer; owned by the caller."""
 
     def __init__(self, *, layers: int, capacity: int, layer: type[LayerCache] = LayerCache) -> None:
         self.layers = tuple(layer(capacity) for _ in range(layers))
@@ -67,5 +63,5 @@ class CaptionCache:
     def select(self, rows: Tensor) -> None:
         """Keep these rows (R',) of every layer, in this order; a row may be named more than once."""
         rows = rows.to(torch.long)
-        for layer in self.layers:  # one buffer more than layers: each copies into what the one before it left
+        for layer in self.layers:  # each copies into the buffer that the one before it left
             self._spare = layer.select(rows, self._spare)

@@ -11,7 +11,7 @@ from captioner.model.encoder import VisionEncoder
 from captioner.model.memory import Memory
 
 GRAY = 128
-"""Of the picture that stands for none."""
+"""Pixel value of the gray picture that stands for no image."""
 
 
 class CaptionModel(nn.Module):
@@ -37,11 +37,11 @@ class CaptionModel(nn.Module):
         self.config = replace(config, encoder=self.encoder.config)
 
     def encode(self, images: Tensor) -> Memory:
-        """images (B, 3, height, width) uint8 -> what every layer may attend to, once an image."""
+        """images (B, 3, height, width) uint8 -> the keys and values of every layer."""
         return self.decoder.project(self.encoder(images))
 
     def blind(self, memory: Memory) -> Memory:
-        """The memory of no image, for as many: the null patches alone, or without any those of a gray picture."""
+        """The memory of as many blank images: only the null patches, or a gray picture if there are none."""
         null = torch.tensor([source.name == "null" for source in memory.sources for _ in range(source.length)])
         if bool(null.any()):
             return memory.take(null.nonzero()[:, 0].to(memory.layers[0].keys.device))

@@ -18,11 +18,11 @@ from captioner.model.memory import Memory, Source
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2)
 READS_THE_IMAGE = ("feature_", "cross_norm", "cross_attention")
-"""Parts of the names of weights that a language model does not have."""
+"""Parts of the names of the weights that read the image, which a language model does not have."""
 
 
 class DecoderOutput(NamedTuple):
-    """logits (R, T, V); weights (R, L, H, T, N) of every cross-attention, or None where they were not asked for."""
+    """logits (R, T, V), and the weights (R, L, H, T, N) of every cross-attention, or None unless requested."""
 
     logits: Tensor
     weights: Tensor | None
@@ -49,7 +49,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x: Tensor, memory: KeyValues, cache: LayerCache | None = None, return_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x (R, T, D) -> (R, T, D), and the cross-attention's weights (R, H, T, N) where they are asked for."""
+        """x (R, T, D) -> (R, T, D), and with `return_weights` the weights (R, H, T, N) of cross-attention."""
         x = x + self.self_attention(self.self_norm(x), cache)
         attended, weights = self.cross_attention(self.cross_norm(x), memory, return_weights)
         x = x + attended
@@ -57,7 +57,7 @@ class DecoderBlock(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Words from what an image offers: token and position embeddings, L blocks, a norm, and the embeddings again."""
+    """Token and position embeddings, L blocks that attend to an image's memory, a norm, and tied output embeddings."""
 
     def __init__(self, config: DecoderConfig, *, vocabulary: int, encoder_width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class TextDecoder(nn.Module):
         self._initialize()
 
     def project(self, features: Tensor, source: str = "image") -> Memory:
-        """features (B, N, E) -> the keys and values of every layer; once an image, immutable, differentiable."""
+        """features (B, N, E) -> the keys and values of every layer, computed once an image; differentiable."""
         projected = self.feature_projection(self.feature_norm(features))
         layers = tuple(block.cross_attention.project(projected) for block in self.blocks)  # type: ignore[operator, union-attr]
         null = (Source("null", 1),) if self.config.null_patch else ()
@@ -92,14 +92,14 @@ class TextDecoder(nn.Module):
     def forward(
         self, tokens: Tensor, memory: Memory, cache: CaptionCache | None = None, return_weights: bool = False
     ) -> DecoderOutput:
-        """tokens (R, T) int64, the R = B·C rows of one image adjacent; with a cache, those that follow the cached."""
+        """tokens (R, T) int64, the C rows of an image adjacent; with a cache, those that follow the cached ones."""
         states, weights = self.states(tokens, memory, cache, return_weights)
         return DecoderOutput(self.logits(states), weights)
 
     def states(
         self, tokens: Tensor, memory: Memory, cache: CaptionCache | None = None, return_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """As `forward`, up to the last norm: (R, T, D), for callers that need the logits of some tokens only."""
+        """As `forward` up to the last norm, (R, T, D), for callers that need the logits of some tokens only."""
         start = 0 if cache is None else cache.length
         x = self.embed(tokens, start)
         collected = []
@@ -110,17 +110,17 @@ class TextDecoder(nn.Module):
         return self.final_norm(x), torch.stack(collected, dim=1) if return_weights else None
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """tokens (R, T) at the positions from `start` on -> what enters the first block (R, T, D)."""
+        """tokens (R, T) at the positions from `start` on -> the input of the first block (R, T, D)."""
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         embedded: Tensor = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         return embedded
 
     def logits(self, states: Tensor) -> Tensor:
-        """states (..., D) -> scores of the next token (..., V), by the token embeddings themselves."""
+        """states (..., D) -> logits of the next token (..., V), by the token embeddings."""
         return linear(states, self.token_embedding.weight)
 
     def grow(self, vocabulary: int) -> None:
-        """Make room for words appended to the vocabulary; each begins as the mean of the known words."""
+        """Add embeddings for words appended to the vocabulary, each initialized near the mean of the known ones."""
         known = self.token_embedding.weight.detach()
         noise = torch.randn(vocabulary - len(known), known.shape[1]).to(known)
         new = known.mean(dim=0, keepdim=True) + INITIAL_STD * noise
@@ -134,7 +134,7 @@ class TextDecoder(nn.Module):
                 module.p = rate
 
     def set_language(self, language: Literal["train", "freeze"]) -> None:
-        """Train everything, or only what a language model does not have."""
+        """Train everything, or only the weights that read the image."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(language == "train" or any(part in name for part in READS_THE_IMAGE))
 

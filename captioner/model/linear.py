@@ -22,19 +22,14 @@ class Linear(nn.Linear):
         """x (..., I) -> (..., O)."""
         return linear(x, self.weight, self.bias)
 
-    @classmethod
-    def sharing(cls, layer: nn.Linear) -> "Linear":
-        """A layer with the parameters of another: the same objects."""
-        shared = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        shared.weight, shared.bias = layer.weight, layer.bias
-        return shared.train(layer.training)
-
 
 def replace_linear_layers(module: nn.Module) -> None:
     """Replace each `nn.Linear` inside a module by a `Linear` with the same parameters."""
     for name, child in module.named_children():
         if type(child) is nn.Linear:
-            setattr(module, name, Linear.sharing(child))
+            layer = Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+            layer.weight, layer.bias = child.weight, child.bias
+            setattr(module, name, layer.train(child.training))
         else:
             replace_linear_layers(child)
 

@@ -1,4 +1,4 @@
-"""What an image offers to the text.   B images · R rows · N memory positions · H heads · d head width"""
+"""What the decoder attends to.   B images · R rows · N memory positions · H heads · d head width"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from captioner.model.attention import KeyValues
 
 @dataclass(frozen=True)
 class Source:
-    """A run of memory positions and what they come from: `image`, `null`, or a name the caller gave."""
+    """A run of memory positions and their origin: `image`, `null`, or a name that the caller chose."""
 
     name: str
     length: int
@@ -21,19 +21,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Memory:
-    """One `KeyValues` a layer over the same N positions, and where each position comes from."""
+    """One `KeyValues` per layer over the same N positions, and the origin of each position."""
 
     layers: tuple[KeyValues, ...]
     sources: tuple[Source, ...]
 
     @property
     def images(self) -> int:
-        """B, the images whose memory this is."""
+        """B, the number of images."""
         return self.layers[0].keys.shape[0]
 
     @property
     def positions(self) -> int:
-        """N, the positions a word may attend to."""
+        """N, the positions that a word can attend to."""
         return self.layers[0].keys.shape[2]
 
     def span(self, name: str) -> slice:
@@ -46,7 +46,7 @@ class Memory:
         raise KeyError(name)
 
     def select(self, images: Tensor) -> Self:
-        """The memory of these images (B',), in this order; a mask by row keeps the rows of an image together."""
+        """The memory of these images (B',), in this order, with the mask of all their rows."""
 
         def chosen(part: Tensor) -> Tensor:
             rows: Tensor = part.unflatten(0, (self.images, -1))[images].flatten(0, 1)
@@ -59,7 +59,7 @@ class Memory:
         )
 
     def take(self, positions: Tensor) -> Self:
-        """The memory of these positions (N',) alone, in this order."""
+        """The memory of these positions (N',) only, in this order."""
         names = [source.name for source in self.sources for _ in range(source.length)]
         runs = groupby(names[position] for position in positions.tolist())
         taken = self._mapped(
@@ -72,13 +72,13 @@ class Memory:
         return replace(taken, sources=tuple(Source(name, len(list(run))) for name, run in runs))
 
     def mask(self, keep: Tensor) -> Self:
-        """Hide the positions where `keep` (B or R, N) is false from a row, besides those hidden already.
+        """Hide from each row the positions where `keep` (B or R, N) is false, in addition to those hidden already.
 
         Raises ValueError where a row would have nothing left to attend to.
         """
         earlier = self.layers[0].keep
         if earlier is not None:
-            # A row an image serves that image's C rows; the finer of both masks decides how many rows there are.
+            # A mask by image holds for all C rows of the image, so the finer mask decides how many rows there are.
             fine, coarse = (keep, earlier) if len(keep) >= len(earlier) else (earlier, keep)
             keep = fine & coarse.repeat_interleave(len(fine) // len(coarse), dim=0)
         if not bool(keep.any(dim=-1).all()):
@@ -90,7 +90,7 @@ class Memory:
 
 
 def concat(memories: list[Memory]) -> Memory:
-    """One memory that offers all positions of several, for the same B images: other photos, tiles, neighbors."""
+    """The positions of several memories of the same B images side by side: more photos, tiles, neighbors."""
     rows = max(len(m.layers[0].keep) if m.layers[0].keep is not None else m.images for m in memories)
     masked = any(memory.layers[0].keep is not None for memory in memories)
     return Memory(

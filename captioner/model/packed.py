@@ -32,8 +32,9 @@ class PackedLinear(Linear):
         self._pack()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) -> (..., O); with gradients for x the matrix itself is used."""
-        if (x.requires_grad and torch.is_grad_enabled()) or not by_onednn(x, self.weight):
+        """x (..., I) -> (..., O); where gradients or mixed precision are on, by the matrix itself."""
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if plain or x.dtype != torch.float32 or x.numel() == 0:
             return super().forward(x)
         return self._product(x)
 
@@ -82,6 +83,9 @@ class PackedDecoder(TextDecoder):
         words = self.token_embedding.weight
         self._head = kind(words, None) if by_onednn(words, words) else None
         self.requires_grad_(False).eval()
+
+    def _initialize(self) -> None:
+        """Nothing: the weights are those of the other decoder."""
 
     def logits(self, states: Tensor) -> Tensor:
         """states (..., D) -> scores of the next token (..., V)."""

@@ -1,11 +1,11 @@
-"""The numbers of a run as it goes: metrics.csv, and the same drawn as curves.png.
+"""The numbers of a run: metrics.csv, and the same drawn as curves.png.
 
-A row belongs to a step, so that a run that goes on writes again what it does again, and its table is that of one run.
+There is one row a step. A resumed run replaces the rows of steps that it repeats, so its table is that of one run.
 """
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from captioner.files import write_whole
 from captioner.training.durability import stepped
 
 TABLE, PICTURE = "metrics.csv", "curves.png"
 STEP = "step"
+LINE_END = "\r\n"
 PER_HEAD = "heads/"
-"""Begins the names of numbers of single heads, which are in the table and not in the picture."""
+"""Prefix of the numbers of single heads, which are in the table and not in the picture."""
 COLUMNS, PANEL, MARGIN = 2, (420, 180), 64
 COLORS = {"train": (140, 150, 165), "val": (190, 60, 90)}
 INK, FRAME, PAPER = (27, 31, 36), (205, 210, 216), (255, 255, 255)
@@ -29,7 +31,7 @@ Row = dict[str, float]
 
 
 class History(Callback):
-    """A row each `log_every_n_steps` steps, with what the step returned, and one after each validation."""
+    """Writes a row every so many steps, with what the step returned, and one after each validation."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
@@ -68,32 +70,28 @@ class History(Callback):
         if known or columns != self._columns():
             self._write(trainer)
         elif trainer.is_global_zero:
-            with suppress(PermissionError), (self.folder / TABLE).open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, columns).writerow(self._spelled(step))
+            with suppress(PermissionError), (self.folder / TABLE).open("ab") as file:
+                file.write(self._line(step, columns))
 
     def _columns(self) -> list[str]:
-        return [STEP, *dict.fromkeys(name for row in self.rows.values() for name in row)]
+        return list(dict.fromkeys(name for row in self.rows.values() for name in row))
 
-    def _spelled(self, step: int) -> dict[str, str]:
-        values = {
-            name: str(int(value)) if name == "epoch" else f"{value:.7g}" for name, value in self.rows[step].items()
-        }
-        return {STEP: str(step)} | values
+    def _line(self, step: int, columns: Sequence[str]) -> bytes:
+        row = self.rows[step]
+        values = ("" if name not in row else f"{row[name]:.7g}" for name in columns)
+        return (",".join((str(step), *values)) + LINE_END).encode()
 
     def _write(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        partial = self.folder / f".{TABLE}.partial"
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self._columns())
-            writer.writeheader()
-            writer.writerows(self._spelled(step) for step in self.rows)
-        with suppress(PermissionError):  # on Windows, while a spreadsheet holds it; the next one has all rows
-            partial.replace(self.folder / TABLE)
+        """The whole table. On Windows it may be held by a spreadsheet; the next one then has all rows."""
+        columns = self._columns()
+        lines = [(",".join((STEP, *columns)) + LINE_END).encode(), *(self._line(step, columns) for step in self.rows)]
+        if trainer.is_global_zero:
+            with suppress(PermissionError):
+                write_whole(self.folder / TABLE, b"".join(lines))
 
 
 def read_table(path: Path) -> dict[int, Row]:
-    """Step -> its numbers, of a metrics.csv; a line that is damaged is left out."""
+    """Step -> its numbers, of a metrics.csv; damaged lines are left out."""
     rows = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -105,7 +103,7 @@ def read_table(path: Path) -> dict[int, Row]:
 
 
 def draw_curves(rows: Mapping[int, Row], path: Path) -> None:
-    """A panel a quantity over the steps; training in gray, validation in red."""
+    """One panel a quantity, over the steps: training in gray, validation in red."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for step, row in rows.items():
         for name, value in row.items():

@@ -29,8 +29,8 @@ def test_a_file_of_judgements(tmp_path: Path) -> None:
     path = tmp_path / "grades.txt"
     path.write_text("a.jpg\tb.jpg#1\t1\t2\t4\na.jpg\ta.jpg#0\t4\t4\t4\nb.jpg\ta.jpg#0\t3\t3\t1\n", encoding="utf-8")
     judged = read_judgements(path, slice(2, 5), {"a.jpg": ["A dog.", "The dog runs."], "b.jpg": ["A cat", "Cats!"]})
-    assert judged.candidates == ["cats", "a dog"]
-    assert judged.references == [["a dog", "the dog runs"], ["a cat", "cats"]]
+    assert judged.captions.candidates == ["cats", "a dog"]
+    assert judged.captions.references == [["a dog", "the dog runs"], ["a cat", "cats"]]
     np.testing.assert_array_equal(judged.grades, [[1, 2, 4], [3, 3, 1]])
 
 
@@ -42,7 +42,7 @@ def test_the_figures_of_the_experts(shared: Path) -> None:
     judged = read_judgements(folder / "human_judgements" / name, columns, captions)
     assert judged.grades.shape == (5664, 3)
     expected = {"CIDEr-D": 43.89, "METEOR": 41.82, "ROUGE-L": 32.31, "BLEU-4": 30.78}
-    for metric, values in scores(judged.candidates, judged.references).items():
+    for metric, values in scores(judged.captions).items():
         if metric in expected:
             tau = 100 * kendall(np.repeat(values, 3), judged.grades.ravel())[1]
             assert tau == pytest.approx(expected[metric], abs=0.005)

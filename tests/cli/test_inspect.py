@@ -257,17 +257,17 @@ def test_regions_tiles_and_traces(model: str, photo: str, tmp_path: Path) -> Non
     assert json.loads((out / "dog.json").read_text(encoding="utf-8"))["region"] == [0, 0, 0.5, 1]
 
 
-def test_doubtful_objects_are_marked(model: str, photo: str, tmp_path: Path) -> None:
+def test_hallucinated_objects_are_marked(model: str, photo: str, tmp_path: Path) -> None:
     captioner = Captioner.from_pretrained(model, device="cpu")
     captioner.model.config = replace(captioner.model.config, hallucination=(0.0,) * 7 + (2.0,))
     captioner.save_pretrained(tmp_path / "wary")
     out = tmp_path / "out"
     assert inspect(str(tmp_path / "wary"), photo, "-o", out, "--json", "--png", "--caption", "a brown dog") == 0
     words = json.loads((out / "dog.json").read_text(encoding="utf-8"))["words"]
-    assert [word.get("invented") for word in words] == [None, None, pytest.approx(1 / (1 + np.exp(-2)), abs=1e-5)]
+    assert [word.get("hallucination") for word in words] == [None, None, pytest.approx(1 / (1 + np.exp(-2)), abs=1e-5)]
     trace = captioner.inspect(photo, caption="a brown dog")
     assert Image.open(out / "dog.png").tobytes() == draw_sheet(trace).tobytes()
-    assert draw_sheet(replace(trace, invented={})).tobytes() != draw_sheet(trace).tobytes()
+    assert draw_sheet(replace(trace, hallucination={})).tobytes() != draw_sheet(trace).tobytes()
     trace.save(tmp_path / "dog.npz")
-    assert AttentionTrace.load(tmp_path / "dog.npz").invented == trace.invented
-    assert not captioner.inspect(photo, caption="a brown dog", method="raw").invented
+    assert AttentionTrace.load(tmp_path / "dog.npz").hallucination == trace.hallucination
+    assert not captioner.inspect(photo, caption="a brown dog", method="raw").hallucination

@@ -1,6 +1,12 @@
 """`captioner train` from the command line: what it prints, resumes and refuses."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import import_module
 
 import pytest
 
@@ -55,7 +61,7 @@ def test_init_starts_from_a_model(train, tmp_path):
     assert train("-o", tmp_path / "second", *flags) == 0
     (first, words), (second, same) = (load_model(tmp_path / name / "model") for name in ("first", "second"))
     assert len(words) == len(same)
-    assert second.config.decoder.dropout == 0.4
+    assert "dropout: 0.4" in (tmp_path / "second" / "config.yaml").read_text()
     assert second.decoder.token_embedding.weight.shape == first.decoder.token_embedding.weight.shape
 
 
@@ -74,6 +80,35 @@ def test_what_cannot_be_done_is_told_in_a_line(train, tmp_path, capsys, flags, c
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="terminals as Unix has them")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_for_terminals_and_log_lines_stay_whole(train, tmp_path, shapes, terminal):
+    """`captioner train ... | cat` gives the model's folder alone; a bar on standard error never holds a log line."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.replace("enable_progress_bar: false, ", ""))
+    command = [sys.executable, "-m", "captioner", "train", "--config", str(config), "-o", str(tmp_path / "run")]
+    command += ["--set", f"data.root={shapes}"]
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    if terminal:
+        import_module("termios").tcsetwinsize(theirs, (40, 100))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        err = b""
+        with suppress(OSError):  # what reading a terminal gives once its other end is closed
+            while part := os.read(ours, 4096):
+                err += part
+        out = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0, err.decode()
+    assert out.decode() == f"{tmp_path / 'run' / 'model'}\n"
+    lines = re.split(r"[\r\n]+", err.decode().replace("\x1b[A", ""))
+    bars = [line for line in lines if "it/s" in line or "%|" in line]
+    assert bool(bars) == terminal
+    assert not [line for line in bars if "CIDEr-D" in line]
+    assert [line for line in lines if line.startswith("epoch 0: CIDEr-D ")]
 
 
 def test_a_dry_run_prints_and_keeps_nothing(train, tmp_path, capsys):

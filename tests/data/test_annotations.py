@@ -17,7 +17,6 @@ from captioner.data.annotations import (
     Problem,
     check,
     clean_caption,
-    printable,
     safe_path,
     validated,
 )
@@ -274,31 +273,28 @@ def test_plain_paths_are_taken(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="making links needs a privilege on Windows")
-def test_links_must_stay_inside(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "sub").mkdir(parents=True)
-    (root / "real.png").touch()
-    (tmp_path / "secret.png").touch()
-    (root / "inside.png").symlink_to(root / "real.png")
-    (root / "outside.png").symlink_to(tmp_path / "secret.png")
-    (root / "up").symlink_to(tmp_path)
-    (root / "loop").symlink_to(root / "loop")
-    assert safe_path(root, "inside.png") == root / "inside.png"
-    for name in ("outside.png", "up/secret.png"):
-        with pytest.raises(AnnotationError, match="link out of"):
-            safe_path(root, name)
-    assert not os.path.isfile(safe_path(root, "loop"))
-    linked = tmp_path / "linked"
-    linked.symlink_to(root)
-    assert safe_path(linked, "real.png") == linked / "real.png"
+def test_links_in_the_image_folder_are_followed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """People link data sets together: a picture, and a folder of pictures, that lie elsewhere."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "images" / "b.png").rename(elsewhere / "b.png")
+    (root / "images" / "b.png").symlink_to(elsewhere / "b.png")
+    (root / "images" / "linked").symlink_to(elsewhere)
+    data = coco()
+    data["annotations"][1]["caption"] = "a red wall"
+    data["images"].append({"id": 4, "file_name": "linked/b.png", "split": "train"})
+    data["annotations"].append({"id": 14, "image_id": 4, "caption": "a green wall"})
+    assert codes(write(root, data), decode=True) == []
+    assert [image.path.name for image in load_captions(root).images] == ["a.png", "b.png", "c.png", "b.png"]
+    (root / "images" / "b.png").unlink()
+    (root / "images" / "b.png").symlink_to("b.png")
+    assert codes(root) == ["missing_image"]
 
 
 @given(st.text())
 def test_a_safe_path_stays_inside_whatever_the_name(name: str) -> None:
     root = Path(__file__).parent
     with suppress(AnnotationError):
-        path = safe_path(root, name)
-        assert os.path.commonpath([os.path.realpath(path), os.path.realpath(root)]) == os.path.realpath(root)
+        assert os.path.normpath(safe_path(root, name)).startswith(str(root))
 
 
 @given(st.text(st.characters()))
@@ -307,10 +303,6 @@ def test_a_cleaned_caption_is_one_utf8_line(text: str) -> None:
     assert cleaned.encode().decode() == cleaned
     assert cleaned.splitlines() in ([], [cleaned])
     assert clean_caption(cleaned) == cleaned
-
-
-def test_control_characters_are_escaped_for_people() -> None:
-    assert printable("é a\tb\n\x1b\ud800") == "é a\\tb\\n\\x1b\\ud800"
 
 
 def test_a_caption_of_the_greatest_length_is_taken(root: Path) -> None:

@@ -1,72 +1,21 @@
-"""Batches: every caption once, images of a batch with equally many captions, order from seed and epoch alone."""
+"""Samples and batches: what they hold, and where its pixels come from."""
 
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from captioner.config import EncoderConfig, TokenizerConfig
 from captioner.data.augmentation import augment, may_flip
-from captioner.data.dataset import CaptionDataset, GroupSampler
+from captioner.data.dataset import CaptionDataset, Sample, collate
 from captioner.data.formats import load_captions
+from captioner.data.sampler import BatchPlan, Group, GroupSampler
+from captioner.errors import AnnotationError
 from captioner.geometry import Geometry, to_pixels
 from captioner.images import open_image
 from captioner.tokenizer import Tokenizer
-
-LENGTHS = [[5, 9, 12, 7, 6], [8, 8], [20], [4, 15, 6, 10, 11], [9, 9, 9, 9, 9, 9, 9]]
-
-
-def sampler(**options):
-    defaults = {"batch_images": 2, "captions_per_image": 3, "shuffle": True, "seed": 1}
-    return GroupSampler(LENGTHS, **(defaults | options))
-
-
-def seen(batches):
-    return Counter((group.image, caption) for batch in batches for group in batch for caption in group.captions)
-
-
-def test_every_caption_once_an_epoch():
-    everything = Counter((image, caption) for image, lengths in enumerate(LENGTHS) for caption in range(len(lengths)))
-    for captions_per_image in (1, 2, 3, 5, 9):
-        batches = list(sampler(captions_per_image=captions_per_image))
-        assert seen(batches) == everything
-        assert len(batches) == len(sampler(captions_per_image=captions_per_image))
-
-
-def test_images_of_a_batch_have_equally_many_captions():
-    for batch in sampler():
-        assert len({len(group.captions) for group in batch}) == 1
-        assert len(batch) <= 2
-
-
-def test_order_depends_on_seed_and_epoch_alone():
-    one, same, other = sampler(), sampler(), sampler(seed=2)
-    assert list(one) == list(same)
-    assert list(one) != list(other)
-    later = sampler(progress=lambda: (3, 0))
-    assert list(later) != list(one)
-    assert list(later) == list(sampler(progress=lambda: (3, 0)))
-
-
-def test_without_shuffling_epochs_are_alike():
-    assert list(sampler(shuffle=False)) == list(sampler(shuffle=False, progress=lambda: (5, 0)))
-
-
-def test_captions_of_similar_length_are_trained_together():
-    [group] = [
-        group
-        for batch in sampler(captions_per_image=3)
-        for group in batch
-        if group.image == 3 and len(group.captions) == 2
-    ]
-    assert {LENGTHS[3][caption] for caption in group.captions} in ({4, 6}, {11, 15}, {10, 15}, {10, 11})
-
-
-def test_ranks_share_an_epoch_and_see_equally_many_batches():
-    whole = seen(sampler())
-    parts = [list(sampler(rank=rank, world=2)) for rank in range(2)]
-    assert len(parts[0]) == len(parts[1])
-    assert set(whole) == set(seen(parts[0] + parts[1]))
 
 
 def dataset(shapes, **options):
@@ -80,8 +29,9 @@ def dataset(shapes, **options):
 def test_a_batch_is_what_its_groups_say(shapes):
     data, tokenizer = dataset(shapes)
     batches = GroupSampler(data.lengths, batch_images=3, captions_per_image=2, shuffle=True, seed=0)
-    groups = next(groups for groups in batches if len(groups) == 3 and len(groups[0].captions) == 2)
-    batch = data[groups]
+    plan = next(plan for plan in batches if len(plan.groups) == 3 and len(plan.groups[0].captions) == 2)
+    groups, batch = plan.groups, data[plan._replace(weight=0.25)]
+    assert batch.weight == 0.25
     assert batch.features is None
     assert batch.images.shape == (3, 3, 48, 64)
     assert batch.tokens.shape[0] == 6
@@ -90,6 +40,7 @@ def test_a_batch_is_what_its_groups_say(shapes):
     for row, text in zip(batch.tokens.tolist(), texts, strict=True):
         expected = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
         assert row == expected + [tokenizer.pad] * (len(row) - len(expected))
+    assert batch.lengths.tolist() == [len(tokenizer.encode(text)) + 2 for text in texts]
     assert batch.image_ids == [data.images[group.image].image_id for group in groups]
     photo = open_image(data.images[groups[0].image].path).image
     plain = to_pixels(photo, Geometry.of(*photo.size, size=(48, 64), fit="squash"), "bicubic")
@@ -98,11 +49,20 @@ def test_a_batch_is_what_its_groups_say(shapes):
 
 def test_augmented_views_come_from_the_groups_seed(shapes):
     data, _ = dataset(shapes, augmented=True)
-    [groups, *_] = GroupSampler(data.lengths, batch_images=2, captions_per_image=2, shuffle=True, seed=0)
-    first, again = data[groups].images, data[groups].images
-    assert torch.equal(first, again)
-    other = data[[group._replace(seed=group.seed + 1) for group in groups]].images
-    assert not torch.equal(first, other)
+    group = Group(3, (0,), seed=7)
+    first = data.sample(group).encoded
+    assert torch.equal(first, data.sample(group).encoded)
+    assert not torch.equal(first, data.sample(group._replace(seed=8)).encoded)
+    assert not torch.equal(first, dataset(shapes)[0].sample(group).encoded)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+def test_photos_are_fitted_as_the_encoder_asks(shapes, fit):
+    data, _ = dataset(shapes)
+    data.encoder = replace(data.encoder, image_size=(48, 96), fit=fit)
+    photo = open_image(data.images[4].path).image
+    expected = to_pixels(photo, Geometry.of(*photo.size, size=(48, 96), fit=fit), "bicubic")
+    assert np.array_equal(data.sample(Group(4, (0,), 1)).encoded.numpy(), expected)
 
 
 def test_a_caption_too_long_is_cut_without_an_end(shapes):
@@ -119,12 +79,56 @@ def test_flips_only_where_no_caption_names_a_side():
     assert not may_flip(["turned to the RIGHT"])
 
 
-def test_augmentation_keeps_the_mode_and_flips_half_of_the_time(shapes):
+def test_augmentation_keeps_the_mode_and_most_of_the_photo(shapes):
     photo = open_image(load_captions(shapes).images[0].path).image
     views = [augment(photo, np.random.default_rng(seed), flip=False) for seed in range(20)]
     assert all(view.mode == "RGB" for view in views)
     areas = [view.size[0] * view.size[1] / (photo.size[0] * photo.size[1]) for view in views]
-    assert min(areas) > 0.4
-    flipped = [augment(photo, np.random.default_rng(seed), flip=True) for seed in range(20)]
-    changed = sum(one.tobytes() != other.tobytes() for one, other in zip(views, flipped, strict=True))
-    assert changed > 0
+    assert 0.4 < min(areas) < 0.7 < 0.8 < max(areas) <= 1
+
+
+def test_augmentation_flips_half_of_the_time_and_only_where_it_may():
+    """Seen from the side on which a photo is bright."""
+    photo = Image.fromarray(np.repeat(np.array([[[0] * 3] * 32 + [[255] * 3] * 32], dtype=np.uint8), 64, axis=0))
+
+    def bright_sides(flip):
+        views = [np.asarray(augment(photo, np.random.default_rng(seed), flip=flip)) for seed in range(40)]
+        return ["right" if view[:, -1].mean() > view[:, 0].mean() else "left" for view in views]
+
+    assert set(bright_sides(flip=False)) == {"right"}
+    assert 12 <= bright_sides(flip=True).count("left") <= 28
+
+
+def test_augmentation_changes_colors():
+    gray = Image.new("RGB", (64, 64), (100, 120, 140))
+    views = {augment(gray, np.random.default_rng(seed), flip=False).getpixel((5, 5)) for seed in range(10)}
+    assert len(views) == 10
+
+
+def test_samples_are_padded_and_put_together():
+    """By hand: two images with two captions each, one of them in a mosaic."""
+    features = torch.rand(2, 3, 4).half()
+    alone = Sample("a", features[0], ([1, 5, 2], [1, 2]))
+    mosaic = Sample(7, features[1], ([1, 6, 7, 2], [1, 8, 2]), corner=3, objects=([2], []))
+    batch = collate([alone, mosaic], pad=9, weight=0.5)
+    assert batch.tokens.tolist() == [[1, 5, 2, 9], [1, 2, 9, 9], [1, 6, 7, 2], [1, 8, 2, 9]]
+    assert batch.lengths.tolist() == [3, 2, 4, 3]
+    assert batch.predicts.int().tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]
+    assert batch.objects.nonzero().tolist() == [[2, 2]]
+    assert batch.corners.tolist() == [-1, 3]
+    assert (batch.image_ids, batch.weight, batch.images) == (["a", 7], 0.5, None)
+    assert torch.equal(batch.features, features)
+
+
+def test_a_photo_may_be_given_as_bytes(shapes):
+    captions = load_captions(shapes)
+    files = captions.images[:3]
+    held = [replace(image, source=image.path.read_bytes()) for image in files]
+    tokenizer = Tokenizer.train(["a red circle"], TokenizerConfig(min_count=1))
+    encoder = EncoderConfig(image_size=(48, 64), interpolation="bicubic")
+    plan = BatchPlan([Group(place, (0,), 1) for place in range(3)])
+    one, same = (CaptionDataset(images, tokenizer, encoder, max_length=9)[plan].images for images in (files, held))
+    assert torch.equal(one, same)
+    broken = CaptionDataset([replace(files[0], source=b"no photo")], tokenizer, encoder, max_length=9)
+    with pytest.raises(AnnotationError, match=f"image {files[0].image_id}: "):
+        broken.sample(Group(0, (0,), 1))

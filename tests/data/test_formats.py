@@ -232,22 +232,6 @@ def test_folder_of_sidecars(tmp_path: Path) -> None:
     assert sorted(codes(tmp_path)) == ["bom", "no_captions", "text_without_picture"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="making links needs a privilege on Windows")
-def test_a_folder_is_not_left_by_links(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    draw(tmp_path, "root/a.jpg", "root/b.jpg", "outside/c.jpg")
-    write(tmp_path / "outside/c.txt", "A secret.")
-    write(root / "a.txt", "A dog.")
-    (root / "loop").symlink_to(root)
-    (root / "elsewhere").symlink_to(tmp_path / "outside")
-    (root / "b.txt").symlink_to(tmp_path / "outside/c.txt")
-    assert [image.file_name for image in read_listing(root).images] == ["a.jpg", "b.jpg"]
-    problems = check(read_listing(root), decode=False)
-    assert [(p.code, p.where) for p in problems] == [("unsafe_path", "b.txt"), ("no_captions", "b.jpg")]
-    with pytest.raises(AnnotationError, match="link out of the image folder"):
-        load_captions(root)
-
-
 def test_coco_as_its_authors_lay_it_out(tmp_path: Path) -> None:
     draw(tmp_path, "train2017/a.jpg", "val2017/a.jpg")
     write(tmp_path / "annotations/captions_train2017.json", coco(["a.jpg"], start=1))
@@ -339,3 +323,19 @@ def test_loading_assigns_splits_only_where_none_is_named(tmp_path: Path) -> None
     assert load_captions(tmp_path).split_names == ("train", "val")
     write(tmp_path / "captions.csv", "path,caption,split\na.jpg,A,\nb.jpg,B,test\n")
     assert [image.split for image in load_captions(tmp_path).images] == [None, "test"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="making links needs a privilege on Windows")
+def test_links_are_followed_and_loops_end(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for folder in (tmp_path / "own", elsewhere):
+        folder.mkdir(exist_ok=True)
+        draw(folder, f"{folder.name}.jpg")
+        write(folder / f"{folder.name}.txt", "A dog.\n")
+    (tmp_path / "linked").symlink_to(elsewhere)
+    draw(tmp_path, "b.jpg")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "own" / "own.txt")
+    (elsewhere / "up").symlink_to(tmp_path)
+    (tmp_path / "own" / "again").symlink_to(tmp_path / "own")
+    names = [image.path.relative_to(tmp_path).as_posix() for image in load_captions(tmp_path).images]
+    assert names == ["b.jpg", f"linked/{elsewhere.name}.jpg", "own/own.jpg"]

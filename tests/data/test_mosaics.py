@@ -1,5 +1,7 @@
 """Mosaics: each photo in its corner, in the pixels, the patches and the batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from PIL import Image
 
 from captioner.config import DataConfig, EncoderConfig, TokenizerConfig
 from captioner.data.datamodule import split_mosaics
-from captioner.data.dataset import CaptionDataset, Group, GroupSampler
+from captioner.data.dataset import CaptionDataset, framed, object_places
 from captioner.data.formats import load_captions
 from captioner.data.mosaics import Mosaics, corner_box, corner_shares, mosaic_pixels
+from captioner.data.sampler import BatchPlan, Group, GroupSampler
 from captioner.errors import ConfigError
 from captioner.extraction import extract_features
 from captioner.model.encoder import VisionEncoder
@@ -35,13 +38,7 @@ def test_fewer_than_four_photos_make_none(shapes):
     assert Mosaics.of(3, seed=0) is None
     captions = load_captions(shapes)
     with pytest.raises(ConfigError, match="takes four photos"):
-        split_mosaics(DataConfig(mosaics=0.5), _few(captions), 0)
-
-
-def _few(captions):
-    train = [image for image in captions.images if image.split == "train"][:3]
-    val = [image for image in captions.images if image.split == "val"]
-    return type(captions)(tuple(train + val), captions.root)
+        split_mosaics(DataConfig(mosaics=0.5), replace(captions, images=captions.images[:3]), captions, 0)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 33)])
@@ -79,34 +76,43 @@ def made(shapes, **options):
 def test_a_batch_says_where_the_photo_is(shapes):
     dataset, _, _, mosaics = made(shapes)
     (number, corner), *_ = mosaics.places[2]
-    batch = dataset[[Group(1, (0,), 5), Group(2, (1,), 6, (number, corner))]]
+    batch = dataset[BatchPlan([Group(1, (0,), 5), Group(2, (1,), 6, (number, corner))])]
     assert batch.corners.tolist() == [-1, corner]
-    alone = dataset[[Group(2, (1,), 6)]].images[0]
+    alone = dataset.sample(Group(2, (1,), 6)).encoded
     left, top, right, bottom = corner_box(corner)
     part = batch.images[1][:, round(top * 64) : round(bottom * 64), round(left * 96) : round(right * 96)].float()
     small = torch.nn.functional.avg_pool2d(alone.float(), 2)
     assert (part - small).abs().mean() < 8
 
 
-def test_object_words_are_flagged_in_either_tokenizer(shapes):
-    for kind in ("word", "bpe"):
-        tokenizer = Tokenizer.train(["two dogs chase a skateboard."] * 3, TokenizerConfig(kind=kind, min_count=1))
-        captions = load_captions(shapes).split("train")
-        image = type(captions.images[0])("x", captions.images[0].path, ("Two dogs chase a skateboard.",), "train")
-        batch = CaptionDataset([image], tokenizer, VisionEncoder(ENCODER).config, max_length=60)[[Group(0, (0,), 0)]]
-        named = batch.tokens[0][batch.objects[0]].tolist()
-        assert tokenizer.decode(named).replace(".", "").split() == ["dogs", "skateboard"]
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_object_words_are_found_in_either_tokenizer(kind):
+    tokenizer = Tokenizer.train(["two dogs chase a skateboard."] * 3, TokenizerConfig(kind=kind, min_count=1))
+    tokens = framed(tokenizer, "Two dogs chase a skateboard.", 60)
+    named = [tokens[place] for place in object_places(tokenizer, tokens)]
+    assert tokenizer.decode(named).replace(".", "").split() == ["dogs", "skateboard"]
+
+
+def test_object_words_are_flagged_in_mosaics_only(shapes):
+    """They cost a look-up of every word, and only words of mosaics are taught to point."""
+    dataset, captions, *_ = made(shapes)
+    tokenizer = Tokenizer.train(["a dog beside a cat"], TokenizerConfig(min_count=1))
+    image = replace(captions.images[0], captions=("a dog beside a cat", "a cat"))
+    data = CaptionDataset([image] * 4, tokenizer, dataset.encoder, max_length=20, mosaics=Mosaics(((0, 1, 2, 3),)))
+    batch = data[BatchPlan([Group(0, (0, 1), 1), Group(1, (0, 1), 1, (0, 1))])]
+    named = [row[flags].tolist() for row, flags in zip(batch.tokens, batch.objects, strict=True)]
+    assert [tokenizer.decode(tokens) for tokens in named] == ["", "", "dog cat", "cat"]
 
 
 def test_stored_mosaics_are_those_of_photos(shapes, tmp_path):
     dataset, captions, network, mosaics = made(shapes)
     store = extract_features(network, captions, tmp_path, mosaics={"train": mosaics})
     stored, *_ = made(shapes, store=store)
-    groups = [Group(photo, (0,), 1, mosaics.places[photo][0]) for photo in (0, 3)] + [Group(1, (0,), 1)]
+    plan = BatchPlan([Group(photo, (0,), 1, mosaics.places[photo][0]) for photo in (0, 3)] + [Group(1, (0,), 1)])
     with torch.inference_mode():
-        direct = network.eval()(dataset[groups].images)
-    torch.testing.assert_close(stored[groups].features.float(), direct, atol=2e-2, rtol=1e-2)
-    assert stored[groups].corners.tolist() == dataset[groups].corners.tolist()
+        direct = network.eval()(dataset[plan].images)
+    torch.testing.assert_close(stored[plan].features.float(), direct, atol=2e-2, rtol=1e-2)
+    assert stored[plan].corners.tolist() == dataset[plan].corners.tolist()
     with pytest.raises(ConfigError, match="other transform"):
         extract_features(network, captions, tmp_path, mosaics={"train": Mosaics.of(len(captions), seed=1)})
 
@@ -118,7 +124,7 @@ def test_the_sampler_takes_a_share_of_mosaics_and_the_rest_stays(shapes):
         sampler = GroupSampler(
             lengths, batch_images=8, captions_per_image=3, shuffle=True, mosaics=mosaics, mosaic_share=share
         )
-        return [group for batch in sampler for group in batch]
+        return [group for plan in sampler for group in plan.groups]
 
     assert all(group.mosaic is None for group in groups(0.0))
     assert all(group.mosaic in mosaics.places[group.image] for group in groups(1.0))

@@ -1,4 +1,4 @@
-"""Relevance is a derivative, perturbation a difference: both are compared with what they say they are."""
+"""Relevance is compared with a numerical derivative, perturbation with differences."""
 
 from dataclasses import replace
 
@@ -126,3 +126,13 @@ def test_a_square_that_hides_everything_is_passed_over():
     memory = decoder.project(torch.randn(1, 1, 8))
     found = perturbation(decoder, memory, torch.tensor([[1, 5, 7]]), [(0, 1)], (1, 1), slice(0, 1))
     assert found.tolist() == [[0.0]]
+
+
+def test_words_that_are_certain_have_finite_relevance(seen):
+    decoder, memory, _ = seen
+    with torch.no_grad():
+        decoder.token_embedding.weight.mul_(1000)
+        certain = decoder(torch.tensor([[1]]), memory).logits.argmax().item()
+        tokens = torch.tensor([[1, certain]])
+        assert log_probs(decoder, memory, tokens) == 0
+    assert relevance(decoder, memory, tokens, [(0, 1)], PATCHES).isfinite().all()

@@ -13,7 +13,7 @@ from captioner.config import Fit
 from captioner.errors import ConfigError
 from captioner.geometry import Geometry
 from captioner.images import UPRIGHT, open_image
-from captioner.inspection.sheet import COLORS, draw_sheet, png_bytes
+from captioner.inspection.sheet import COLORS, draw_sheet
 from captioner.inspection.trace import AttentionTrace
 
 GRID = (4, 6)
@@ -86,8 +86,8 @@ def test_the_hot_patch_is_the_brightest_place_of_the_panel(
 
 def test_the_same_trace_gives_the_same_bytes() -> None:
     maps = np.random.default_rng(0).dirichlet(np.ones(24), size=7).reshape(7, *GRID)
-    assert png_bytes(trace_of(maps, null=0.25)) == png_bytes(trace_of(maps, null=0.25))
-    assert png_bytes(trace_of(maps)) != png_bytes(trace_of(maps[::-1]))
+    assert trace_of(maps, null=0.25)._repr_png_() == trace_of(maps, null=0.25)._repr_png_()
+    assert trace_of(maps)._repr_png_() != trace_of(maps[::-1])._repr_png_()
 
 
 def test_all_panels_share_one_scale() -> None:

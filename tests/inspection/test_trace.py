@@ -14,7 +14,6 @@ from PIL import Image
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
-from captioner.inspection.sheet import png_bytes
 from captioner.inspection.trace import AttentionTrace, Method
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
@@ -193,7 +192,7 @@ def test_a_region_takes_all_attention(captioner: Captioner, photo: Image.Image) 
     assert seen.sum() == 6
     np.testing.assert_array_equal(trace.visible, seen)
     assert captioner.inspect(photo, caption="a dog").visible is None
-    assert png_bytes(trace) != png_bytes(replace(trace, visible=None))  # the sheet shows what was hidden
+    assert trace._repr_png_() != replace(trace, visible=None)._repr_png_()  # the sheet shows what was hidden
 
 
 def test_patches_are_read_row_by_row_after_the_prefix() -> None:
@@ -260,7 +259,7 @@ def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, t
     assert [path.name for path in tmp_path.iterdir()] == ["dog.npz"]
     again = AttentionTrace.load(tmp_path / "dog.npz")
     np.testing.assert_array_equal(again.weights, trace.weights)
-    assert png_bytes(again) == png_bytes(trace)
+    assert again._repr_png_() == trace._repr_png_()
     assert (again.words, again.log_probs, again.geometry) == (trace.words, trace.log_probs, trace.geometry)
 
 
@@ -324,8 +323,8 @@ def test_a_trace_without_words_is_empty_and_still_a_picture() -> None:
 def test_a_file_and_a_notebook_get_the_same_picture(captioner: Captioner, photo: Image.Image, tmp_path: Path) -> None:
     trace = captioner.inspect(photo, caption="a dog")
     trace.save_png(tmp_path / "dog.png")
-    assert (tmp_path / "dog.png").read_bytes() == trace._repr_png_() == png_bytes(trace)
+    assert (tmp_path / "dog.png").read_bytes() == trace._repr_png_()
 
 
 def _png(trace: AttentionTrace) -> io.BytesIO:
-    return io.BytesIO(png_bytes(trace))
+    return io.BytesIO(trace._repr_png_())

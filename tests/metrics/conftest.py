@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from captioner.metrics.metric import Captions
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -23,6 +25,10 @@ class Official:
     tokenized_references: list[list[str]]
     corpus: dict[str, float]
     per_image: dict[str, np.ndarray[Any, Any]]
+
+    @property
+    def captions(self) -> Captions:
+        return Captions(self.tokenized_candidates, self.tokenized_references)
 
 
 @pytest.fixture(params=sorted(path.stem for path in GOLDEN.glob("*.json")))

@@ -37,13 +37,18 @@ def test_counts(captions: list[list[str]], sizes: list[int]) -> None:
     flat = [text for several in references for text in several]
     np.testing.assert_array_equal(counts.candidate_lengths, [len(text.split()) for text in texts])
     np.testing.assert_array_equal(counts.reference_lengths, [len(text.split()) for text in flat])
-    assert [counts.images.tolist().count(image) for image in range(len(texts))] == [len(each) for each in references]
-    for tables, rows in ((counts.candidates, texts), (counts.references, flat)):
+    assert counts.references_of.tolist() == [len(each) for each in references]
+    first = np.cumsum([0, *counts.references_of])
+    for tables, rows, starts in ((counts.candidates, texts, np.arange(len(texts))), (counts.references, flat, first)):
         for order, table in enumerate(tables, start=1):
+            found = starts[table.images] + table.slots
+            assert [*zip(table.images, table.grams, table.slots, strict=True)] == sorted(
+                zip(table.images, table.grams, table.slots, strict=True)
+            )
             for row, text in enumerate(rows):
                 words = text.split()
                 expected = Counter(tuple(words[at : at + order]) for at in range(len(words) - order + 1))
-                assert sorted(table.counts[table.rows == row].tolist()) == sorted(expected.values())
+                assert sorted(table.counts[found == row].tolist()) == sorted(expected.values())
 
 
 def test_find_tells_places_and_presence() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.errors import ConfigError
+from captioner.metrics.metric import Captions
 from captioner.metrics.object_words import (
     COCO_CATEGORIES,
     NOTHING,
@@ -113,33 +114,33 @@ def test_precision_and_recall() -> None:
         ["a surfer under a cloud", "a man surfs"],  # person, cloud; surfing makes a wave possible
         ["a red bus"],
     ]
-    found = object_words(candidates, references)
-    np.testing.assert_array_equal(found.statistics, [[2, 3, 2, 3], [2, 2, 1, 2], [0, 0, 0, 1]])
+    found = object_words(Captions(candidates, references))
+    np.testing.assert_array_equal(found.statistics.values, [[2, 3, 2, 3], [2, 2, 1, 2], [0, 0, 0, 1]])
     np.testing.assert_allclose(found.per_image, [[2 / 3, 2 / 3], [1, 1 / 2], [math.nan, 0]])
     np.testing.assert_allclose(found.corpus, [4 / 5, 3 / 6])
 
 
 def test_no_objects_have_no_precision() -> None:
-    assert np.isnan(object_words(["something blue"], [["it is red"]]).corpus).all()
-    assert object_words([], []).per_image.shape == (0, 2)
+    assert np.isnan(object_words(Captions(["something blue"], [["it is red"]])).corpus).all()
+    assert object_words(Captions([], [])).per_image.shape == (0, 2)
 
 
 @given(CAPTION, st.lists(CAPTION, max_size=3))
 def test_scores_are_shares_and_a_caption_supports_itself(candidate: str, references: list[str]) -> None:
-    found = object_words([candidate], [references])
+    found = object_words(Captions([candidate], [references]))
     assert (np.isnan(found.corpus) | ((found.corpus >= 0) & (found.corpus <= 1))).all()
-    np.testing.assert_array_equal(object_words_of(found.statistics)[0], found.corpus)
-    own = object_words([candidate], [[candidate]]).corpus
+    np.testing.assert_array_equal(object_words_of(found.statistics.values)[0], found.corpus)
+    own = object_words(Captions([candidate], [[candidate]])).corpus
     assert (np.isnan(own) | (own == 1)).all()
-    more = object_words([candidate], [[*references, candidate]]).corpus[0]
+    more = object_words(Captions([candidate], [[*references, candidate]])).corpus[0]
     assert math.isnan(more) or more == 1
 
 
 def test_it_tells_the_right_image_from_another() -> None:
     data = json.loads((GOLDEN / "coco_one_against_four.json").read_text(encoding="utf-8"))["tokenized"]
     candidates, references = list(data["candidates"].values()), list(data["references"].values())
-    right = object_words(candidates, references).corpus
-    wrong = object_words(candidates, references[1:] + references[:1]).corpus
+    right = object_words(Captions(candidates, references)).corpus
+    wrong = object_words(Captions(candidates, references[1:] + references[:1])).corpus
     assert right[0] > 0.8 > 0.4 > wrong[0]
     assert right[1] > 0.4 > 0.3 > wrong[1]
 

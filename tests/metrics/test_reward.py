@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from captioner.errors import AnnotationError
 from captioner.metrics.cider import cider_d
+from captioner.metrics.metric import Captions
 from captioner.metrics.reward import EOS, UNKNOWN, CiderReward
 from tests.metrics.conftest import Official
 
@@ -43,7 +44,9 @@ def test_equals_cider_d_of_any_set(images: list[tuple[str, list[str]]]) -> None:
     found = CiderReward.of(references, plain, eos=False).reward(
         range(len(images)), [words(each) for each in candidates]
     )
-    np.testing.assert_allclose(found[:, 0], cider_d(candidates, references).per_image, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        found[:, 0], cider_d(Captions(candidates, references)).per_image[:, 0], rtol=0, atol=1e-12
+    )
 
 
 def test_equals_the_official_tool_with_document_frequencies_of_all_references(
@@ -74,8 +77,9 @@ def test_a_saved_reward_is_the_same(tmp_path: Path) -> None:
     reward.save(tmp_path / "reward")
     loaded = CiderReward.load(tmp_path / "reward")
     assert len(loaded) == len(reward) == 3
-    assert loaded.nbytes == reward.nbytes > 0
-    for mine, other in zip(reward.vectors, loaded.vectors, strict=True):
+    assert (loaded.words, loaded.eos) == (reward.words, reward.eos)
+    arrays = [(*each.references, each.keys, each.starts) for each in (reward, loaded)]
+    for mine, other in zip(*arrays, strict=True):
         np.testing.assert_array_equal(mine, other)
         assert mine.dtype == other.dtype
     samples = [words("a dog zebra", f"two cats {EOS}")] * 3
@@ -88,8 +92,8 @@ def test_the_end_of_a_caption_counts() -> None:
     assert ended > cut
     assert reward.reward([2], [words(f"a man {EOS}")])[0, 0] == pytest.approx(
         cider_d(
-            [f"a man {EOS}"] * 3, [[f"{caption} {EOS}" for caption in several] for several in REFERENCES]
-        ).per_image[2]
+            Captions([f"a man {EOS}"] * 3, [[f"{caption} {EOS}" for caption in several] for several in REFERENCES])
+        ).per_image[2, 0]
     )
     without = CiderReward.of(REFERENCES, plain, eos=False)
     ended, cut = without.reward([0], [words(f"a brown dog {EOS}", "a brown dog")])[0]
@@ -106,7 +110,7 @@ def test_repeats_of_a_word_that_no_reference_has_count_as_repeats() -> None:
     references = [["a dog"], ["a cat"]]
     reward = CiderReward.of(references, plain, eos=False)
     for sample in ("dog zebra zebra", "dog zebra lion"):
-        expected = cider_d([sample, ""], references).per_image[0]
+        expected = cider_d(Captions([sample, ""], references)).per_image[0, 0]
         assert reward.reward([0], [words(sample)])[0, 0] == pytest.approx(expected, abs=1e-14)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from captioner.metrics import significance
-from captioner.metrics.bleu import bleu, bleu_of
+from captioner.metrics.bleu import bleu
+from captioner.metrics.metric import Captions
 from captioner.metrics.significance import Statistics, interval, resample
 from tests.metrics.conftest import Official
 
@@ -15,9 +16,11 @@ def drawn(images: int, resamples: int, seed: int) -> np.ndarray[tuple[int, int],
 
 def test_a_resample_of_bleu_is_the_bleu_of_the_captions_drawn(official: Official) -> None:
     candidates, references = official.tokenized_candidates, official.tokenized_references
-    values = resample(Statistics(bleu(candidates, references).statistics, bleu_of), resamples=5, seed=3)
+    values = resample(bleu(official.captions).statistics, resamples=5, seed=3)
     for row, images in zip(values, drawn(len(candidates), 5, 3), strict=True):
-        expected = bleu([candidates[image] for image in images], [references[image] for image in images]).corpus
+        expected = bleu(
+            Captions([candidates[image] for image in images], [references[image] for image in images])
+        ).corpus
         np.testing.assert_allclose(row, expected, rtol=1e-12)
 
 

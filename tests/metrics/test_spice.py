@@ -14,11 +14,12 @@ import pytest
 
 from captioner.errors import ResourceError
 from captioner.metrics.java import find_java
+from captioner.metrics.metric import Captions
 from captioner.metrics.spice import JAR, check_folder, read_scores, spice, spice_command, spice_input
 
 CORENLP = ["lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"]
 DOWNLOAD = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
-CAPTIONS = ["a dog runs"], [["the dog is running", "a brown dog"]]
+CAPTIONS = Captions(["a dog runs"], [["the dog is running", "a brown dog"]])
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def complete(folder: Path) -> Path:
 
 def test_a_folder_that_lacks_all(tmp_path: Path) -> None:
     with pytest.raises(ResourceError) as caught:
-        spice(*CAPTIONS, tmp_path)
+        spice(CAPTIONS, tmp_path)
     assert str(caught.value) == (
         f"SPICE folder {tmp_path} lacks spice-1.0.jar: copy the folder `spice` of the package pycocoevalcap "
         "(pip install 'captioner[meteor]'), then put stanford-corenlp-3.6.0.jar and "
@@ -87,12 +88,12 @@ def test_the_command_is_the_official_one_without_its_cache(tmp_path: Path) -> No
 
 
 def test_what_the_program_is_asked() -> None:
-    assert json.loads(spice_input(["a dog", "café"], [["the dog"], ["a sign", "a café"]])) == [
+    assert json.loads(spice_input(Captions(["a dog", "café"], [["the dog"], ["a sign", "a café"]]))) == [
         {"image_id": 0, "test": "a dog", "refs": ["the dog"]},
         {"image_id": 1, "test": "café", "refs": ["a sign", "a café"]},
     ]
     with pytest.raises(ValueError, match="shorter"):
-        spice_input(["a dog", "a cat"], [["the dog"]])
+        spice_input(Captions(["a dog", "a cat"], [["the dog"]]))
 
 
 def answer(image: int, score: float | None) -> dict[str, object]:
@@ -103,14 +104,14 @@ def answer(image: int, score: float | None) -> dict[str, object]:
 def test_what_the_program_answers() -> None:
     found = read_scores([answer(1, 0.25), answer(0, 0.5)], 2)
     assert found.corpus == 0.375
-    np.testing.assert_array_equal(found.per_image, [0.5, 0.25])
+    np.testing.assert_array_equal(found.per_image[:, 0], [0.5, 0.25])
 
 
 @pytest.mark.parametrize("answers", [[answer(0, 0.5), answer(1, None)], [answer(0, 0.5)]])
 def test_a_score_that_is_missing_is_no_zero(answers: list[dict[str, object]]) -> None:
     found = read_scores(json.loads(json.dumps(answers)), 2)
-    assert math.isnan(found.corpus)
-    np.testing.assert_array_equal(found.per_image, [0.5, math.nan])
+    assert math.isnan(found.corpus.item())
+    np.testing.assert_array_equal(found.per_image[:, 0], [0.5, math.nan])
 
 
 def test_the_program_that_cannot_parse_tells_so(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_the_program_that_cannot_parse_tells_so(tmp_path: Path) -> None:
         (folder / name).touch()
     before = sorted(folder.rglob("*"))
     with pytest.raises(ResourceError, match=r"my spice failed: exit code 1, .*NoClassDefFoundError: edu/stanford/nlp"):
-        spice(*CAPTIONS, folder)
+        spice(CAPTIONS, folder)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -150,6 +151,6 @@ def test_scores_go_from_the_program_to_the_images(jar_only: Path, monkeypatch: p
     java.write_text(f"#!{sys.executable}\n" + "\n".join(line[8:] for line in program.splitlines()))
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(home))
-    found = spice(["a dog", "a cat"], [["a dog"], ["a cat", "cats"]], complete(jar_only))
+    found = spice(Captions(["a dog", "a cat"], [["a dog"], ["a cat", "cats"]]), complete(jar_only))
     assert found.corpus == 0.75
-    np.testing.assert_array_equal(found.per_image, [1, 0.5])
+    np.testing.assert_array_equal(found.per_image[:, 0], [1, 0.5])

@@ -1,5 +1,6 @@
 """Runs that are killed, ended by signals, or meet full disks and losses that are not finite: real ones."""
 
+import hashlib
 import logging
 import os
 import re
@@ -9,19 +10,25 @@ import sys
 import time
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from captioner.checkpoint import load_model, load_training_file
 from captioner.config_files import load_config
 from captioner.data.datamodule import SIGNALS
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
+from captioner.files import locked
 from captioner.training.durability import LAST, WholeCheckpoints, newest_checkpoint
 from captioner.training.history import read_table
-from captioner.training.run import train
+from captioner.training.run import LOCK, train
 
 soak = import_module("scripts.soak")
+
+
+BASE = ("data.augment=false", "data.captions_per_image=2", "training.checkpoint_minutes=60")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def whole(tmp_path_factory, shapes):
     """A run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(soak.CONFIG % shapes)
-    train(load_config(folder / "tiny.yaml", ["data.augment=false", "training.checkpoint_minutes=60"]), folder / "run")
+    train(load_config(folder / "tiny.yaml", BASE), folder / "run")
     return folder / "run"
 
 
@@ -38,9 +45,23 @@ def config(tmp_path, shapes):
     def load(*overrides):
         file = tmp_path / "tiny.yaml"
         file.write_text(soak.CONFIG % shapes)
-        return load_config(file, ["data.augment=false", "training.checkpoint_minutes=60", *overrides])
+        return load_config(file, [*BASE, *overrides])
 
     return load
+
+
+class SignalAt(Callback):
+    """Sends SIGTERM to this process, once, where one of Lightning's hooks is called in an epoch."""
+
+    def __init__(self, epoch, hook):
+        self.epoch = epoch
+        setattr(self, hook, self.send)
+
+    def send(self, trainer, *arguments):
+        if trainer.current_epoch == self.epoch:
+            self.epoch = None
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
 
 
 def weights(model):
@@ -80,7 +101,7 @@ def running(command, run, rows):
 @pytest.mark.parametrize(("number", "workers"), [(number, int(number == signal.SIGTERM)) for number in SIGNALS])
 def test_a_signal_saves_and_ends_with_its_code(config, whole, tmp_path, number, workers):
     """To all processes of the run, as a terminal or SLURM sends it."""
-    settings = ("data.augment=false", "training.checkpoint_minutes=60", f"data.workers={workers}")
+    settings = (*BASE, f"data.workers={workers}")
     config()
     command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
     command += [word for each in settings for word in ("--set", each)]
@@ -117,31 +138,80 @@ def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
-def test_a_signal_in_validation_ends_the_run(config, tmp_path, monkeypatch):
+def test_a_signal_in_validation_ends_the_run(config, tmp_path):
     """In this process: the handlers are those of before, whether a run ends by itself or by a signal."""
-    from captioner.training.task import CaptionTask
-
     before = [signal.getsignal(each) for each in SIGNALS]
-    look = CaptionTask.validation_step
-
-    def signalled(self, *arguments):
-        if self.current_epoch == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-        return look(self, *arguments)
-
-    monkeypatch.setattr(CaptionTask, "validation_step", signalled)
-    settings = config("training.checkpoint_minutes=60", "data.batch_images=1")
+    settings = config("data.batch_images=1")
     with pytest.raises(Interrupted) as ended:
-        train(settings, tmp_path / "run")
+        train(settings, tmp_path / "run", callbacks=[SignalAt(1, "on_validation_batch_end")])
     assert ended.value.exit_code == 143
     assert [signal.getsignal(each) for each in SIGNALS] == before
     state = load_training_file(tmp_path / "run" / "checkpoints" / LAST)
     rows = read_table(tmp_path / "run" / "metrics.csv")
     assert max(rows) - 1 == state["global_step"]  # the last batch but one of the second epoch
-    monkeypatch.setattr(CaptionTask, "validation_step", look)
     resumed = weights(train(settings, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / LAST))
     assert equal(weights(train(settings, tmp_path / "whole")), resumed)
+
+
+UNSTEADY = (
+    "optimization.learning_rate=0.02",
+    "optimization.final_learning_rate=1.0",
+    "training.epochs=12",
+    "data.batch_images=8",
+    "data.captions_per_image=5",
+    "decoder.dropout=0",
+)
+"""A run whose best epoch is not its last one."""
+
+
+@pytest.fixture(scope="module")
+def unsteady(tmp_path_factory, shapes):
+    """Such a run, undisturbed."""
+    folder = tmp_path_factory.mktemp("unsteady")
+    (folder / "tiny.yaml").write_text(soak.CONFIG % shapes)
+    settings = load_config(folder / "tiny.yaml", [*BASE, *UNSTEADY])
+    train(settings, folder / "run")
+    state = load_training_file(folder / "run" / "checkpoints" / "best.ckpt")
+    assert state["epoch"] < 8
+    return folder / "run"
+
+
+def digest(model):
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals and links as Unix has them")
+@pytest.mark.parametrize("place", ["relative", "absolute", "linked", "moved"])
+def test_a_resumed_run_exports_the_epoch_that_an_uninterrupted_one_does(config, unsteady, tmp_path, monkeypatch, place):
+    """However the folder is named: Lightning compares real paths, and forgets the best score where they differ."""
+    monkeypatch.chdir(tmp_path)
+    run = {"relative": Path("runs/own"), "linked": tmp_path / "link" / "own"}.get(place, tmp_path / "own")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    settings, last = config(*UNSTEADY), None
+    for leg, epoch in enumerate((3, 6, 8, None) if place == "relative" else (6, None)):
+        if epoch is None:
+            assert digest(train(settings, run, resume=last)) == digest(unsteady / "model")
+        else:
+            with pytest.raises(Interrupted):
+                train(settings, run, resume=last, callbacks=[SignalAt(epoch, "on_train_epoch_end")])
+        if place == "moved":
+            run = run.rename(tmp_path / f"moved {leg}")
+        last = run / "checkpoints" / LAST
+    assert (run / "metrics.csv").read_text() == (unsteady / "metrics.csv").read_text()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(config, tmp_path):
+    run = tmp_path / "run"
+    with locked(run / LOCK), pytest.raises(ResourceError, match="another process trains in this folder"):
+        train(config("training.epochs=1"), run)
+    assert not (run / "config.yaml").exists()
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / f".{LAST}.partial").write_bytes(b"of a process that was killed")
+    train(config("training.epochs=1"), run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", LAST]
+    assert not (run / LOCK).exists()
 
 
 @pytest.fixture
@@ -170,6 +240,7 @@ def test_a_full_disk_leaves_what_was_there(small_disk):
     assert torch.equal(load_training_file(path)["state_dict"]["a"], torch.zeros(1000))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_in_a_sentence(config, shapes, tmp_path, small_disk):
     """The disk fills up after the first checkpoint, which stays whole."""
     config()
@@ -198,24 +269,25 @@ def test_no_run_begins_without_room_for_checkpoints(config, small_disk):
         train(config("decoder.width=512"), small_disk / "run")
 
 
-def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_path, monkeypatch):
-    """Three bad steps are passed over; ten in a row end the run, with the images and the checkpoint of before."""
-    from captioner.training.task import CaptionTask
+class Poison(Callback):
+    """Makes the gradients of some steps NaN."""
 
-    step = CaptionTask.training_step
-    bad = set()
+    def __init__(self, steps):
+        self.steps = steps
 
-    def poisoned(self, batch, index):
-        found = step(self, batch, index)
-        return found | {"loss": found["loss"] * torch.nan} if self.global_step in bad else found
+    def on_before_optimizer_step(self, trainer, task, optimizer):
+        if trainer.global_step in self.steps:
+            for each in task.parameters():
+                each.grad = None if each.grad is None else each.grad * torch.nan
+            self.steps = self.steps - {trainer.global_step} if trainer.global_step < 20 else self.steps
 
-    monkeypatch.setattr(CaptionTask, "training_step", poisoned)
-    bad |= {3, 4, 5}
-    model = weights(train(config("training.epochs=1"), tmp_path / "some"))
+
+def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_path):
+    """Three bad steps are skipped; ten in a row end the run, with the images and the checkpoint of before."""
+    model = weights(train(config("training.epochs=1"), tmp_path / "some", callbacks=[Poison({3, 4, 5})]))
     assert all(each.isfinite().all() for each in model.values())
-    bad |= set(range(20, 40))
     with pytest.raises(TrainingError, match=r"not finite in 10 steps up to step \d+, the last on images \[.*last.ckpt"):
-        train(config("training.checkpoint_minutes=0"), tmp_path / "many")
+        train(config("training.checkpoint_minutes=0"), tmp_path / "many", callbacks=[Poison({3, 4, 5, *range(20, 40)})])
     state = load_training_file(tmp_path / "many" / "checkpoints" / LAST)
     assert state["global_step"] == 20
     assert all(each.isfinite().all() for each in state["state_dict"].values())
@@ -236,7 +308,7 @@ def test_the_newest_whole_checkpoint_is_found(config, tmp_path, caplog):
     assert newest_checkpoint(folder) == folder / LAST
     (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-1000])
     assert newest_checkpoint(folder) == folder / "best.ckpt"
-    assert "passed over" in caplog.text
+    assert "skipped" in caplog.text
     (folder / "best.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         newest_checkpoint(folder)
@@ -268,20 +340,19 @@ def test_a_run_goes_on_by_the_settings_in_its_folder(config, whole, tmp_path):
         train(config("decoder.width=48"), run, resume=last)
 
 
-def test_a_checkpoint_of_before_is_taken_as_it_is(config, tmp_path):
-    run = tmp_path / "run"
-    train(config("training.epochs=1"), run)
-    last = run / "checkpoints" / LAST
-    state = load_training_file(last)
-    state.pop("asked")
-    torch.save(state, last)
-    train(config("training.epochs=2"), run, resume=last)
+def test_a_checkpoint_of_another_version_is_not_resumed(config, whole, tmp_path):
+    state = load_training_file(whole / "checkpoints" / LAST)
+    state.pop("identity")
+    torch.save(state, tmp_path / "old.ckpt")
+    with pytest.raises(CheckpointError, match="another version of captioner; begin another run with --init"):
+        train(config(), tmp_path / "run", resume=tmp_path / "old.ckpt")
 
 
 def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path, caplog):
     caplog.set_level(logging.INFO, "captioner")
     still = [f"optimization.{name}=1.0e-30" for name in ("learning_rate", "encoder_learning_rate")]
     settings = ("training.epochs=9", "training.patience=1", "optimization.ema_decay=null", *still)
+    settings += ("data.batch_images=20", "data.captions_per_image=5")
     run = tmp_path / "run"
     train(config(*settings), run)
     last = run / "checkpoints" / LAST
@@ -296,39 +367,11 @@ def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path, caplog):
     assert load_training_file(last)["global_step"] > steps
 
 
-def test_a_run_that_was_moved_remembers_its_best(config, tmp_path):
-    train(config("training.epochs=1"), tmp_path / "run")
-    best = load_training_file(tmp_path / "run" / "checkpoints" / "best.ckpt")
-    (tmp_path / "run").rename(tmp_path / "moved")
-    last = tmp_path / "moved" / "checkpoints" / LAST
-    still = [f"optimization.{name}=1.0e-30" for name in ("learning_rate", "encoder_learning_rate")]
-    with pytest.raises(ConfigError, match="learning_rate"):
-        train(config("training.epochs=2", *still), tmp_path / "moved", resume=last)
-    train(config("training.epochs=2"), tmp_path / "moved", resume=last)
-    states = load_training_file(last)["callbacks"]
-    [kept] = [each for each in states.values() if each.get("best_model_path")]
-    assert kept["dirpath"] == str(tmp_path / "moved" / "checkpoints")
-    assert kept["best_model_score"] is not None
-    assert best["global_step"] <= load_training_file(tmp_path / "moved" / "checkpoints" / "best.ckpt")["global_step"]
-
-
-def test_validation_within_an_epoch_is_not_passed_over(config, tmp_path, monkeypatch):
-    from captioner.training.task import CaptionTask
-
-    settings = ("training.trainer.val_check_interval=0.5", "training.epochs=1", "training.checkpoint_minutes=60")
+def test_validation_within_an_epoch_is_not_passed_over(config, tmp_path):
+    settings = ("training.trainer.val_check_interval=0.5", "training.epochs=1")
     train(config(*settings), tmp_path / "whole")
-    look, calls = CaptionTask.validation_step, []
-
-    def ended(self, *arguments):
-        calls.append(0)
-        if len(calls) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-        return look(self, *arguments)
-
-    monkeypatch.setattr(CaptionTask, "validation_step", ended)
     with pytest.raises(Interrupted):
-        train(config(*settings), tmp_path / "cut")
+        train(config(*settings), tmp_path / "cut", callbacks=[SignalAt(0, "on_validation_batch_start")])
     train(config(*settings), tmp_path / "cut", resume=newest_checkpoint(tmp_path / "cut" / "checkpoints"))
     assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 

@@ -1,0 +1,125 @@
+"""Which images and captions make a batch, by seed and epoch.   W processes, each with a rank"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from captioner.data.mosaics import Mosaics
+
+LENGTH_JITTER = 2.0
+"""Tokens of noise on the length by which images are sorted, so that batches differ from epoch to epoch."""
+
+
+class Group(NamedTuple):
+    """One image of a batch, the captions of it that are trained together, and the seed of its view."""
+
+    image: int
+    captions: tuple[int, ...]
+    seed: int
+    mosaic: tuple[int, int] | None = None
+    """The mosaic that shows it, and its corner there."""
+
+
+class BatchPlan(NamedTuple):
+    """The groups of a batch, all with equally many captions."""
+
+    groups: list[Group]
+    weight: float = 1.0
+    """The batch's share of the tokens that its optimizer step predicts, in all processes. It is 0 for a repeated
+    batch, which keeps processes in step and counts for nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSampler(Sampler[BatchPlan]):
+    """Every caption once an epoch, in batches of images with equally many captions of similar length.
+
+    The order depends on the seed and the epoch alone. `progress` gives the epoch and how many of its batches are done;
+    an iteration starts after those. Rank `rank` takes every `world`-th batch. Each rank yields `len(self)` batches:
+    where they run out, earlier ones are repeated with weight 0. An optimizer step spans `accumulate` batches of every
+    rank, of those that are `trained`.
+    """
+
+    lengths: Sequence[Sequence[int]]
+    _: KW_ONLY
+    batch_images: int
+    captions_per_image: int
+    shuffle: bool
+    seed: int = 0
+    progress: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+    limit: int | float | None = None
+    mosaics: Mosaics | None = None
+    mosaic_share: float = 0.0
+
+    @property
+    def trained(self) -> int:
+        """Batches of a rank that are trained in an epoch: `limit` is their number or, if a float, their share."""
+        if self.limit is None:
+            return len(self)
+        return min(len(self), self.limit) if isinstance(self.limit, int) else int(len(self) * self.limit)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        epoch, done = self.progress() if self.shuffle else (0, 0)
+        batches = self._batches(epoch)
+        weights = self._weights(batches)
+        for index in range(done, len(weights)):
+            place = index * self.world + self.rank
+            yield BatchPlan(batches[place % len(batches)], float(weights[index, self.rank]))
+
+    def __len__(self) -> int:
+        counts = Counter(
+            len(part) for captions in self.lengths for part in _parts(len(captions), self.captions_per_image)
+        )
+        total = sum(-(-count // self.batch_images) for count in counts.values())
+        return -(-total // self.world)
+
+    def _weights(self, batches: list[list[Group]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """(batches of a rank, W): each batch's share of the tokens of its step."""
+        tokens = np.zeros((-(-len(batches) // self.world), self.world))
+        tokens.flat[: len(batches)] = [
+            sum(self.lengths[group.image][caption] - 1 for group in batch for caption in group.captions)
+            for batch in batches
+        ]
+        trained = tokens[: self.trained].sum(axis=1)
+        steps = np.arange(len(trained)) // self.accumulate
+        tokens[: len(trained)] /= np.bincount(steps, trained)[steps, None]
+        return tokens
+
+    def _batches(self, epoch: int) -> list[list[Group]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        by_count: dict[int, list[tuple[float, Group]]] = {}
+        for image, lengths in enumerate(self.lengths):
+            order = np.argsort(np.asarray(lengths) + rng.random(len(lengths)) * self.shuffle, kind="stable")
+            for part in _parts(len(lengths), self.captions_per_image):
+                chosen = tuple(int(order[place]) for place in part)
+                longest = max(lengths[caption] for caption in chosen)
+                noise = rng.random() * LENGTH_JITTER * self.shuffle
+                group = Group(image, chosen, int(rng.integers(2**31)), self._mosaic(image, rng))
+                by_count.setdefault(len(chosen), []).append((longest + noise, group))
+        batches = []
+        for count in sorted(by_count):
+            groups = [group for _, group in sorted(by_count[count], key=lambda pair: pair[0])]
+            batches += [groups[i : i + self.batch_images] for i in range(0, len(groups), self.batch_images)]
+        if self.shuffle:
+            batches = [batches[place] for place in rng.permutation(len(batches))]
+        return batches
+
+    def _mosaic(self, image: int, rng: np.random.Generator) -> tuple[int, int] | None:
+        if self.mosaics is None or rng.random() >= self.mosaic_share:
+            return None
+        places = self.mosaics.places.get(image, [])
+        return places[int(rng.integers(len(places)))] if places else None
+
+
+def _parts(count: int, most: int) -> list[range]:
+    """`count` captions in as few runs of at most `most` as possible, of nearly equal size."""
+    parts = -(-count // most)
+    edges = [round(count * part / parts) for part in range(parts + 1)] if parts else [0]
+    return [range(start, stop) for start, stop in pairwise(edges)]

@@ -1,0 +1,49 @@
+"""The maps of a forced caption, by name.   W words · h·w patches"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captioner.inspection.forced_pass import ForcedPass
+from captioner.inspection.relevance import perturbation, relevance
+from captioner.model.caption_model import CaptionModel
+from captioner.tokenizer import Tokenizer
+
+Maps: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Name -> the map of each word (W, h·w), not negative."""
+MapMaker: TypeAlias = Callable[[CaptionModel, ForcedPass], Maps]
+
+
+def force_caption(model: CaptionModel, tokenizer: Tokenizer, pixels: Tensor, caption: str) -> ForcedPass:
+    """Force a caption on the image of pixels (3, height, width)."""
+    with torch.inference_mode():
+        memory = model.encode(pixels[None].to(next(model.parameters()).device))
+        blind = model.blind(memory)
+    ids = tokenizer.encode(caption)[: model.decoder.config.max_length - 2]
+    return ForcedPass.of(model.decoder, tokenizer, memory, [*ids, tokenizer.eos], blind)
+
+
+def standard_maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
+    """Raw attention and relevance, of all heads and of each layer; raw attention of the best heads."""
+    patches = model.encoder.patches
+    raw = forced.weights[..., patches]
+    found = relevance(model.decoder, forced.memory, forced.tokens, forced.spans, patches)
+    evidence = found[..., patches].float().cpu().numpy()
+    maps = {"raw": raw.mean(axis=(1, 2)), "relevance": np.maximum(evidence.sum(axis=(1, 2)), 0)}
+    if best := model.config.best_heads:
+        maps["raw, best heads"] = raw[:, [layer for layer, _ in best], [head for _, head in best]].mean(axis=1)
+    for layer in range(raw.shape[1]):
+        maps[f"raw, layer {layer}"] = raw[:, layer].mean(axis=1)
+        maps[f"relevance, layer {layer}"] = np.maximum(evidence[:, layer].sum(axis=1), 0)
+    return maps
+
+
+def maps_with_perturbation(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
+    """The standard maps and perturbation, the slow reference."""
+    grid, patches = model.encoder.grid, model.encoder.patches
+    lost = perturbation(model.decoder, forced.memory, forced.tokens, forced.spans, grid, patches)
+    return standard_maps(model, forced) | {"perturbation": np.maximum(lost[:, patches].float().cpu().numpy(), 0)}

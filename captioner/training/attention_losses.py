@@ -1,0 +1,46 @@
+"""Where object words of mosaics look: measures, and the loss that teaches words to point.
+
+R caption rows · T tokens · K object words · L layers · H heads · N memory positions, h·w of them patches
+"""
+
+import torch
+from torch import Tensor
+
+from captioner.data.dataset import Batch
+from captioner.data.mosaics import corner_shares
+
+SMALLEST_SHARE = 1e-6
+"""Shares of attention are clamped to at least this, so that logarithms and quotients are finite."""
+
+
+def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], patches: slice) -> Tensor:
+    """The share of the attention on patches that K object words of mosaics put on their own photo: (K, L, H).
+
+    weights (R, L, H, T - 1, N) of the steps that predict the tokens after the first.
+    """
+    rows = len(batch.tokens) // len(batch.corners)
+    corners = batch.corners.repeat_interleave(rows)
+    named = batch.objects[:, 1:] & (corners >= 0)[:, None]  # (R, T - 1)
+    attended = weights.permute(0, 3, 1, 2, 4)[named][..., patches]  # (K, L, H, h·w)
+    shares = torch.from_numpy(corner_shares(grid)).to(weights)[corners.clamp(min=0)]  # (R, h·w)
+    own = shares[:, None].expand(-1, named.shape[1], -1)[named]  # (K, h·w)
+    return (attended @ own[:, None, :, None]).squeeze(-1) / attended.sum(dim=-1).clamp(min=SMALLEST_SHARE)
+
+
+def pointing_loss(shares: Tensor) -> Tensor:
+    """-log of the share (K, L, H), averaged over layers and heads, of a word's attention on its own photo."""
+    return -shares.mean(dim=(1, 2)).clamp(min=SMALLEST_SHARE).log().mean()
+
+
+def attention_measures(weights: Tensor, batch: Batch, grid: tuple[int, int], patches: slice) -> dict[str, Tensor]:
+    """Pointing, entropy over patches in bits, and mass on the null patch, each (K, L, H), of object words of mosaics.
+
+    weights as `pointing` takes them.
+    """
+    named = weights.permute(0, 3, 1, 2, 4)[batch.objects[:, 1:]].float()  # (K, L, H, N)
+    shares = named[..., patches] / named[..., patches].sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SHARE)
+    return {
+        "pointing": pointing(weights, batch, grid, patches),
+        "entropy": -(shares * shares.clamp(min=SMALLEST_SHARE).log2()).sum(dim=-1),
+        "null_mass": named[..., patches.stop :].sum(dim=-1),
+    }

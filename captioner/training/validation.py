@@ -1,0 +1,151 @@
+"""Validation: the loss, greedy captions and their scores, and where words look.   L layers · H heads"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed
+from torch import Tensor
+
+from captioner.caption import Caption
+from captioner.config import TrainingConfig
+from captioner.data.dataset import Batch
+from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions
+from captioner.generation import Greedy
+from captioner.model.caption_model import CaptionModel
+from captioner.model.decoder import TextDecoder
+from captioner.model.memory import Memory
+from captioner.model.packed import pack
+from captioner.tokenizer import Tokenizer
+from captioner.training.attention_losses import attention_measures
+
+log = logging.getLogger(__name__)
+
+COLLAPSE_IMAGES = 8
+"""Equal captions are reported from this many images on; fewer may well be alike."""
+
+
+@dataclass
+class Found:
+    """What validation has found so far; the sum of the processes' is that of the whole split."""
+
+    captions: dict[ImageId, Caption] = field(default_factory=dict)
+    loss: float = 0.0
+    """Summed over tokens."""
+    tokens: int = 0
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    """(L, H), summed over object words."""
+    words: int = 0
+
+    def add(self, other: "Found") -> None:
+        """Count another part of the split."""
+        self.captions |= other.captions
+        self.loss, self.tokens = self.loss + other.loss, self.tokens + other.tokens
+        for name, values in other.attention.items():
+            self.attention[name] = self.attention.get(name, 0) + values
+        self.words += other.words
+
+    def means(self) -> dict[str, float]:
+        """The loss in nats a token; if there were object words, how they attend: all heads, and each."""
+        found = {"val_loss": self.loss / self.tokens}
+        for name, values in self.attention.items() if self.words else ():
+            means = values / self.words
+            found[f"val_{name}"] = float(means.mean())
+            for layer, heads in enumerate(means.tolist()):
+                found |= {f"heads/{name}_{layer}.{head}": value for head, value in enumerate(heads)}
+        return found
+
+
+class CaptionValidation:
+    """Collects what each process finds in its validation batches; the first process scores all captions, once.
+
+    `references` are the captions that people wrote of each image. Captions are scored in their order.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, references: Mapping[ImageId, Sequence[str]], config: TrainingConfig
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.references = references
+        self.config = config
+        self._found = Found()
+        self._decoder: TextDecoder | None = None
+
+    def add_images(self, model: CaptionModel, batch: Batch, memory: Memory, loss: Tensor) -> None:
+        """Count a batch's loss, a mean over tokens, and caption those images that have no caption yet."""
+        tokens = int(batch.predicts.sum())
+        self._found.add(Found(loss=float(loss) * tokens, tokens=tokens))
+        new = [place for place, image in enumerate(batch.image_ids) if image not in self._found.captions]
+        if new:  # an image with many captions comes several times
+            images = [batch.image_ids[place] for place in new]
+            chosen = memory.select(torch.tensor(new, device=batch.tokens.device))
+            self._decoder = self._decoder or pack(model.decoder)  # once an epoch
+            found = caption_features(self._decoder, self.tokenizer, [(images, chosen)], Greedy())
+            self._found.add(Found(found))
+
+    def add_mosaics(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:
+        """Measure how the object words of a batch of mosaics attend to it."""
+        _, weights = model.decoder.states(batch.tokens[:, :-1], memory, return_weights=True)
+        assert weights is not None
+        measured = attention_measures(weights, batch, model.encoder.grid, model.encoder.patches)
+        sums = {name: values.double().sum(dim=0).cpu() for name, values in measured.items()}
+        self._found.add(Found(attention=sums, words=len(measured["pointing"])))
+
+    def log_results(self, task: pl.LightningModule) -> None:
+        """Put together what all processes found, score it, and log it; the next epoch begins with nothing."""
+        trainer = task.trainer
+        parts, self._found, self._decoder = gather(self._found, trainer), Found(), None
+        numbers: dict[str, float] = {}
+        if trainer.is_global_zero:
+            found = Found()
+            for part in parts:
+                found.add(part)
+            captions = {image: found.captions[image] for image in self.references if image in found.captions}
+            evaluation = evaluate_captions(captions, self.references, tokenizer=self.config.metric_tokenizer)
+            scores = evaluation.scores.corpus
+            numbers = found.means() | {
+                f"val_{name}": math.nan if (score := scores[name]) is None else score for name in ("bleu_4", "cider_d")
+            }
+            log_evaluation(task, evaluation, self.config.sample_captions)
+        task.log_dict(trainer.strategy.broadcast(numbers))
+
+
+def gather(part: Found, trainer: pl.Trainer) -> list[Found]:
+    """The parts of all processes, in every process."""
+    if trainer.world_size == 1:
+        return [part]
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, part)
+    return parts
+
+
+def log_evaluation(task: pl.LightningModule, evaluation: Evaluation, samples: int) -> None:
+    """Log the scores and the first captions of an epoch, and warn where all images get the same caption."""
+    texts = [caption.text for caption in evaluation.captions.values()]
+    scores, statistics = evaluation.scores.corpus, evaluation.statistics
+    log.info(
+        "epoch %d: CIDEr-D %s, BLEU-4 %.4f of %d images; %d %% of the captions distinct, %.1f words",
+        task.current_epoch,
+        "undefined" if scores["cider_d"] is None else f"{scores['cider_d']:.4f}",
+        scores["bleu_4"],
+        len(texts),
+        round(100 * statistics.distinct_captions),
+        statistics.mean_length,
+    )
+    for text in texts[:samples]:
+        log.info("epoch %d: %s", task.current_epoch, text)
+    for logger in task.loggers:
+        if isinstance(logger, pl.loggers.TensorBoardLogger):
+            logger.experiment.add_text("captions", "\n\n".join(texts[:samples]), task.global_step)
+    if len(texts) >= COLLAPSE_IMAGES and len(set(texts)) == 1 and not task.trainer.sanity_checking:
+        log.warning(
+            "all %d validation images get the same caption (%s): early in training this is normal; later it means "
+            "that the image is ignored: look for features that are all alike, a learning rate that is too high, "
+            "or captions paired with the wrong images",
+            len(texts),
+            texts[0],
+        )

@@ -1,0 +1,98 @@
+"""Validation: every image is scored once, whichever batches and processes it comes in; collapse is noticed."""
+
+import logging
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from captioner.generation import Greedy
+from captioner.metrics import score_captions
+from captioner.pipeline import caption_memory
+from captioner.training.validation import Found
+
+TEXTS = ["a red circle", "a blue star above", "a red star"]
+REFERENCES = {0: [TEXTS[0], "circle"], 1: [TEXTS[1]], 2: [TEXTS[2]]}
+
+
+def validate(task, batches):
+    """What Lightning's own validation measures and logs."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    [measured] = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)
+    return measured
+
+
+@pytest.mark.parametrize(("images", "warned"), [(8, True), (7, False)])
+def test_the_same_caption_for_every_image_is_noticed(task, make_batch, caplog, images, warned):
+    alike = torch.zeros(images, 3, 64, 64, dtype=torch.uint8)
+    task.validation.references = {image: ["a red star"] for image in range(images)}
+    with caplog.at_level(logging.INFO, logger="captioner"):
+        validate(task, [make_batch(["star"] * images, alike)])
+    assert any("same caption" in record.message for record in caplog.records) == warned
+    assert sum(record.message.startswith("epoch 0:") for record in caplog.records) == 5  # four captions and the scores
+
+
+def test_each_image_is_scored_once(task, make_batch):
+    """The CIDEr-D that is logged is that of greedy captions of all images, however they come in batches."""
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    task.validation.references = REFERENCES
+    whole = validate(task, [make_batch(TEXTS, images)])
+    first = make_batch(TEXTS[:2], images[:2])
+    again = make_batch(["circle", TEXTS[2]], images[[0, 2]])._replace(image_ids=[0, 2])
+    repeated = first._replace(weight=0.0, image_ids=[2, 1])  # fills up the epoch of a process: would be wrong captions
+    parts = validate(task, [repeated, first, again])
+    memory = task.model.encode(images)
+    captions = {
+        image: best.text
+        for image, [best] in enumerate(caption_memory(task.model.decoder, task.tokenizer, memory, Greedy()))
+    }
+    expected = score_captions(captions, REFERENCES)
+    for measured in (whole, parts):
+        assert measured["val_cider_d"] == pytest.approx(expected["cider_d"], abs=1e-6)
+        assert measured["val_bleu_4"] == pytest.approx(expected["bleu_4"], abs=1e-6)
+
+
+def test_the_loss_is_a_mean_over_tokens(task, make_batch):
+    """Over batches of unequal length, without those that are repeated."""
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    task.validation.references = REFERENCES
+    whole = validate(task, [make_batch(TEXTS, images)])["val_loss"]
+    parts = [make_batch([text], images[place][None])._replace(image_ids=[place]) for place, text in enumerate(TEXTS)]
+    parts.insert(1, parts[0]._replace(weight=0.0))
+    assert validate(task, parts)["val_loss"] == pytest.approx(whole, abs=1e-6)
+
+
+def test_the_next_epoch_begins_with_nothing(task, make_batch):
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    task.validation.references = REFERENCES
+    batch = make_batch(TEXTS, images)
+    first = validate(task, [batch])
+    assert validate(task, [batch]) == first
+
+
+def test_a_single_validation_image_has_no_cider(task, make_batch):
+    task.validation.references = {0: ["a red circle"]}
+    measured = validate(task, [make_batch(["star"], torch.zeros(1, 3, 64, 64, dtype=torch.uint8))])
+    assert math.isnan(measured["val_cider_d"])
+
+
+def test_parts_of_processes_add_up():
+    """One process may have no object words, or no batch at all."""
+    weights = torch.tensor([[1.0, 2.0]])
+    whole = Found()
+    for part in (
+        Found(),
+        Found(loss=6.0, tokens=2, attention={"pointing": weights}, words=2),
+        Found(loss=2.0, tokens=2, attention={"pointing": 0 * weights}, words=0),
+        Found(tokens=4, attention={"pointing": weights}, words=2),
+    ):
+        whole.add(part)
+    assert whole.means() == {
+        "val_loss": 1.0,
+        "val_pointing": 0.75,
+        "heads/pointing_0.0": 0.5,
+        "heads/pointing_0.1": 1.0,
+    }
+    assert Found(loss=1.0, tokens=1, attention={"pointing": 0 * weights}).means() == {"val_loss": 1.0}
