@@ -6,9 +6,7 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,24 +384,17 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
 
 
 @posix
-def test_every_path_of_a_pipe_has_its_record_before_the_next(model: str, photos: Path) -> None:
-    command = [sys.executable, "-m", "captioner", "caption", "--model", model, "--device", "cpu", "-"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # What a shell starts in the background ignores SIGINT, and hands that on to its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        signal.signal(signal.SIGINT, before)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        alarm = threading.Timer(60, process.kill)
-        alarm.start()
-        for name in NAMES[:3]:
-            process.stdin.write(f"photos/{name}\n".encode())
-            process.stdin.flush()
-            assert process.stdout.readline().decode().startswith(f"photos/{name}\t")
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
-        alarm.cancel()
+def test_every_path_of_a_pipe_has_its_record_before_the_next(
+    model: str, photos: Path, launch: Callable[..., Any]
+) -> None:
+    process = launch("caption", "--model", model, "--device", "cpu", "-")
+    for count, name in enumerate(NAMES[:3], start=1):
+        process.write(f"photos/{name}\n")
+        process.wait_until(lambda count=count: process.read(1).count("\n") == count)
+        assert process.read(1).splitlines()[-1].startswith(f"photos/{name}\t")
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    assert re.search(r"captioner: stopped: [23] captioned, 0 failed\ncaptioner: error: interrupted\n$", process.read(2))
 
 
 @posix
