@@ -8,6 +8,7 @@ import time
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.model.decoder import TextDecoder
@@ -17,8 +18,10 @@ PACKED_FOR = 16
 """The number of rows that matrices are packed for; oneDNN's order is the same for any number above one."""
 INT8_MAX, SMALLEST_SCALE = 127, 1e-30
 """Largest int8 magnitude; smallest absolute maximum, so that nothing is divided by zero."""
-CLEARLY_FASTER = 0.75
-"""PyTorch's own product replaces the packed one where it takes less than this share of its time."""
+FEW_ROWS, SMALL_MATRIX = 8, 512 * 512
+"""Up to this many rows and elements PyTorch's own product is as fast, because oneDNN's takes longer to start."""
+CLEARLY_FASTER = 0.8
+"""PyTorch's own product of a single row is used where it takes less than this share of the packed one's time."""
 
 
 class PackedLinear(Linear):
@@ -42,9 +45,9 @@ class PackedLinear(Linear):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
 
     def _product(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[-1] and plain_single_rows():
-            return matrix_vector(x, self.weight, self.bias)
-        return onednn_product(x, self._packed, self.bias)
+        rows = x.numel() // x.shape[-1]
+        plain = plain_rows_are_faster() if rows == 1 else rows <= FEW_ROWS and self.weight.numel() <= SMALL_MATRIX
+        return plain_product(x, self.weight, self.bias) if plain else onednn_product(x, self._packed, self.bias)
 
 
 class Int8Linear(PackedLinear):
@@ -104,13 +107,13 @@ def pack(decoder: TextDecoder, *, int8: bool = False) -> TextDecoder:
 
 
 @cache
-def plain_single_rows() -> bool:
+def plain_rows_are_faster() -> bool:
     """Whether PyTorch's own product of a single row is clearly faster than oneDNN's packed one on this processor."""
-    x, weights = torch.ones(1, 512), [torch.ones(512, 512) for _ in range(8)]
+    x, weights = torch.ones(1, 512), [torch.ones(1024, 512) for _ in range(4)]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) for weight in weights]
     seconds: tuple[list[float], list[float]] = [], []
-    for _ in range(12):  # in turns, and the least of each: other programs may be running
-        for product, matrices, taken in zip((matrix_vector, onednn_product), (weights, packed), seconds, strict=True):
+    for _ in range(6):  # in turns, and the least of each: other programs may be running
+        for product, matrices, taken in zip((plain_product, onednn_product), (weights, packed), seconds, strict=True):
             start = time.perf_counter()
             for matrix in matrices:
                 product(x, matrix)
@@ -118,8 +121,10 @@ def plain_single_rows() -> bool:
     return min(seconds[0]) < CLEARLY_FASTER * min(seconds[1])
 
 
-def matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b where x has a single row."""
+def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b by PyTorch's own product, for a single row that of a matrix and a vector."""
+    if x.numel() > x.shape[-1]:
+        return F.linear(x, weight, bias)
     vector = x.view(-1)
     product = weight.mv(vector) if bias is None else torch.addmv(bias, weight, vector)
     return product.view(*x.shape[:-1], -1)
