@@ -24,7 +24,7 @@ from captioner.config import EncoderConfig
 from captioner.model.attention import attention_weights
 from captioner.model.encoder import VisionEncoder
 from captioner.model.linear import AVAILABLE, onednn_product
-from captioner.model.packed import PACKED_FOR, Int8Linear, matrix_vector
+from captioner.model.packed import PACKED_FOR, Int8Linear, plain_product
 
 SHAPES = ((1536, 512), (2048, 512), (512, 2048), (10_000, 512))
 """(outputs, inputs)"""
@@ -73,7 +73,7 @@ def linear_ways(rounds: int) -> dict[str, dict[str, float]]:
                 "PyTorch, columns adjacent": (F.linear, turned_weights),
             }
             if rows == 1:
-                ways["PyTorch, matrix and vector"] = (matrix_vector, plain)
+                ways["PyTorch, matrix and vector"] = (plain_product, plain)
             if torch.backends.mkl.is_available():
                 packed = [torch.ops.mkl._mkl_reorder_linear_weight(weight, rows) for weight in weights]
                 ways["MKL, packed for so many rows"] = (

@@ -4,10 +4,12 @@ Matrices are kept in oneDNN's own order, which makes products with few rows 1.1 
 bits (docs/performance.md). Packed copies double the memory of the weights; 8-bit ones add a quarter.
 """
 
+import math
 import time
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.model.decoder import TextDecoder
@@ -17,8 +19,12 @@ PACKED_FOR = 16
 """The number of rows that matrices are packed for; oneDNN's order is the same for any number above one."""
 INT8_MAX, SMALLEST_SCALE = 127, 1e-30
 """Largest int8 magnitude; smallest absolute maximum, so that nothing is divided by zero."""
-CLEARLY_FASTER = 0.75
-"""PyTorch's own product replaces the packed one where it takes less than this share of its time."""
+FEW_ROWS, SMALL_MATRIX = 8, 512 * 512
+"""Up to this many rows and elements PyTorch's own product is as fast, because oneDNN's takes longer to start."""
+CLEARLY = 1.2
+"""How many times as long PyTorch's own product of a single row must take for the packed one to replace it."""
+TRIAL_SECONDS = 0.02
+"""Longest time to find out which product of a single row is faster, plus one round of trials."""
 
 
 class PackedLinear(Linear):
@@ -42,9 +48,9 @@ class PackedLinear(Linear):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
 
     def _product(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[-1] and plain_single_rows():
-            return matrix_vector(x, self.weight, self.bias)
-        return onednn_product(x, self._packed, self.bias)
+        rows = x.numel() // x.shape[-1]
+        plain = plain_rows_are_faster() if rows == 1 else rows <= FEW_ROWS and self.weight.numel() <= SMALL_MATRIX
+        return plain_product(x, self.weight, self.bias) if plain else onednn_product(x, self._packed, self.bias)
 
 
 class Int8Linear(PackedLinear):
@@ -104,22 +110,28 @@ def pack(decoder: TextDecoder, *, int8: bool = False) -> TextDecoder:
 
 
 @cache
-def plain_single_rows() -> bool:
-    """Whether PyTorch's own product of a single row is clearly faster than oneDNN's packed one on this processor."""
-    x, weights = torch.ones(1, 512), [torch.ones(512, 512) for _ in range(8)]
+def plain_rows_are_faster() -> bool:
+    """Whether oneDNN's packed product of a single row is not clearly faster than PyTorch's own on this processor.
+
+    PyTorch's takes half the time on Intel's and, by docs/performance.md, 1.4 times as long or more on AMD's.
+    """
+    x, weights = torch.ones(1, 512), [torch.ones(512, 512) for _ in range(6)]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) for weight in weights]
-    seconds: tuple[list[float], list[float]] = [], []
-    for _ in range(12):  # in turns, and the least of each: other programs may be running
-        for product, matrices, taken in zip((matrix_vector, onednn_product), (weights, packed), seconds, strict=True):
+    least = [math.inf, math.inf]
+    end = time.perf_counter() + TRIAL_SECONDS
+    while time.perf_counter() < end:  # in turns, and the least of each: other programs may be running
+        for place, (product, matrices) in enumerate(((plain_product, weights), (onednn_product, packed))):
             start = time.perf_counter()
             for matrix in matrices:
                 product(x, matrix)
-            taken.append(time.perf_counter() - start)
-    return min(seconds[0]) < CLEARLY_FASTER * min(seconds[1])
+            least[place] = min(least[place], time.perf_counter() - start)
+    return least[0] < CLEARLY * least[1]
 
 
-def matrix_vector(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b where x has a single row."""
+def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b by PyTorch's own product, for a single row that of a matrix and a vector."""
+    if x.numel() > x.shape[-1]:
+        return F.linear(x, weight, bias)
     vector = x.view(-1)
     product = weight.mv(vector) if bias is None else torch.addmv(bias, weight, vector)
     return product.view(*x.shape[:-1], -1)

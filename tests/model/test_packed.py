@@ -14,10 +14,11 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SHAPES = [(), (1,), (1, 1), (2, 3), (40,)]
 
 
-@pytest.fixture(params=[True, False], ids=["plain single rows", "packed single rows"], autouse=True)
-def single_rows(request, monkeypatch):
+@pytest.fixture(params=[True, False], ids=["single rows plain", "single rows packed"], autouse=True)
+def single_rows_plain(request, monkeypatch):
     """Both ways to multiply a single row, whichever this processor would choose."""
-    monkeypatch.setattr(module, "plain_single_rows", lambda: request.param)
+    monkeypatch.setattr(module, "plain_rows_are_faster", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture
@@ -144,3 +145,18 @@ def test_in_8_bits_no_row_depends_on_the_others():
         x[3:] *= 50
         assert torch.equal(packed(x)[:3], together[:3])
         assert torch.equal(packed(x[1:2]), together[1:2])
+
+
+@needs_onednn
+def test_each_way_multiplies_the_rows_that_it_is_for(single_rows_plain, monkeypatch):
+    taken = []
+    for name in ("plain_product", "onednn_product"):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, n=name, f=original: taken.append(n) or f(*given))
+    small, large = PackedLinear(torch.randn(40, 24), None), PackedLinear(torch.randn(1024, 512), None)
+    with torch.inference_mode():
+        for layer in (small, large):
+            for rows in (1, 2, 8, 9):
+                layer(torch.randn(1, rows, layer.in_features))
+    single = "plain_product" if single_rows_plain else "onednn_product"
+    assert taken == [single, *["plain_product"] * 2, "onednn_product", single, *["onednn_product"] * 3]
