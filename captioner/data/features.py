@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,10 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def hash_photos(photos: Mapping[str, Path | bytes]) -> str:
-    """A hash of photos by name: names, sizes and first bytes, so that a copied data set keeps its features."""
+def hash_photos(photos: Iterable[tuple[str, Path | bytes]]) -> str:
+    """A hash of photos: their names, sizes and first bytes, so that a copied data set keeps its features."""
     digest = hashlib.sha256()
-    for name in sorted(photos):
-        source = photos[name]
+    for name, source in sorted(photos, key=lambda photo: photo[0]):
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             head = file.read(FINGERPRINT_BYTES)
             size = file.seek(0, 2)

@@ -67,9 +67,10 @@ def test_the_loss_is_a_mean_over_tokens(task, make_batch):
 def test_the_next_epoch_begins_with_nothing(task, make_batch):
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     task.validation.references = REFERENCES
-    batch = make_batch(TEXTS, images)
-    first = validate(task, [batch])
-    assert validate(task, [batch]) == first
+    batch, other = make_batch(TEXTS, images), make_batch(["star", "a red red red star", "circle"], images.flip(0))
+    alone = validate(task, [other])
+    assert validate(task, [batch])["val_loss"] != alone["val_loss"]
+    assert validate(task, [other]) == alone
 
 
 def test_a_single_validation_image_has_no_cider(task, make_batch):
