@@ -287,3 +287,9 @@ def test_the_precision_of_training_is_not_that_of_the_model(config, tmp_path, fe
     settings = config("training.trainer.precision=bf16-true", "training.epochs=1", "data.mosaics=0.5", *stored)
     model = weights(train(settings, tmp_path / "run"))
     assert {each.dtype for each in model.values() if each.is_floating_point()} == {torch.float32}
+
+
+def test_mixed_precision_trains_with_clipped_gradients(config, tmp_path):
+    """Lightning does not clip gradients of a fused optimizer then."""
+    settings = config("training.trainer.precision=bf16-mixed", "optimization.gradient_clip=1.0")
+    train(settings, tmp_path / "run", fast_dev_run=True)
