@@ -1,4 +1,4 @@
-"""How far the maps of a model can be trusted, measured on a split.   K object words · F features of each"""
+"""How far the maps of a model can be trusted, measured on captioned images.   K object words · F features of each"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,43 +14,37 @@ from captioner.inspection.hallucination import FEATURES, fit_weights, is_halluci
 from captioner.inspection.maps import maps_with_perturbation, standard_maps
 from captioner.inspection.pixels import pixel_curves
 from captioner.inspection.pointing import instance_pointing, mosaic_pointing
-from captioner.inspection.summary import (
-    hallucination_markdown,
-    heads_markdown,
-    heads_summary,
-    markdown,
-    summarize,
-)
+from captioner.inspection.summary import heads_markdown, heads_summary, markdown, summarize
 from captioner.model.caption_model import CaptionModel
 from captioner.pipeline import Captioner
 
 MIN_VISUAL_OBJECTS = 30
-"""Fewer words give intervals too wide to be useful."""
+"""With fewer words, intervals are too wide to be useful."""
 MIN_EXAMPLES = 50
-"""Least hallucinated objects, and least others, to fit hallucination weights."""
+"""Hallucinated objects, and others, that it takes at least to fit hallucination weights."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The tests to run; a count of 0 leaves one out."""
+    """The tests to run; a count of 0 skips one."""
 
     mosaics: int = 500
     """Mosaics of four photos, for pointing and the best heads."""
     photos: int = 0
-    """Photos for deletion and insertion, which is slow."""
+    """Photos for deletion and insertion; slow."""
     captions: int = 500
-    """Captions of the model to look for hallucinated objects in."""
+    """Captions of the model to check for hallucinated objects."""
     instances: Path | None = None
-    """COCO instances of the images, for pointing at their objects."""
+    """COCO instances of the images, for pointing at annotated objects."""
     perturbation: bool = False
-    """Measure maps by perturbation too; slow."""
+    """Measure perturbation too; slow."""
     random_weights: bool = False
-    """Measure maps of the same network with random weights, which must fail; skips hallucination."""
+    """Measure the maps of the same network with random weights, which must fail; skips hallucination."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of `measure`; None where a test was left out."""
+    """The tables of `measure`; None for a test that was skipped."""
 
     options: Options
     grounding: dict[str, Any] | None = None
@@ -59,9 +53,9 @@ class Report:
     pixels: dict[str, Any] | None = None
     hallucination: dict[str, Any] | None = None
     hallucination_weights: tuple[float, ...] = ()
-    """For `ModelConfig.hallucination`; empty with too few examples."""
+    """For `ModelConfig.hallucination`; empty if there were too few examples."""
     notes: tuple[str, ...] = ()
-    """Remarks for the user."""
+    """Warnings for the user."""
 
     @property
     def best_heads(self) -> tuple[tuple[int, int], ...]:
@@ -69,15 +63,13 @@ class Report:
         return tuple((layer, head) for layer, head in self.heads["best_heads"]) if self.heads else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The tables in JSON types."""
+        """The tables as plain data for JSON."""
         names = ("grounding", "pointing", "heads", "pixels", "hallucination")
-        tables = {name: getattr(self, name) for name in names}
-        return {"random_weights": self.options.random_weights} | {
-            name: table for name, table in tables.items() if table is not None
-        }
+        tables = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {"random_weights": self.options.random_weights, **tables}
 
     def to_markdown(self) -> str:
-        """The tables for people."""
+        """The tables as Markdown."""
         sections = []
         if self.grounding is not None:
             sections.append(markdown("Pointing at annotated objects", self.grounding))
@@ -88,7 +80,8 @@ class Report:
         if self.pixels is not None:
             sections.append(markdown(f"Deletion and insertion in {self.options.photos} photos, in nats", self.pixels))
         if self.hallucination is not None:
-            sections.append(hallucination_markdown(self.hallucination))
+            count = "{hallucinated} of {words} object words of the model's captions".format_map(self.hallucination)
+            sections.append(f"## Objects that no reference names\n\n{count}\n")
         return "\n".join(sections)
 
 
@@ -98,9 +91,9 @@ class HallucinationExamples(NamedTuple):
     features: NDArray[np.float64]
     """(K, F)"""
     hallucinated: NDArray[np.bool_]
-    """(K,) whether no reference names the object."""
+    """(K,) whether each object is hallucinated."""
     photos: NDArray[np.int64]
-    """(K,) the photo of each."""
+    """(K,) the number of the photo."""
 
 
 def measure(
@@ -111,7 +104,7 @@ def measure(
 ) -> Report:
     """Test the maps of a model on captioned images; `progress` is called with a line before each test.
 
-    Raises ConfigError for mosaics of fewer than four images, AnnotationError for instances that are none.
+    Raises ConfigError for mosaics of fewer than four images, AnnotationError for a file without COCO instances.
     """
     model, tokenizer = captioner.model, captioner.tokenizer
     options = replace(options, mosaics=min(options.mosaics, len(images)), photos=min(options.photos, len(images)))
@@ -123,7 +116,8 @@ def measure(
     maps = maps_with_perturbation if options.perturbation else standard_maps
     report, notes = Report(options), []
     if options.instances is not None:
-        grounding = instance_pointing(model, tokenizer, images, options.instances, maps=maps)
+        progress("pointing at annotated objects")
+        grounding = instance_pointing(model, tokenizer, images, options.instances, maps=maps, map_model=map_model)
         report = replace(report, grounding=summarize(grounding))
     if options.mosaics:
         progress(f"pointing in {options.mosaics} mosaics")
@@ -131,7 +125,7 @@ def measure(
         heads = heads_summary(pointing) if pointing.visual_objects.any() else None
         report = replace(report, pointing=summarize(pointing), heads=heads)
         if pointing.visual_objects.sum() < MIN_VISUAL_OBJECTS:
-            notes.append("so few words that intervals mean little; take more mosaics")
+            notes.append("too few words for narrow intervals; take more mosaics")
     if options.photos:
         progress(f"deletion and insertion in {options.photos} photos")
         pixels = pixel_curves(model, tokenizer, images[: options.photos], maps=maps, map_model=map_model)
@@ -146,15 +140,15 @@ def measure(
             weights = fit_weights(examples.features, examples.hallucinated)
             report = replace(report, hallucination_weights=tuple(weights.tolist()))
         else:
-            notes.append(f"fewer than {MIN_EXAMPLES} hallucinated objects: too few to learn from")
+            notes.append(f"fewer than {MIN_EXAMPLES} hallucinated objects, or others: too few to fit weights")
     return replace(report, notes=tuple(notes))
 
 
 def hallucination_examples(captioner: Captioner, images: Sequence[CaptionedImage]) -> HallucinationExamples:
-    """Caption images and compare the objects with those of their references."""
+    """Caption images and compare the objects named with those in the references."""
     features, hallucinated, photos = [], [], []
     for photo, image in enumerate(images):
-        for each in object_words_of(captioner.inspect(image.path)):
+        for each in object_words_of(captioner.inspect(image.source)):
             features.append(each.features)
             hallucinated.append(is_hallucinated(each.concept, image.captions))
             photos.append(photo)

@@ -11,7 +11,7 @@ from captioner.cli.flags import number
 from captioner.errors import ConfigError
 
 CONFIG = "config.json"
-"""The file that makes a folder a model's."""
+"""A folder with this file is a model folder."""
 
 if TYPE_CHECKING:
     from captioner.faithfulness import Report
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "how far maps can be trusted",
-        "with --annotations instead of photos: a table of pointing in mosaics and of deletion and insertion in pixels, "
-        "as Markdown on standard output and in DIR/faithfulness.json",
+        "with --annotations instead of photos: tables of pointing and of deletion and insertion, as Markdown on "
+        "standard output and in DIR/faithfulness.json",
     ).add_argument
     group("--annotations", metavar="FILE", help="captions in any layout that training takes")
-    group("--images", dest="folder", metavar="DIR", help="the image folder; default: as for training")
+    group("--images", dest="folder", metavar="DIR", help="image folder; default: as for training")
     group("--split", default="val", help="default: val")
     group("--mosaics", type=number(int, 0), default=500, metavar="N", help="mosaics of four photos; default: 500")
     group("--photos", type=number(int, 0), default=0, metavar="N", help="photos for the pixel test (slow); default: 0")
@@ -36,24 +36,23 @@ def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="captions to check for hallucination; default: 500",
     )
-    group("--grounding", metavar="INSTANCES.json", help="COCO instances of the images: pointing at their objects")
-    group("--perturbation", action="store_true", help="measure this map too, the reference; slow")
-    group("--random-weights", action="store_true", help="maps of the same network with random weights, which must fail")
+    group("--grounding", metavar="INSTANCES.json", help="COCO instances, for pointing at annotated objects")
+    group("--perturbation", action="store_true", help="measure perturbation too; slow")
+    group("--random-weights", action="store_true", help="test maps of the untrained network, which must fail")
     group(
         "--store",
         action="store_true",
-        help="write the findings into the model's folder: the best heads, for --head best, and the weights that give "
-        "objects a probability of hallucination",
+        help="store the best heads (for --head best) and the hallucination weights in the model folder",
     )
 
 
 def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for flags that have no meaning together."""
+    """Raise ConfigError for flags that contradict each other."""
     only = ("grounding", "perturbation", "random_weights", "store")
     if arguments.annotations is None:
         for name in only:
             if getattr(arguments, name):
-                raise ConfigError(f"--{name.replace('_', '-')}: is for a split; add --annotations FILE")
+                raise ConfigError(f"--{name.replace('_', '-')}: measures a split; add --annotations FILE")
         return
     if arguments.images:
         raise ConfigError("--annotations: measures a split; leave the photos out")
@@ -61,13 +60,13 @@ def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None:
             raise ConfigError(f"--{name}: is for photos; leave it out with --annotations")
     if arguments.store and arguments.random_weights:
-        raise ConfigError("--store: would keep the findings for random weights; leave out --random-weights")
+        raise ConfigError("--store: findings for random weights are not worth storing; leave out --random-weights")
     if arguments.store and not (Path(arguments.model) / CONFIG).is_file():
-        raise ConfigError(f"--store: {arguments.model} is no model folder of yours; save one, and name it")
+        raise ConfigError(f"--store: {arguments.model} is not a model folder of yours; save one, and give its path")
 
 
 def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", folder: Path) -> int:
-    """Measure, print the tables and write them to the folder."""
+    """Measure the maps; print the tables and write them to the folder."""
     from captioner.data.formats import load_captions
     from captioner.faithfulness import Options, measure
 
@@ -95,7 +94,7 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
 
 
 def _store(captioner: "Captioner", report: "Report", folder: str) -> None:
-    """Write the findings into the model's folder; those that were not measured stay as they are there."""
+    """Store the findings in the model folder; what was not measured this time stays."""
     config = captioner.model.config
     heads = report.best_heads or config.best_heads
     weights = report.hallucination_weights or config.hallucination
@@ -103,7 +102,7 @@ def _store(captioner: "Captioner", report: "Report", folder: str) -> None:
     card = Path(folder, "README.md")
     captioner.save_pretrained(folder, card=card.read_text(encoding="utf-8") if card.is_file() else None)
     what = f"{len(heads)} heads" + (" and hallucination weights" if report.hallucination_weights else "")
-    _log(f"{what} stored in {folder}")
+    _log(f"stored {what} in {folder}")
 
 
 def _log(message: str) -> None:

@@ -1,1 +1,1 @@
-"""Maps of the patches that each word attended to, sheets of them, and tests of how faithful they are."""
+"""Maps of the patches that each word attended to, sheets that show them, and tests of their faithfulness."""

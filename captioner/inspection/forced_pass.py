@@ -1,4 +1,4 @@
-"""A caption forced through the decoder.   W words · T tokens · L layers · H heads · N memory positions"""
+"""A caption forced through the decoder.   R rows · W words · T tokens · L layers · H heads · N memory positions"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,25 @@ from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer
 
 Span = tuple[int, int]
-"""The tokens of a word: first, and one past the last."""
+"""The tokens of a word: the first, and one past the last."""
 
 
 @dataclass(frozen=True)
 class ForcedPass:
-    """A caption and its attention over the memory of one image; row t of the pass predicts token t."""
+    """A caption's log-probabilities and attention over the memory of one image, by one teacher-forced pass."""
 
+    decoder: TextDecoder
     memory: Memory
     tokens: Tensor
-    """(1, 1 + T) with the start token."""
+    """(1, 1 + T), the start token first."""
     words: tuple[str, ...]
     spans: tuple[Span, ...]
     log_probs: NDArray[np.float32]
-    """(W,) the sum over the tokens of each word."""
+    """(W,) log p of each word: the sum over its tokens."""
     visual_need: NDArray[np.float32] | None
-    """(W,) log p with the image minus without; None where there was no blind memory."""
+    """(W,) log p with the image minus log p without; None if no blind memory was given."""
     weights: NDArray[np.float32]
-    """(W, L, H, N) the mean over the tokens of each word; sums to one."""
+    """(W, L, H, N) at the steps that predict each word: the mean over its tokens; sums to one over N."""
 
     @classmethod
     def of(
@@ -41,7 +42,7 @@ class ForcedPass:
         tokens: Sequence[int],
         blind: Memory | None = None,
     ) -> "ForcedPass":
-        """Force tokens (without the start token) on the memory of one image; `blind` is the memory of no image."""
+        """Force tokens, without the start token, on the memory of one image; `blind` is the memory of no image."""
         forced = torch.tensor([[tokenizer.bos, *tokens]], device=memory.layers[0].keys.device)
         words = tokenizer.words(list(tokens))
         spans = tuple((word.start, word.stop) for word in words)
@@ -56,6 +57,7 @@ class ForcedPass:
         by_token = weights[0].permute(2, 0, 1, 3).float().cpu().numpy()  # (T, L, H, N)
         means = np.array([by_token[start:stop].mean(axis=0) for start, stop in spans], np.float32)
         return cls(
+            decoder=decoder,
             memory=memory,
             tokens=forced,
             words=tuple(word.text for word in words),
@@ -66,7 +68,12 @@ class ForcedPass:
         )
 
 
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """logits (R, T, V), tokens (R, 1 + T) -> (R, T), the log-probability of each token after the first."""
+    return logits.float().log_softmax(dim=-1).gather(2, tokens[:, 1:, None]).squeeze(2)
+
+
 def _word_log_probs(logits: Tensor, tokens: Tensor, spans: Sequence[Span]) -> NDArray[np.float32]:
-    """logits (1, T, V), tokens (1, 1 + T) -> the log-probability of each word (W,)."""
-    chosen = logits[0].float().log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).squeeze(1).cpu().numpy()
-    return np.array([chosen[start:stop].sum() for start, stop in spans], np.float32)
+    """logits (1, T, V), tokens (1, 1 + T) -> (W,), the log-probability of each word."""
+    log_probs = token_log_probs(logits, tokens)[0].cpu().numpy()
+    return np.array([log_probs[start:stop].sum() for start, stop in spans], np.float32)

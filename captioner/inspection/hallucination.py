@@ -1,8 +1,8 @@
-"""Hallucination: the probability that an object which a caption names is not in the photo.
+"""Hallucination: the probability that an object named in a caption is not in the photo.
 
-It is a logistic regression on features of the word's trace: hallucinated objects owe little to the photo.
+It is estimated by logistic regression on features of the word's trace: hallucinated objects depend less on the photo.
 
-K object words of captions · F features of each
+K object words · F features of each
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from captioner.metrics.object_words import NOTHING, NounList
 from captioner.metrics.ptb import tokenize
 
 FEATURES = ("log_prob", "need", "relevance", "entropy", "peak", "null_mass", "place")
-"""Log-probability, visual need, sum, entropy and peak of the map by relevance, null mass, position from 0 to 1."""
+"""Log-probability; visual need; sum, entropy and peak of the map by relevance; null mass; position from 0 to 1."""
 RIDGE = 1e-4
 MAX_STEPS = 50
-"""Newton steps; it converges in about ten."""
+"""Newton's method converges in about ten."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,15 @@ class ObjectWord:
     """A word of a caption that names an object."""
 
     word: int
-    """Its number in the trace; the last one where the name has several words."""
+    """Its index in the trace; for a name of several words, the last one's."""
     concept: str
     features: tuple[float, ...]
     """(F,)"""
 
 
 def object_words_of(trace: AttentionTrace) -> list[ObjectWord]:
-    """The object words of a trace, whose method is relevance, with their features."""
+    """The object words of a trace, whose method must be relevance, with their features."""
     words = plain_words(trace.words)
-    totals = [float(trace.patches(word).sum()) for word in range(len(words))]
     entropy, peak, null_mass = trace.entropy.tolist(), trace.peak.tolist(), trace.null_mass.tolist()
     found = []
     for start, stop, concept, _ in NounList.bundled().phrases(words):
@@ -47,7 +46,7 @@ def object_words_of(trace: AttentionTrace) -> list[ObjectWord]:
         features = (
             sum(trace.log_probs[start:stop]),
             sum(trace.needs[start:stop]),
-            totals[last],
+            float(trace.patches(last).sum()),
             entropy[last],
             peak[last],
             null_mass[last],
@@ -58,12 +57,12 @@ def object_words_of(trace: AttentionTrace) -> list[ObjectWord]:
 
 
 def is_hallucinated(concept: str, references: Sequence[str]) -> bool:
-    """Whether no reference names the concept or has a word that may mean it."""
+    """Whether no reference has a word that means, or may mean, the concept."""
     return concept not in NounList.bundled().objects(tokenize(list(references))).possible
 
 
 def hallucination_probabilities(trace: AttentionTrace, weights: Sequence[float]) -> dict[int, float]:
-    """Object word -> the probability that the object is not in the photo, by the weights (F + 1) of `fit_weights`."""
+    """Index of an object word -> the probability that the object is not in the photo, by `fit_weights`' weights."""
     return {
         each.word: float(sigmoid(np.append(each.features, 1.0) @ np.asarray(weights)))
         for each in object_words_of(trace)
@@ -71,24 +70,23 @@ def hallucination_probabilities(trace: AttentionTrace, weights: Sequence[float])
 
 
 def fit_weights(features: NDArray[np.float64], hallucinated: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Logistic regression, by Newton's method with a small ridge: features (K, F) -> weights (F + 1), the bias last."""
-    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-    design = np.column_stack([(features - mean) / spread, np.ones(len(features))])
+    """Logistic regression by Newton's method with a small ridge: features (K, F) -> weights (F + 1,), the bias last."""
+    mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
+    design = np.column_stack([(features - mean) / std, np.ones(len(features))])
     weights = np.zeros(design.shape[1])
     penalty = RIDGE * np.append(np.ones(features.shape[1]), 0.0)
     for _ in range(MAX_STEPS):
         chance = sigmoid(design @ weights)
-        slope = design.T @ (chance - hallucinated) / len(design) + penalty * weights
-        curve = (design * (chance * (1 - chance))[:, None]).T @ design / len(design) + np.diag(penalty + 1e-9)
-        step = np.linalg.solve(curve, slope)
+        gradient = design.T @ (chance - hallucinated) / len(design) + penalty * weights
+        hessian = (design * (chance * (1 - chance))[:, None]).T @ design / len(design) + np.diag(penalty + 1e-9)
+        step = np.linalg.solve(hessian, gradient)
         weights -= step
         if np.abs(step).max() < 1e-8:
             break
-    plain = weights[:-1] / spread
-    return np.append(plain, weights[-1] - plain @ mean)
+    unscaled = weights[:-1] / std
+    return np.append(unscaled, weights[-1] - unscaled @ mean)
 
 
 def sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities of log-odds."""
-    chance: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(values, -50, 50)))
-    return chance
+    """Log-odds -> probabilities."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -50, 50))), np.float64)

@@ -1,4 +1,4 @@
-"""The maps of a forced caption, by name.   W words · h·w patches"""
+"""Maps of a forced caption.   W words · h·w patches"""
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -11,27 +11,30 @@ from torch import Tensor
 from captioner.inspection.forced_pass import ForcedPass
 from captioner.inspection.relevance import perturbation, relevance
 from captioner.model.caption_model import CaptionModel
+from captioner.model.decoder import TextDecoder
 from captioner.tokenizer import Tokenizer
 
 Maps: TypeAlias = Mapping[str, NDArray[np.float32]]
-"""Name -> the map of each word (W, h·w), not negative."""
+"""Name -> (W, h·w), a nonnegative map of each word."""
 MapMaker: TypeAlias = Callable[[CaptionModel, ForcedPass], Maps]
 
 
-def force_caption(model: CaptionModel, tokenizer: Tokenizer, pixels: Tensor, caption: str) -> ForcedPass:
-    """Force a caption on the image of pixels (3, height, width)."""
+def force_caption(
+    model: CaptionModel, tokenizer: Tokenizer, pixels: Tensor, caption: str, decoder: TextDecoder | None = None
+) -> ForcedPass:
+    """Force a caption on an image (3, height, width); `decoder` may be a packed copy of the model's, for speed."""
     with torch.inference_mode():
         memory = model.encode(pixels[None].to(next(model.parameters()).device))
         blind = model.blind(memory)
-    ids = tokenizer.encode(caption)[: model.decoder.config.max_length - 2]
-    return ForcedPass.of(model.decoder, tokenizer, memory, [*ids, tokenizer.eos], blind)
+    ids = tokenizer.encode(caption)[: model.decoder.config.max_length - 2]  # training cuts captions there too
+    return ForcedPass.of(decoder or model.decoder, tokenizer, memory, [*ids, tokenizer.eos], blind)
 
 
 def standard_maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
-    """Raw attention and relevance, of all heads and of each layer; raw attention of the best heads."""
+    """Raw attention and relevance, overall and by layer, and raw attention of the best heads if they are known."""
     patches = model.encoder.patches
     raw = forced.weights[..., patches]
-    found = relevance(model.decoder, forced.memory, forced.tokens, forced.spans, patches)
+    found = relevance(forced.decoder, forced.memory, forced.tokens, forced.spans, patches)
     evidence = found[..., patches].float().cpu().numpy()
     maps = {"raw": raw.mean(axis=(1, 2)), "relevance": np.maximum(evidence.sum(axis=(1, 2)), 0)}
     if best := model.config.best_heads:
@@ -43,7 +46,7 @@ def standard_maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[
 
 
 def maps_with_perturbation(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
-    """The standard maps and perturbation, the slow reference."""
+    """The standard maps, and perturbation as a slow reference."""
     grid, patches = model.encoder.grid, model.encoder.patches
-    lost = perturbation(model.decoder, forced.memory, forced.tokens, forced.spans, grid, patches)
+    lost = perturbation(forced.decoder, forced.memory, forced.tokens, forced.spans, grid, patches)
     return standard_maps(model, forced) | {"perturbation": np.maximum(lost[:, patches].float().cpu().numpy(), 0)}

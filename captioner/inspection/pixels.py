@@ -1,9 +1,9 @@
-"""Whether maps rank the pixels that matter: deletion and insertion (Petsiuk et al. 2018).
+"""Whether maps rank the patches that matter first: deletion and insertion in pixels (Petsiuk et al. 2018).
 
-The patches that a map ranks first are blurred in the photo, or shown in the blurred photo, and the photo is encoded
-again; log p(word) must fall, or rise, more than for other rankings.
+The patches that a map ranks first are blurred in the photo, or are the only sharp ones, and the photo is encoded again:
+log p(word) must fall, or rise, more than for other rankings.
 
-S pictures, one for each ranking and fraction · R rows · h·w patches · P = h·w
+S pictures, one for each ranking and fraction · R rows · P = h·w patches
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,19 @@ from torch import Tensor
 
 from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import read_photo, view_pixels
-from captioner.inspection.forced_pass import ForcedPass
+from captioner.inspection.forced_pass import ForcedPass, token_log_probs
 from captioner.inspection.maps import MapMaker, force_caption, standard_maps
-from captioner.inspection.word_table import TableBuilder, WordTable, are_objects
+from captioner.inspection.word_table import WordTable, are_objects
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
+from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
 
 FRACTIONS = (0.1, 0.2, 0.4)
 """Shares of the patches that are blurred or shown."""
 RANDOM_RANKINGS = 10
 BLUR = 0.08
-"""Radius of the blur as a share of the input's longer side: enough to hide the content of a patch."""
+"""Radius of the blur as a share of the input's longer side: enough to hide what a patch shows."""
 BATCH = 32
 """Pictures encoded at once."""
 
@@ -42,18 +43,19 @@ def pixel_curves(
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
 ) -> WordTable:
-    """`NAME deletion`, `NAME insertion` and `NAME memory` of one object word an image, means over `fractions`.
+    """`NAME deletion`, `NAME insertion` and `NAME memory` of one object word per image, means over `fractions`.
 
     In nats: the drop of log p with the map's first patches blurred, its rise with only them sharp, and its drop with
-    them hidden from memory, the easier test. The rankings `random` (mean of ten), `center` and `edges` ignore the word.
+    them hidden in memory, an easier test. The rankings `random` (mean of ten), `center` and `edges` ignore the word.
     Images whose caption names no object are skipped. `map_model` makes the maps instead of `model`.
     """
-    table = TableBuilder()
+    decoder = pack(model.decoder)
+    tables = []
     random = np.random.default_rng(seed)
     for number, image in enumerate(images):
         pixels = torch.from_numpy(view_pixels(read_photo(image), model.encoder.config, image))
         caption = image.captions[number % len(image.captions)]
-        forced = force_caption(model, tokenizer, pixels, caption)
+        forced = force_caption(model, tokenizer, pixels, caption, decoder)
         objects = np.flatnonzero(are_objects(forced.words))
         if not len(objects):
             continue
@@ -64,16 +66,17 @@ def pixel_curves(
         }
         rankings |= baselines(pixels, model.encoder.grid)
         rankings |= {f"random {each}": random.random(rankings["center"].size) for each in range(RANDOM_RANKINGS)}
-        measures = _curves(model, forced, word, pixels, rankings, fractions, random)
+        curves = _curves(model, forced, word, pixels, rankings, fractions, random)
         for kind in ("deletion", "insertion", "memory"):
-            draws = [measures.pop(f"random {each} {kind}") for each in range(RANDOM_RANKINGS)]
-            measures[f"random {kind}"] = float(np.mean(draws))
-        table.add(number, forced, {name: np.array([value]) for name, value in measures.items()}, words=[word])
-    return table.build()
+            draws = [curves.pop(f"random {each} {kind}") for each in range(RANDOM_RANKINGS)]
+            curves[f"random {kind}"] = float(np.mean(draws))
+        columns = {name: np.array([value], np.float32) for name, value in curves.items()}
+        tables.append(WordTable.of(number, forced, columns, words=[word]))
+    return WordTable.concat(tables)
 
 
 def baselines(pixels: Tensor, grid: tuple[int, int]) -> dict[str, NDArray[np.float64]]:
-    """Rankings (h·w,) of pixels (3, height, width) without regard to the word: nearness to the center, edge energy."""
+    """Rankings (P,) of pixels (3, height, width) that ignore the word: nearness to the center, edge energy."""
     high, wide = grid
     y, x = np.mgrid[0:high, 0:wide]
     center = -np.hypot((y + 0.5) / high - 0.5, (x + 0.5) / wide - 0.5).ravel()
@@ -94,44 +97,41 @@ def _curves(
     fractions: Sequence[float],
     random: np.random.Generator,
 ) -> dict[str, float]:
+    """The columns of `pixel_curves` for one word and these rankings (P,)."""
     high, wide = model.encoder.grid
     height, width = model.encoder.image_size
     photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     soft = photo.filter(ImageFilter.GaussianBlur(BLUR * max(height, width)))
     blurred = torch.from_numpy(np.array(soft)).permute(2, 0, 1)
-    cells = (torch.arange(height) * high // height)[:, None] * wide + (torch.arange(width) * wide // width)
+    # (height, width): the patch of each pixel
+    patches = (torch.arange(height) * high // height)[:, None] * wide + (torch.arange(width) * wide // width)
     masks = []
-    ties = random.random(high * wide)  # equal patches come in random order, the same for all rankings
+    ties = random.random(high * wide)  # equal patches are in random order, the same for all rankings
     for values in rankings.values():
         order = np.lexsort((ties, -values))
         for fraction in fractions:
-            first = torch.zeros(high * wide, dtype=torch.bool)
-            first[order[: max(1, round(fraction * high * wide))].tolist()] = True
-            masks.append(first)
-    first = torch.stack(masks)  # (S, P)
-    inside = first[:, cells][:, None]  # (S, 1, height, width)
+            mask = torch.zeros(high * wide, dtype=torch.bool)
+            mask[order[: max(1, round(fraction * high * wide))].tolist()] = True
+            masks.append(mask)
+    first = torch.stack(masks)  # (S, P): the patches ranked first
+    inside = first[:, patches][:, None]  # (S, 1, height, width)
     pictures = torch.cat([torch.where(inside, blurred, pixels), torch.where(inside, pixels, blurred), blurred[None]])
     start, stop = forced.spans[word]
     tokens = forced.tokens[:, : stop + 1]
 
     def log_prob(memory: Memory, rows: int) -> Tensor:
-        """(R,) of the word."""
+        """(R,) log p of the word."""
         each = tokens.expand(rows, -1)
-        logits = model.decoder(each[:, :-1], memory).logits.float().log_softmax(dim=-1)
-        chosen = logits.gather(2, each[:, 1:, None]).squeeze(2)
-        return chosen[:, start:stop].sum(dim=1).cpu()  # type: ignore[no-any-return]
+        return token_log_probs(forced.decoder(each[:, :-1], memory).logits, each)[:, start:stop].sum(dim=1).cpu()
 
     with torch.inference_mode():
         device = forced.tokens.device
-        found = torch.cat([log_prob(model.encode(part.to(device)), len(part)) for part in pictures.split(BATCH)])
+        log_probs = torch.cat([log_prob(model.encode(part.to(device)), len(part)) for part in pictures.split(BATCH)])
         keep = torch.ones(len(first), forced.memory.positions, dtype=torch.bool)
         keep[:, model.encoder.patches] = ~first
         hidden = log_prob(forced.memory.mask(keep.to(device)), len(first))
-    whole, count = float(forced.log_probs[word]), len(fractions)
-    deleted, inserted, nothing = found[: len(first)], found[len(first) : -1], found[-1]
-    kinds = {"deletion": whole - deleted, "insertion": inserted - nothing, "memory": whole - hidden}
-    return {
-        f"{name} {kind}": float(values.view(-1, count)[row].mean())
-        for row, name in enumerate(rankings)
-        for kind, values in kinds.items()
-    }
+    whole = float(forced.log_probs[word])
+    deleted, inserted, all_blurred = log_probs[: len(first)], log_probs[len(first) : -1], log_probs[-1]
+    kinds = {"deletion": whole - deleted, "insertion": inserted - all_blurred, "memory": whole - hidden}
+    means = {kind: values.view(len(rankings), -1).mean(dim=1).tolist() for kind, values in kinds.items()}
+    return {f"{name} {kind}": means[kind][row] for row, name in enumerate(rankings) for kind in kinds}

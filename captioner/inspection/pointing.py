@@ -1,9 +1,9 @@
 """Whether maps point at the right place, which no map does by construction.
 
-In mosaics: four photos in one picture, the caption of one of them forced; a word's map must lie on that photo. Chance
-is a quarter, and no boxes are needed. On instances: a word's map must lie on COCO's masks of the object that it names.
+In mosaics, four photos in one picture, the map of a word from one photo's caption must lie on that photo. Chance is a
+quarter, and no boxes are needed. On instances, the map must lie on COCO's masks of the object that the word names.
 
-W words of a caption · K words · L layers · H heads · h·w patches · P = h·w
+W words of a caption · K words · L layers · H heads · P = h·w patches
 """
 
 import io
@@ -23,14 +23,15 @@ from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixel
 from captioner.errors import AnnotationError, ConfigError
 from captioner.geometry import Geometry
 from captioner.inspection.maps import MapMaker, force_caption, standard_maps
-from captioner.inspection.word_table import TableBuilder, WordTable, plain_words
+from captioner.inspection.word_table import WordTable, plain_words
 from captioner.metrics.object_words import NounList
 from captioner.model.caption_model import CaptionModel
+from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
 
 MAX_BEST_HEADS = 6
 TINY = 1e-12
-"""Maps whose sum is not above this are empty."""
+"""Maps with a smaller sum count as empty."""
 
 
 def mosaic_pointing(
@@ -45,31 +46,32 @@ def mosaic_pointing(
 ) -> WordTable:
     """`NAME mass`, the share of a word's map on its own photo, and `NAME hit`, whether that photo has the most.
 
-    The photos of successive mosaics take turns. `map_model` makes the maps instead of `model`: a model with random
-    weights, for instance. Raises ConfigError for fewer than four images.
+    The captioned corner changes from mosaic to mosaic. `map_model` makes the maps instead of `model`: a model
+    with random weights, for instance. Raises ConfigError for fewer than four images.
     """
     layout = Mosaics.of(len(images), seed)
     if layout is None:
         raise ConfigError(f"pointing: {len(images)} images, and a mosaic takes four")
-    table = TableBuilder()
+    decoder = pack(model.decoder)
+    tables = []
     shares = corner_shares(model.encoder.grid)  # (4, P)
     for number, photos in enumerate(layout.layout[:mosaics]):
         corner = number % CORNERS
         image = images[photos[corner]]
         pixels = torch.from_numpy(mosaic_pixels([read_photo(images[photo]) for photo in photos], model.encoder.config))
         caption = image.captions[number // CORNERS % len(image.captions)]
-        forced = force_caption(model, tokenizer, pixels, caption)
+        forced = force_caption(model, tokenizer, pixels, caption, decoder)
         mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
-        measures = {}
+        columns = {}
         for name, each in maps(map_model or model, mapped).items():
             by_corner = each @ shares.T  # (W, 4)
             total = by_corner.sum(axis=1)
-            measures[f"{name} mass"] = _ratio(by_corner[:, corner], total, 1 / CORNERS)
-            hit = (by_corner.argmax(axis=1) == corner).astype(np.float32)
-            measures[f"{name} hit"] = np.where(total > TINY, hit, 1 / CORNERS)
+            columns[f"{name} mass"] = _ratio(by_corner[:, corner], total, 1 / CORNERS)
+            columns[f"{name} hit"] = np.where(total > TINY, by_corner.argmax(axis=1) == corner, 1 / CORNERS)
         raw = mapped.weights[..., model.encoder.patches]
-        table.add(photos[corner], forced, measures, heads=np.stack([raw @ shares[corner], raw.sum(axis=-1)], axis=-1))
-    return table.build()
+        heads = np.stack([raw @ shares[corner], raw.sum(axis=-1)], axis=-1)
+        tables.append(WordTable.of(photos[corner], forced, columns, heads=heads))
+    return WordTable.concat(tables)
 
 
 def instance_pointing(
@@ -79,14 +81,17 @@ def instance_pointing(
     instances: Path,
     *,
     maps: MapMaker = standard_maps,
+    map_model: CaptionModel | None = None,
 ) -> WordTable:
     """`NAME mass` inside COCO's instances, `NAME hit` by the strongest patch, and `area`, their share of the image.
 
-    For words that name a category with instances in the image, all of them together; `area` is the mass of an even map.
-    Images that the file lacks are skipped. Raises AnnotationError for a file without instances.
+    For words that name a category with instances in the image, all of them taken together; `area` is the mass of an
+    even map. Images that the file lacks are skipped. `map_model` makes the maps instead of `model`. Raises
+    AnnotationError for a file without instances.
     """
     objects = _read_instances(instances)
-    table = TableBuilder()
+    decoder = pack(model.decoder)
+    tables = []
     known = {str(image): image for image in objects.imgs}
     for number, image in enumerate(images):
         found = known.get(str(image.image_id))
@@ -94,30 +99,31 @@ def instance_pointing(
             continue
         photo = read_photo(image)
         geometry = Geometry.of(*photo.size, size=model.encoder.image_size, fit=model.encoder.config.fit)
-        covered: dict[str, NDArray[np.float64]] = {}
+        masks: dict[str, NDArray[np.uint8]] = {}  # (height, width) of all instances of each category
         for annotation in objects.loadAnns(objects.getAnnIds(imgIds=[found])):
             name = objects.cats[annotation["category_id"]]["name"]
-            coverage = _coverage(objects.annToMask(annotation), photo, geometry, model.encoder.grid)
-            covered[name] = np.maximum(covered.get(name, 0.0), coverage)
+            masks[name] = np.maximum(masks.get(name, np.uint8(0)), objects.annToMask(annotation))
         pixels = torch.from_numpy(view_pixels(photo, model.encoder.config, image))
-        forced = force_caption(model, tokenizer, pixels, image.captions[number % len(image.captions)])
-        words = {word: name for word, name in enumerate(_categories(forced.words, covered)) if name is not None}
+        caption = image.captions[number % len(image.captions)]
+        forced = force_caption(model, tokenizer, pixels, caption, decoder)
+        words = {word: name for word, name in enumerate(_categories(forced.words, masks)) if name is not None}
         if not words:
             continue
-        inside = np.stack([covered[name] for name in words.values()])  # (K, P)
-        measures = {"area": inside.mean(axis=1)}
-        for name, each in maps(model, forced).items():
-            chosen = each[list(words)]
+        mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
+        inside = np.stack([_coverage(masks[name], photo, geometry, model.encoder.grid) for name in words.values()])
+        columns = {"area": inside.mean(axis=1)}
+        for name, each in maps(map_model or model, mapped).items():
+            chosen = each[list(words)]  # (K, P), as inside
             total = chosen.sum(axis=1)
             peak = np.take_along_axis(inside, chosen.argmax(axis=1)[:, None], axis=1)[:, 0] >= 0.5
-            measures[f"{name} mass"] = _ratio((chosen * inside).sum(axis=1), total, measures["area"])
-            measures[f"{name} hit"] = np.where(total > TINY, peak, measures["area"])
-        table.add(number, forced, measures, words=list(words))
-    return table.build()
+            columns[f"{name} mass"] = _ratio((chosen * inside).sum(axis=1), total, columns["area"])
+            columns[f"{name} hit"] = np.where(total > TINY, peak, columns["area"])
+        tables.append(WordTable.of(number, forced, columns, words=list(words)))
+    return WordTable.concat(tables)
 
 
 def best_heads(table: WordTable, most: int = MAX_BEST_HEADS) -> tuple[tuple[int, int], ...]:
-    """(layer, head) pairs whose mean map points best at visual objects: the best, then whichever improves it most."""
+    """The (layer, head) pairs whose mean map points best at visual objects, chosen greedily, at most `most`."""
     assert table.heads is not None
     heads = table.heads[table.visual_objects]  # (K, L, H, 2)
     if not len(heads):
@@ -142,7 +148,7 @@ def best_heads(table: WordTable, most: int = MAX_BEST_HEADS) -> tuple[tuple[int,
 def _ratio(
     values: NDArray[np.floating], total: NDArray[np.floating], chance: float | NDArray[np.floating]
 ) -> NDArray[np.floating]:
-    """values / total; chance where a map is empty."""
+    """values / total, or `chance` where a map is empty."""
     return np.where(total > TINY, values / np.maximum(total, TINY), chance)
 
 
@@ -164,17 +170,16 @@ def _read_instances(path: Path) -> Any:
 def _coverage(
     mask: NDArray[np.uint8], photo: Image.Image, geometry: Geometry, grid: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(h·w,) the share of each patch that the mask (height, width) of a photo covers."""
+    """(P,) the share of each patch that a mask (height, width) of the photo covers."""
     picture = Image.fromarray(mask * np.uint8(255)).resize(photo.size, Image.Resampling.NEAREST).convert("RGB")
     values = torch.from_numpy(np.array(geometry.apply(picture, "bilinear").convert("L"), np.float32) / 255)
     shares = torch.nn.functional.adaptive_avg_pool2d(values[None], grid)[0].double().numpy()
-    # The bars of a letterboxed photo are gray, but nothing is there.
-    covered: NDArray[np.float64] = np.where(geometry.visible_share(grid) > 0, shares, 0.0).ravel()
-    return covered
+    # The bars of a letterboxed photo are gray, not black: nothing is covered there.
+    return np.asarray(np.where(geometry.visible_share(grid) > 0, shares, 0.0).ravel(), np.float64)
 
 
 def _categories(words: Sequence[str], present: Collection[str]) -> list[str | None]:
-    """The category that each word names, among those in the image."""
+    """The category that each word names, if it is present in the image."""
     plain = plain_words(words)
     found: list[str | None] = [
         next((name for name in present if word in (name, f"{name}s", f"{name}es")), None) for word in plain

@@ -8,42 +8,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.inspection.forced_pass import Span
+from captioner.inspection.forced_pass import Span, token_log_probs
 from captioner.model.attention import CrossAttention
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import DecoderBlock, TextDecoder
 from captioner.model.memory import Memory
 
 MAX_LOG_PROB = -1e-6
-"""Log-probabilities are clamped to this before they become log-odds, which have no bound."""
+"""Log-probabilities are clamped to this before they become log-odds, which are unbounded."""
 
 
 class _DetachedCache(LayerCache):
-    """Detaches the words' keys and values: no gradient flows through self-attention to other words."""
+    """Detaches keys and values, so that no gradient flows through self-attention to other words."""
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return keys.detach(), values.detach()
 
 
 def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span], patches: slice) -> Tensor:
-    """What the values at each position contribute to the log-odds of each word: (W, L, H, N), in nats, signed.
+    """What the value at each position contributes to the log-odds of each word: (W, L, H, N), in nats, signed.
 
-    tokens (1, 1 + T) with the start token; `patches` are the positions of the image. Gradient times attention: for
-    layer l, head h and position j, at the step t that predicts the word,
-    α_tj (v_lhj - the mean patch's v_lh) · ∂ log(p / (1 - p)) / ∂z_lht, to first order what the log-odds would lose with
-    the mean patch in place of this one. Log-odds, since log p hardly changes for words that are nearly certain. As
-    ∂/∂α_tj = v_j · ∂/∂z_t, it is the gradient-weighted attention of Chefer et al. 2021 (Transformer-MM-Explainability),
-    with its sign. Self-attention to earlier words, which attended to the image themselves, is held constant. A word of
-    several tokens has their sum.
+    tokens (1, 1 + T), the start token first; `patches` are the positions of the image. For layer l, head h, position j
+    and the step t that predicts the word, it is α_tj (v_lhj - v̄_lh) · ∂ log(p / (1 - p)) / ∂z_lht, where v̄ is the mean
+    patch's value: to first order, what the log-odds would lose with the mean patch in place of this one. Log-odds are
+    used because log p hardly changes for words that are nearly certain. Since ∂/∂α_tj = v_j · ∂/∂z_t, this is the
+    gradient-weighted attention of Chefer et al. 2021 with its sign. Self-attention to earlier words, which attended to
+    the image themselves, is held constant. A word of several tokens has their sum.
     """
     cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_DetachedCache)
     crosses: list[CrossAttention] = []
-    added: list[Tensor] = []  # the output of each layer's cross-attention (1, T, D)
-    weights: list[Tensor] = []  # (1, H, T, N) each
+    outputs: list[Tensor] = []  # of each layer's cross-attention (1, T, D)
+    weights: list[Tensor] = []  # of each layer (1, H, T, N)
     with torch.inference_mode(False), torch.enable_grad():
-        # Copies: tensors made in inference mode take no gradient.
+        # Tensors made in inference mode take no gradient, so they are copied.
         x = decoder.embed(tokens[:, :-1].clone()).requires_grad_()
-        # The lines of DecoderBlock.forward, since gradients are taken with respect to values inside it.
+        # DecoderBlock.forward, line by line: gradients are taken with respect to values inside it.
         for block, layer, words_before in zip(decoder.blocks, memory.layers, cache.layers, strict=True):
             assert isinstance(block, DecoderBlock)
             x = x + block.self_attention(block.self_norm(x), words_before)
@@ -53,12 +52,11 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
             x = x + attended
             x = x + block.feed_forward(block.feed_norm(x))
             crosses.append(block.cross_attention)
-            added.append(attended)
+            outputs.append(attended)
             weights.append(attention)
-        logits = decoder.logits(decoder.final_norm(x))[0].float()
-        log_probs = logits.log_softmax(dim=-1).gather(1, tokens[0, 1:, None]).clamp(max=MAX_LOG_PROB)
+        log_probs = token_log_probs(decoder.logits(decoder.final_norm(x)), tokens).clamp(max=MAX_LOG_PROB)
         log_odds = log_probs - (-log_probs.expm1()).log()
-        gradients = torch.autograd.grad(log_odds.sum(), added)
+        gradients = torch.autograd.grad(log_odds.sum(), outputs)
     visible = torch.zeros(memory.positions, device=tokens.device)
     visible[patches] = 1.0
     if memory.layers[0].keep is not None:
@@ -86,34 +84,25 @@ def perturbation(
 ) -> Tensor:
     """What the log-probability of each word loses where squares of patches are hidden: (W, N), in nats, signed.
 
-    tokens (1, 1 + T); `patches` are the positions of the `grid` (h, w). A patch has the mean over the squares of `size`
-    x `size` that cover it. One forward pass with a row for each of h·w squares: exact, unlike `relevance`, and slow.
+    tokens (1, 1 + T), the start token first; `patches` are the positions of the `grid` (h, w). A patch has the mean
+    over the squares of `size` x `size` that cover it. One forward pass with a row for each of the h·w squares: exact,
+    unlike `relevance`, but slow.
     """
-    (high, wide), reach = grid, size // 2
-    squares = torch.zeros(high, wide, high, wide, dtype=torch.bool)
-    for row in range(high):
-        for column in range(wide):
-            squares[row, column, max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1] = (
-                True
-            )
-    flat = squares.view(high * wide, high * wide)
-    keep = torch.ones(high * wide, memory.positions, dtype=torch.bool)
-    keep[:, patches] = ~flat
-    # A row that hides every position would attend to nothing.
-    possible = keep.any(dim=1)
-    whole = _log_probs(decoder, memory, tokens)
-    hidden = memory.mask(keep[possible].to(tokens.device))
-    lost = torch.zeros(high * wide, tokens.shape[1] - 1, device=tokens.device)
-    lost[possible.to(tokens.device)] = whole - _log_probs(decoder, hidden, tokens.expand(int(possible.sum()), -1))
-    covering = flat.T.to(lost) / flat.sum(dim=0, keepdim=True).T.to(lost)  # (patches, squares)
-    by_patch = covering @ lost  # (h·w, T)
+    count = grid[0] * grid[1]
+    near_rows, near_columns = ((torch.arange(n)[:, None] - torch.arange(n)).abs() <= size // 2 for n in grid)
+    # (h·w, h·w): whether the square around a patch covers another one, which is symmetric.
+    squares = (near_rows[:, None, :, None] & near_columns[None, :, None, :]).reshape(count, count)
+    keep = torch.ones(count, memory.positions, dtype=torch.bool)
+    keep[:, patches] = ~squares
+    possible = keep.any(dim=1)  # a row that hides every position would attend to nothing
+    keep, possible, squares = (each.to(tokens.device) for each in (keep, possible, squares))
+    rows = tokens.expand(int(possible.sum()), -1)
+    whole = token_log_probs(decoder(tokens[:, :-1], memory).logits, tokens)
+    hidden = token_log_probs(decoder(rows[:, :-1], memory.mask(keep[possible])).logits, rows)
+    lost = torch.zeros(count, tokens.shape[1] - 1, device=tokens.device)
+    lost[possible] = whole - hidden
+    by_patch = squares.to(lost) @ lost / squares.sum(dim=1, keepdim=True)  # (h·w, T)
     found = torch.zeros(len(words), memory.positions, device=tokens.device)
     for word, (start, stop) in enumerate(words):
         found[word, patches] = by_patch[:, start:stop].sum(dim=1)
     return found
-
-
-def _log_probs(decoder: TextDecoder, memory: Memory, tokens: Tensor) -> Tensor:
-    """tokens (R, 1 + T) -> the log-probability of each after the first (R, T)."""
-    logits: Tensor = decoder(tokens[:, :-1], memory).logits.float()
-    return logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None]).squeeze(2)

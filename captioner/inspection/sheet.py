@@ -1,4 +1,4 @@
-"""A sheet for a whole caption: a panel for each word, with its map over the photo.   W words · h·w patches"""
+"""A sheet for a caption: a panel for each word, with its map over the photo."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from captioner.text import printable
 PANEL = 240
 """Longest side of a photo in a panel, in pixels."""
 AREA = 240 * 180
-"""Most pixels of a photo in a panel, so that square and upright photos take no more room than others."""
+"""Most pixels of a photo in a panel, so that square and portrait photos take no more room than landscape ones."""
 MIN_PANEL_WIDTH = 150
-"""In pixels: the text above and below needs it."""
+"""In pixels, for the text above and below."""
 MAX_WIDTH = 5 * 240 + 4 * 22
-"""Most room for panels side by side, in pixels: five of a landscape photo."""
+"""Most room for panels side by side, in pixels: five of landscape photos."""
 MARGIN, GAP = 28, 22
 HEADER, FOOTER = 28, 24
 """Room for the text above and below a photo."""
@@ -28,34 +28,33 @@ BAR = 12
 LEGEND = 19
 """Height of a line of the legend."""
 SCALE_END = 0.9
-"""Quantile of the words' highest values at which the scale ends: a single sharp map must not leave all others dark."""
+"""Quantile of the words' peaks at which the scale ends, so that one sharp map does not leave all others dark."""
 
 PAPER, INK, MUTED = (255, 255, 255), (27, 31, 36), (87, 96, 106)
 
 RAMP = ((0.16, 0.05, 285.0), (0.38, 0.17, 305.0), (0.58, 0.21, 360.0), (0.77, 0.17, 410.0), (0.96, 0.10, 465.0))
-"""Evenly spaced anchors (lightness, chroma, hue in degrees) in Oklab: lightness rises evenly with attention."""
+"""Evenly spaced anchors in Oklab (lightness, chroma, hue in degrees), lightness rising steadily."""
 FAINTEST, STRONGEST = 0.35, 0.8
-"""Opacity of the color where attention is least and where it is most."""
+"""Opacity of the color where a map is lowest and where it is highest."""
 
 MEANING: dict[Method, str] = {
     "raw": "the share of a word's attention on one patch",
-    "relevance": "what a patch added to the log-odds of the word, in nats, to first order; only what is above 0",
-    "perturbation": "what the log-probability of the word loses where 3 x 3 patches are hidden, in nats",
+    "relevance": "what a patch added to the word's log-odds, in nats, to first order; only values above 0",
+    "perturbation": "what the word's log-probability loses when 3 x 3 patches are hidden, in nats",
 }
 """Method -> the meaning of a map's values."""
-
 PLAIN_MEANING: dict[Method, str] = {
     "raw": "the model looked here when it chose the word",
     "relevance": "this part of the photo made the word more likely",
-    "perturbation": "without this part of the photo the word is less likely",
+    "perturbation": "the word is less likely without this part of the photo",
 }
 """The same in plain words."""
 MIN_SCALE_END: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "perturbation": 0.15}
-"""The color scale ends here at least, so that tiny values stay dark."""
+"""Least end of the color scale, so that tiny values stay dark."""
 HALLUCINATION_THRESHOLD = 0.5
-"""Objects with a higher probability of hallucination get a question mark."""
+"""Objects with a higher hallucination probability get a question mark."""
 VEIL = 0.8
-"""Opacity of the paper over the parts that were hidden from the model."""
+"""Opacity of white over the parts that were hidden from the model."""
 
 # From Oklab to the cube roots of cone responses, and from their cubes to linear sRGB (Ottosson 2020).
 TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
@@ -67,16 +66,15 @@ TO_LINEAR = (
 
 
 def _colors() -> NDArray[np.uint8]:
-    """(256, 3) sRGB, from the least attention to the most."""
+    """(256, 3) sRGB, from the lowest value to the highest."""
     anchors = np.array(RAMP)
-    places = np.linspace(0, len(RAMP) - 1, 256)
-    lightness, chroma, degrees = (np.interp(places, np.arange(len(RAMP)), column) for column in anchors.T)
+    steps = np.linspace(0, len(RAMP) - 1, 256)
+    lightness, chroma, degrees = (np.interp(steps, np.arange(len(RAMP)), column) for column in anchors.T)
     hue = np.radians(degrees)
     oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)])
     linear = np.clip(np.array(TO_LINEAR) @ (np.array(TO_CONES) @ oklab) ** 3, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    colors: NDArray[np.uint8] = np.round(255 * srgb.T).astype(np.uint8)
-    return colors
+    return np.asarray(np.round(255 * srgb.T), np.uint8)
 
 
 COLORS = _colors()
@@ -122,40 +120,37 @@ def draw_sheet(
     heads: Sequence[tuple[int, int]] | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """The photo with its caption and a panel for each word, on one color scale; of all layers and heads by default.
+    """The caption, the photo, and a panel with the map of each word, all on one color scale.
 
-    `title` goes above the caption. Objects that are probably not in the photo get a question mark. The same trace gives
-    the same pixels. Raises ConfigError for a layer or head that the model lacks.
+    Layers and heads are chosen as in `AttentionTrace.select`; `title` goes above the caption. Objects that are probably
+    hallucinated get a question mark. The same trace gives the same pixels.
     """
     chosen = trace.select(layer, head, heads)
     hallucinated = {word for word, value in trace.hallucination.items() if value > HALLUCINATION_THRESHOLD}
-    photo = _fitted(trace.photo.size)
+    photo = _panel_size(*trace.photo.size)
     cell = max(photo[0], MIN_PANEL_WIDTH)
     panels = 1 + len(trace.words)
     rows = math.ceil(panels / ((MAX_WIDTH + GAP) // (cell + GAP)))
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
-    caption = _wrapped(trace.text, _font(26), room)
+    caption = _wrap(trace.text, _font(26), room)
     texts = _legend(trace, layer, head, heads)
-    texts += ("?: the model doubts that it is in the photo",) if hallucinated else ()
-    legend = [line for text in texts for line in _wrapped(text, _font(13), room - cell - GAP)]
+    texts += ("?: probably not in the photo",) if hallucinated else ()
+    legend = [line for text in texts for line in _wrap(text, _font(13), room - cell - GAP)]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
 
     sheet = Image.new("RGB", (layout.width, layout.height), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((MARGIN, MARGIN + 8), _shortened(title, _font(15), room), MUTED, _font(15), "lm")
+        draw.text((MARGIN, MARGIN + 8), _shorten(title, _font(15), room), MUTED, _font(15), "lm")
     for number, line in enumerate(caption):
         draw.text((MARGIN, top + 34 * number + 15), line, INK, _font(26), "lm")
     small = trace.photo.resize(photo, Image.Resampling.LANCZOS)
     heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
     peaks = [float(each.max()) for each in heat] or [0.0]
-    end = float(np.quantile(peaks, SCALE_END)) or 1.0
-    # The evidence of fewer heads sums to less.
-    end = max(
-        end, MIN_SCALE_END[trace.method] * math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3])
-    )
+    share = math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3])  # fewer heads have less evidence
+    end = max(float(np.quantile(peaks, SCALE_END)) or 1.0, share * MIN_SCALE_END[trace.method])
     bits = chosen.entropy
     if trace.visible is not None:
         small = _veiled(small, trace)
@@ -173,7 +168,7 @@ def draw_sheet(
 
 
 def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
-    """The photo with paper over the parts that were hidden from the model."""
+    """The photo, pale where it was hidden from the model."""
     assert trace.visible is not None
     visible = trace.geometry.heatmap(trace.visible.astype(np.float32), size=photo.size, nearest=True)
     veil = Image.fromarray(np.round(255 * (1 - VEIL * (visible < 0.5))).astype(np.uint8))
@@ -181,7 +176,7 @@ def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
 
 
 def _overlay(photo: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """heat (height, width) in [0, 1] as color over the grayscale photo."""
+    """heat (height, width) as color over the grayscale photo; values above 1 have the color of 1."""
     strength = np.clip(heat, 0, 1)
     gray = np.asarray(photo.convert("L").convert("RGB"), dtype=np.float32)
     color = COLORS[np.round(255 * strength).astype(np.uint8)]
@@ -198,12 +193,12 @@ def _panel(
     above: tuple[str, str],
     below: tuple[str, str],
 ) -> None:
-    """A picture with a text left and right above it, and left and right below it."""
+    """Draw a picture with texts above and below it, each on the left and on the right."""
     left, top = layout.corner(number)
     right, bottom = left + layout.cell, top + picture.height
     sheet.paste(picture, (left, top))
     room = layout.cell - _font(14).getlength(above[1]) - 10
-    draw.text((left, top - 8), _shortened(above[0], _font(19), room), INK, _font(19), "ls")
+    draw.text((left, top - 8), _shorten(above[0], _font(19), room), INK, _font(19), "ls")
     draw.text((right, top - 8), above[1], MUTED, _font(14), "rs")
     draw.text((left, bottom + 18), below[0], MUTED, _font(13), "ls")
     draw.text((right, bottom + 18), below[1], MUTED, _font(13), "rs")
@@ -212,7 +207,7 @@ def _panel(
 def _color_bar(
     draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool, format_value: Callable[[float], str]
 ) -> None:
-    """The color scale of all panels, with its numbers."""
+    """Draw the color scale of all panels with its numbers."""
     left, top, last = MARGIN, layout.height - MARGIN - layout.bottom, layout.cell - 1
     for x in range(layout.cell):
         draw.line((left + x, top, left + x, top + BAR - 1), tuple(COLORS[round(255 * x / last)].tolist()))
@@ -224,7 +219,7 @@ def _color_bar(
 def _legend(
     trace: AttentionTrace, layer: int | None, head: int | None, heads: Sequence[tuple[int, int]] | None
 ) -> tuple[str, ...]:
-    """The meaning of the colors and of the numbers."""
+    """What the colors and the numbers mean."""
     layers, width = trace.weights.shape[1:3]
     kind = "mean" if trace.evidence is None else "sum"
     shown = f"layer {layer}" if layer is not None else f"{kind} of {layers} layers" if layers > 1 else "one layer"
@@ -234,18 +229,17 @@ def _legend(
     where = "" if trace.method == "perturbation" else f" · {shown} · {of}"
     high, wide = trace.grid
     most = math.log2(high * wide)
-    need = " · needs photo: how much of log p the photo is worth, nats" if trace.needs else ""
-    hidden = "" if trace.visible is None else " · Pale: hidden from the model, in whole patches"
+    need = " · needs photo: log p with the photo minus without, in nats" if trace.needs else ""
+    hidden = "" if trace.visible is None else " · Pale: patches hidden from the model"
     return (
         f"Bright: {PLAIN_MEANING[trace.method]}{hidden}",
         f"Color: {MEANING[trace.method]} · {high} x {wide} patches{where}",
-        f"Above: the word's probability · Below: spread over the patches, {most:.1f} bits if even{need}",
+        f"Above: the word's probability · Below: entropy over the patches, {most:.1f} bits if even{need}",
     )
 
 
-def _fitted(size: tuple[int, int]) -> tuple[int, int]:
-    """A photo's size in a panel, its aspect ratio kept."""
-    width, height = size
+def _panel_size(width: int, height: int) -> tuple[int, int]:
+    """The size of a photo in a panel; its aspect ratio is kept."""
     scale = min(PANEL / width, PANEL / height, math.sqrt(AREA / (width * height)))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -267,31 +261,30 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """The text, cut to the room with an ellipsis."""
+def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """The text on one line, cut with an ellipsis if it is wider than the room."""
     text = printable(" ".join(text.split()))  # Pillow measures no line breaks, and FreeType fails on surrogates
     if font.getlength(text) <= room:
         return text
-    return f"{text[: _fitting(text, font, room - font.getlength('…'))]}…"
+    return f"{text[: _fitting_length(text, font, room - font.getlength('…'))]}…"
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
-    """The lines of the text, broken at spaces, or inside words that are wider than a line."""
+def _wrap(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    """The lines of the text, broken at spaces and inside words that are wider than a line."""
     lines = [""]
     for word in map(printable, text.split()):
         joined = f"{lines[-1]} {word}".lstrip()
         if font.getlength(joined) <= room:
             lines[-1] = joined
             continue
-        rest = word
-        while rest:
-            count = max(1, _fitting(rest, font, room))
-            lines.append(rest[:count])
-            rest = rest[count:]
+        while word:
+            count = max(1, _fitting_length(word, font, room))
+            lines.append(word[:count])
+            word = word[count:]
     return [line for line in lines if line]
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont, room: float) -> int:
+def _fitting_length(text: str, font: ImageFont.FreeTypeFont, room: float) -> int:
     """The number of characters that fit."""
     count = min(len(text), int(room))  # no character is narrower than a pixel
     while count and font.getlength(text[:count]) > room:

@@ -1,32 +1,27 @@
-"""Summaries of word tables as plain data and as Markdown."""
+"""Summaries of word tables, as plain data and as Markdown.   K words"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captioner.inspection.pointing import best_heads
 from captioner.inspection.word_table import NEED_THRESHOLD, Estimate, WordTable
 
 REFERENCE = "raw"
-"""The map that others are compared with."""
+"""The map that the others are compared with."""
 DIGITS = 4
 
 
-def groups(table: WordTable) -> dict[str, NDArray[np.bool_]]:
-    """Group -> (K,) whether each word belongs to it."""
-    return {
+def summarize(table: WordTable) -> dict[str, Any]:
+    """Group of words -> measure -> map -> its mean and interval, and its difference from raw attention."""
+    groups = {
         f"objects that need the image by more than {NEED_THRESHOLD:g} nat": table.visual_objects,
         "other objects": table.is_object & ~table.visual_objects,
         "other words": ~table.is_object,
     }
-
-
-def summarize(table: WordTable) -> dict[str, Any]:
-    """Group -> measure -> map -> mean, interval, and the difference from the plain mean of all heads."""
     found: dict[str, Any] = {}
-    for group, chosen in groups(table).items():
+    for group, chosen in groups.items():
         if not chosen.any():
             continue
         measures: dict[str, Any] = {"words": int(chosen.sum())}
@@ -42,7 +37,7 @@ def summarize(table: WordTable) -> dict[str, Any]:
 
 
 def heads_summary(table: WordTable) -> dict[str, Any]:
-    """The mass that each head puts on the right photo for visual objects, and the best set of heads."""
+    """The mass of each head on the right photo, for visual objects, and the heads that point best together."""
     assert table.heads is not None
     chosen = table.heads[table.visual_objects]
     masses = (chosen[..., 0] / np.maximum(chosen[..., 1], np.finfo(np.float32).tiny)).mean(axis=0)
@@ -53,39 +48,36 @@ def heads_summary(table: WordTable) -> dict[str, Any]:
 
 
 def markdown(title: str, summary: Mapping[str, Any]) -> str:
-    """A table a group: a row a map, a column a measure, with intervals and differences from raw."""
+    """A table for each group: a row for each map, and for each measure its mean and its difference from raw."""
     lines = [f"## {title}", ""]
     for group, measures in summary.items():
         names = [measure for measure in measures if measure != "words"]
         maps = list(dict.fromkeys(name for measure in names for name in measures[measure]))
         lines += [f"{group}: {measures['words']} words", ""]
-        lines += [f"| map | {' | '.join(f'{name} | minus raw' for name in names)} |"]
-        lines += [f"|---|{'---|' * 2 * len(names)}"]
-        for each in maps:
-            cells = [cell for measure in names for cell in _cells(measures[measure].get(each))]
-            lines.append(f"| {each} | {' | '.join(cells)} |")
+        lines += _table(
+            ["map", *(header for name in names for header in (name, "minus raw"))],
+            [[each, *(cell for name in names for cell in _cells(measures[name].get(each)))] for each in maps],
+        )
         lines.append("")
     return "\n".join(lines)
 
 
 def heads_markdown(found: Mapping[str, Any]) -> str:
-    """A row a layer, a column a head."""
+    """A table with a row for each layer and a column for each head, and the best heads."""
     masses = found["mass_by_layer_and_head"]
-    lines = ["Mass of each head, for the same objects", ""]
-    lines += [
-        f"| layer | {' | '.join(f'head {head}' for head in range(len(masses[0])))} |",
-        "|---|" + "---|" * len(masses[0]),
-    ]
-    lines += [f"| {layer} | {' | '.join(f'{mass:.3f}' for mass in row)} |" for layer, row in enumerate(masses)]
+    lines = ["Mass of each head, for objects that need the image", ""]
+    lines += _table(
+        ["layer", *(f"head {head}" for head in range(len(masses[0])))],
+        [[str(layer), *(f"{mass:.3f}" for mass in row)] for layer, row in enumerate(masses)],
+    )
     best = ", ".join(f"layer {layer} head {head}" for layer, head in found["best_heads"]) or "none"
     lines += ["", f"Best together: {best}", ""]
     return "\n".join(lines)
 
 
-def hallucination_markdown(found: Mapping[str, Any]) -> str:
-    """How many objects of the model's captions no reference names."""
-    count = f"{found['hallucinated']} of {found['words']} object words of the model's captions"
-    return "\n".join(["## Objects that no reference names", "", count, ""])
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _cells(found: Mapping[str, Any] | None) -> tuple[str, str]:

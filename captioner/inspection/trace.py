@@ -19,27 +19,28 @@ from captioner.inspection.forced_pass import ForcedPass
 from captioner.inspection.relevance import perturbation, relevance
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
+from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 Method: TypeAlias = Literal["raw", "relevance", "perturbation"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""raw: attention weights; relevance: gradient times attention; perturbation: the cost of hiding patches (slow)."""
+"""raw: attention weights; relevance: gradient times attention; perturbation: what hiding patches costs (slow)."""
 
 FORMAT = 1
 PLAIN_FIELDS = ("text", "words", "log_probs", "grid", "prefix", "method", "needs")
-"""Fields of a trace that are saved as JSON as they are, tuples as lists."""
+"""Fields of a trace that are saved as JSON."""
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class View:
-    """How the positions of a memory lie on a photo: prefix tokens, then patches row by row, then null patches."""
+    """Where the positions of a memory lie on a photo: prefix tokens, then patches row by row, then null patches."""
 
     grid: tuple[int, int]
     prefix: int
     geometry: Geometry
     order: tuple[int, ...] | None = None
-    """The permutation that brings the memory's positions into that order (tiles); None where they are in it."""
+    """The permutation that puts the positions of tiles in this order; None if they are in order already."""
 
     @property
     def patches(self) -> slice:
@@ -49,14 +50,14 @@ class View:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttentionTrace:
-    """The attention of each word of one caption at the step that predicts it, and the evidence in the photo for it."""
+    """For each word of a caption, the attention at the step that predicts it and the evidence for it in the photo."""
 
     text: str
     words: tuple[str, ...]
     log_probs: tuple[float, ...]
     """Natural logarithm of each word's probability."""
     weights: NDArray[np.float32]
-    """(W, L, H, N): prefix tokens, then patches row by row, then null patches; sums to one."""
+    """(W, L, H, N): prefix tokens, then patches row by row, then null patches; sums to one over N."""
     grid: tuple[int, int]
     prefix: int
     geometry: Geometry
@@ -64,14 +65,15 @@ class AttentionTrace:
     """The upright photo."""
     method: Method = "raw"
     needs: tuple[float, ...] = ()
-    """Visual need: log p of each word with the image minus without; empty where it was not measured."""
+    """Visual need: log p of each word with the image minus log p without; empty if not measured."""
     evidence: NDArray[np.float32] | None = None
-    """Signed nats: of each word's log-odds (W, L, H, N) for `relevance`, its log-probability (W, 1, 1, N) for
+    """In nats, signed: of a word's log-odds (W, L, H, N) for `relevance`, of its log-probability (W, 1, 1, N) for
     `perturbation`; None for `raw`."""
     visible: NDArray[np.bool_] | None = None
-    """(h, w) the patches that were not hidden; None where none was."""
+    """(h, w) whether the model saw each patch; None if none was hidden."""
     hallucination: Mapping[int, float] = field(default_factory=dict)
-    """Word -> the probability that the object it names is not in the photo; empty without stored weights."""
+    """Index of a word -> the probability that the object it names is not in the photo; empty if the model has no
+    hallucination weights."""
 
     @classmethod
     def of(
@@ -86,10 +88,10 @@ class AttentionTrace:
         method: Method = "raw",
         blind: Memory | None = None,
     ) -> Self:
-        """Force a caption on the memory (of one image) that it was made from.
+        """Trace a caption over the memory of one image.
 
-        A word of several tokens has their mean weights and the sum of their log-probabilities. `blind` is the memory of
-        no image, with which visual need is measured.
+        A word of several tokens has their mean weights and the sum of their log-probabilities. Visual need is measured
+        against `blind`, the memory of no image.
         """
         forced = ForcedPass.of(decoder, tokenizer, memory, tokens, blind)
         order = list(view.order) if view.order is not None else list(range(memory.positions))
@@ -102,11 +104,12 @@ class AttentionTrace:
             else:
                 found = perturbation(*caption, view.grid, view.patches)[:, None, None]
             evidence = found.float().cpu().numpy()
+        keep = memory.layers[0].keep
         return cls(
             text=tokenizer.decode(tokens),
             words=forced.words,
             log_probs=tuple(forced.log_probs.tolist()),
-            # Contiguous, so that sums over them are the same to the bit after saving and loading.
+            # Contiguous, so that sums are the same to the bit after saving and loading.
             weights=np.ascontiguousarray(forced.weights[..., order]),
             grid=view.grid,
             prefix=view.prefix,
@@ -115,7 +118,7 @@ class AttentionTrace:
             method=method,
             needs=() if forced.visual_need is None else tuple(forced.visual_need.tolist()),
             evidence=evidence,
-            visible=_visible(memory, order[view.patches], view.grid),
+            visible=None if keep is None else keep[0, order[view.patches]].cpu().numpy().reshape(view.grid),
         )
 
     def __repr__(self) -> str:
@@ -124,24 +127,23 @@ class AttentionTrace:
     def select(
         self, layer: int | None = None, head: int | None = None, heads: Sequence[tuple[int, int]] | None = None
     ) -> Self:
-        """The trace of one layer, one head, or of `heads`, (layer, head) pairs; the whole trace where none is named.
+        """The trace of one layer, of one head, or of the (layer, head) pairs `heads`; by default the whole trace.
 
-        Raises ConfigError for one that the model lacks, and for perturbation, which has no layers.
+        Raises ConfigError for a layer or head that the model lacks, and for perturbation, which has none.
         """
         if layer is None and head is None and heads is None:
             return self
         if heads is not None and not len(heads):
             raise ConfigError("heads: none given; name at least one (layer, head)")
         if self.method == "perturbation":
-            raise ConfigError("method perturbation: hides patches from all layers and heads; leave --layer, --head out")
-        layers, width = self.weights.shape[1:3]
-        for name, most, numbers in (
-            ("layer", layers, [layer, *(pair[0] for pair in heads or ())]),
-            ("head", width, [head, *(pair[1] for pair in heads or ())]),
+            raise ConfigError("method perturbation: hides patches from all layers and heads; leave layer and head out")
+        for name, count, numbers in (
+            ("layer", self.weights.shape[1], [layer, *(each for each, _ in heads or ())]),
+            ("head", self.weights.shape[2], [head, *(each for _, each in heads or ())]),
         ):
             for number in numbers:
-                if number is not None and not 0 <= number < most:
-                    raise ConfigError(f"{name} {number}: this model has {name}s 0 to {most - 1}; name one, or mean")
+                if number is not None and not 0 <= number < count:
+                    raise ConfigError(f"{name} {number}: this model has {name}s 0 to {count - 1}; choose one of them")
 
         def chosen(values: NDArray[np.float32]) -> NDArray[np.float32]:
             if heads is not None:
@@ -155,51 +157,46 @@ class AttentionTrace:
 
     def patches(self, word: int) -> NDArray[np.float32]:
         """The map (h, w) of a word: mean weights for `raw`, else the evidence in nats, clipped at 0."""
-        stop = self.prefix + self.grid[0] * self.grid[1]
-        flat: NDArray[np.float32]
         if self.evidence is None:
-            flat = self.weights[word, :, :, self.prefix : stop].mean(axis=(0, 1))
+            flat = self.weights[word, :, :, self._span].mean(axis=(0, 1))
         else:
-            flat = np.maximum(self.evidence[word, :, :, self.prefix : stop].sum(axis=(0, 1)), 0)
-        return flat.reshape(self.grid)
+            flat = np.maximum(self.evidence[word, :, :, self._span].sum(axis=(0, 1)), 0)
+        return np.asarray(flat, np.float32).reshape(self.grid)
 
     @property
     def has_null_patch(self) -> bool:
         """Whether words could attend to a null patch."""
-        return bool(self.weights.shape[3] > self.prefix + self.grid[0] * self.grid[1])
+        return bool(self.weights.shape[3] > self._span.stop)
 
     @property
     def null_mass(self) -> NDArray[np.float32]:
-        """(W,) the share of each word's attention on the null patch; 0 where the model has none."""
-        return self._mass(slice(self.prefix + self.grid[0] * self.grid[1], None))
+        """(W,) the share of each word's attention on the null patch; 0 if the model has none."""
+        return self._mass(slice(self._span.stop, None))
 
     @property
     def prefix_mass(self) -> NDArray[np.float32]:
         """(W,) the share of each word's attention on class and register tokens, which have no place in the photo."""
-        return self._mass(slice(0, self.prefix))
+        return self._mass(slice(self.prefix))
 
     @property
     def padding_mass(self) -> NDArray[np.float32]:
         """(W,) the share of each word's attention on the bars of a letterboxed photo."""
         bars = 1 - self.geometry.visible_share(self.grid).ravel()
-        mass: NDArray[np.float32] = (self._patches() @ bars).mean(axis=(1, 2)).astype(np.float32)
-        return mass
+        return np.asarray((self.weights[..., self._span] @ bars).mean(axis=(1, 2)), np.float32)
 
     @property
     def entropy(self) -> NDArray[np.float32]:
         """(W,) bits of each word's map: 0 for a single patch, log2(h·w) for an even map."""
         shares = self._shares()
-        bits: NDArray[np.float32] = -(shares * np.log2(np.maximum(shares, TINY))).sum(axis=1)
-        return bits
+        return np.asarray(-(shares * np.log2(np.maximum(shares, TINY))).sum(axis=1), np.float32)
 
     @property
     def peak(self) -> NDArray[np.float32]:
-        """(W,) the share of each word's map that its strongest patch has."""
-        peak: NDArray[np.float32] = self._shares().max(axis=1, initial=0)
-        return peak
+        """(W,) the share of each word's map on its strongest patch."""
+        return np.asarray(self._shares().max(axis=1, initial=0), np.float32)
 
     def save(self, path: str | Path) -> None:
-        """Write one .npz file without pickles: the arrays, the photo as PNG, and the rest as JSON."""
+        """Write one .npz file without pickles: arrays, the photo as PNG, and the rest as JSON."""
         photo = io.BytesIO()
         self.photo.save(photo, format="PNG")
         arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
@@ -213,7 +210,7 @@ class AttentionTrace:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The inverse of `save`. Raises InputError where the file is not a trace."""
+        """The inverse of `save`. Raises InputError for a file that is not a trace."""
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 about: dict[str, Any] = json.loads(arrays["about"].tobytes())
@@ -231,37 +228,33 @@ class AttentionTrace:
                     visible=arrays.get("visible"),
                 )
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: not a trace ({reason}); give the .npz that a trace was saved to") from error
+            raise InputError(
+                f"{path}: not a trace ({first_line(error)}); give the .npz that a trace was saved to"
+            ) from error
 
     def save_png(self, path: str | Path | BinaryIO) -> None:
-        """Save a sheet with a panel for each word over the upright photo."""
+        """Save a sheet: the photo, and a panel with its map for each word."""
         from captioner.inspection.sheet import draw_sheet
 
         draw_sheet(self).save(path, format="PNG")
 
     def _repr_png_(self) -> bytes:
-        """The sheet's PNG, for notebooks; the same trace gives the same bytes."""
+        """The sheet as PNG, for notebooks; the same trace gives the same bytes."""
         stream = io.BytesIO()
         self.save_png(stream)
         return stream.getvalue()
 
-    def _patches(self) -> NDArray[np.float32]:
-        """(W, L, H, h·w) the weights on patches."""
-        return self.weights[:, :, :, self.prefix : self.prefix + self.grid[0] * self.grid[1]]
+    @property
+    def _span(self) -> slice:
+        """The positions of the patches."""
+        return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
 
     def _mass(self, positions: slice) -> NDArray[np.float32]:
-        mass: NDArray[np.float32] = self.weights[:, :, :, positions].sum(axis=3).mean(axis=(1, 2))
-        return mass
+        """(W,) the share of each word's attention on some positions."""
+        return np.asarray(self.weights[..., positions].sum(axis=3).mean(axis=(1, 2)), np.float32)
 
     def _shares(self) -> NDArray[np.float32]:
         """(W, h·w) each word's map, normalized to a sum of one."""
-        maps = np.array([self.patches(word).ravel() for word in range(len(self.words))], np.float32)
+        maps = np.array([self.patches(word) for word in range(len(self.words))], np.float32)
         maps = maps.reshape(len(self.words), self.grid[0] * self.grid[1])
-        shares: NDArray[np.float32] = maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY)
-        return shares
-
-
-def _visible(memory: Memory, patches: list[int], grid: tuple[int, int]) -> NDArray[np.bool_] | None:
-    keep = memory.layers[0].keep
-    return None if keep is None else keep[0, patches].cpu().numpy().reshape(grid)
+        return np.asarray(maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY), np.float32)

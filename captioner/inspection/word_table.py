@@ -1,8 +1,8 @@
-"""Measures of the words of many captions.   K words · L layers · H heads"""
+"""Measures of the words of many captions.   W words of a caption · K words in all · L layers · H heads"""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from captioner.metrics.object_words import NounList
 from captioner.metrics.significance import Statistics, interval, resample
 
 NEED_THRESHOLD = 1.0
-"""A word needs the image if its visual need is above this, in nats."""
+"""A word needs the image if its visual need, in nats, is above this."""
 
 
 class Estimate(NamedTuple):
@@ -21,24 +21,60 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
-    words: int
 
 
 @dataclass(frozen=True)
 class WordTable:
-    """Measures of K words, a column a measure."""
+    """Measures of K words, a column for each measure."""
 
     photos: NDArray[np.int64]
-    """(K,) the photo whose caption holds the word."""
+    """(K,) the number of the photo whose caption the word is from."""
     words: tuple[str, ...]
     is_object: NDArray[np.bool_]
     """(K,) whether the word names an object."""
     visual_need: NDArray[np.float32]
-    """(K,) log p with the image minus without, in nats."""
+    """(K,) log p with the image minus log p without, in nats."""
     columns: Mapping[str, NDArray[np.float32]]
     """Measure -> (K,)"""
     heads: NDArray[np.float32] | None = None
     """(K, L, H, 2): attention on the right photo of a mosaic, and on all patches."""
+
+    @classmethod
+    def of(
+        cls,
+        photo: int,
+        forced: ForcedPass,
+        columns: Mapping[str, NDArray[np.float32]],
+        *,
+        words: Sequence[int] | None = None,
+        heads: NDArray[np.float32] | None = None,
+    ) -> Self:
+        """The words of one caption, by default all of them; columns and heads have a row for each."""
+        chosen = list(range(len(forced.words)) if words is None else words)
+        assert forced.visual_need is not None
+        return cls(
+            photos=np.full(len(chosen), photo, np.int64),
+            words=tuple(forced.words[word] for word in chosen),
+            is_object=are_objects(forced.words)[chosen],
+            visual_need=forced.visual_need[chosen],
+            columns={name: np.asarray(values, np.float32) for name, values in columns.items()},
+            heads=heads,
+        )
+
+    @classmethod
+    def concat(cls, tables: Sequence[Self]) -> Self:
+        """The words of several tables with the same columns."""
+        if not tables:
+            return cls(np.zeros(0, np.int64), (), np.zeros(0, bool), np.zeros(0, np.float32), {})
+        heads = [each.heads for each in tables if each.heads is not None]
+        return cls(
+            photos=np.concatenate([each.photos for each in tables]),
+            words=tuple(word for each in tables for word in each.words),
+            is_object=np.concatenate([each.is_object for each in tables]),
+            visual_need=np.concatenate([each.visual_need for each in tables]),
+            columns={name: np.concatenate([each.columns[name] for each in tables]) for name in tables[0].columns},
+            heads=np.concatenate(heads) if heads else None,
+        )
 
     @property
     def visual_objects(self) -> NDArray[np.bool_]:
@@ -46,49 +82,12 @@ class WordTable:
         return self.is_object & (self.visual_need > NEED_THRESHOLD)
 
     def mean(self, column: str, chosen: NDArray[np.bool_], minus: str | None = None) -> Estimate:
-        """The mean of a column over the chosen words, or of its difference from another column."""
-        values = self.columns[column] - (0.0 if minus is None else self.columns[minus])
-        return _estimate(values[chosen], self.photos[chosen])
-
-
-class TableBuilder:
-    """Collects the words of one caption after the other."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[int, ForcedPass, Mapping[str, NDArray[np.float32]], Sequence[int]]] = []
-        self._heads: list[NDArray[np.float32]] = []
-
-    def add(
-        self,
-        photo: int,
-        forced: ForcedPass,
-        measures: Mapping[str, NDArray[np.float32]],
-        *,
-        heads: NDArray[np.float32] | None = None,
-        words: Sequence[int] | None = None,
-    ) -> None:
-        """Add words of a caption, by default all of them, with a value of each measure for each word."""
-        self._parts.append((photo, forced, measures, range(len(forced.words)) if words is None else words))
-        if heads is not None:
-            self._heads.append(heads)
-
-    def build(self) -> WordTable:
-        """The table of all words so far."""
-
-        def joined(values: Iterable[NDArray[np.generic]]) -> NDArray[np.float32]:
-            return np.concatenate([*values, np.zeros(0)]).astype(np.float32)
-
-        parts = self._parts
-        return WordTable(
-            photos=np.array([photo for photo, _, _, words in parts for _ in words], np.int64),
-            words=tuple(forced.words[word] for _, forced, _, words in parts for word in words),
-            is_object=joined(are_objects(forced.words)[words] for _, forced, _, words in parts).astype(bool),
-            visual_need=joined(
-                forced.visual_need[words] for _, forced, _, words in parts if forced.visual_need is not None
-            ),
-            columns={name: joined(each[name] for _, _, each, _ in parts) for name in (parts[0][2] if parts else ())},
-            heads=np.concatenate(self._heads) if self._heads else None,
-        )
+        """The mean of a column over the chosen words, at least one, or of its difference from another column."""
+        values = (self.columns[column] - (0.0 if minus is None else self.columns[minus]))[chosen]
+        _, photo = np.unique(self.photos[chosen], return_inverse=True)
+        sums = np.stack([np.bincount(photo, values), np.bincount(photo)], axis=1).astype(np.float64)
+        ratio = Statistics(sums, lambda totals: totals[..., :1] / np.maximum(totals[..., 1:], 1))
+        return Estimate(float(values.mean()), *interval(resample(ratio)[:, 0]))
 
 
 def are_objects(words: Sequence[str]) -> NDArray[np.bool_]:
@@ -99,13 +98,3 @@ def are_objects(words: Sequence[str]) -> NDArray[np.bool_]:
 def plain_words(words: Sequence[str]) -> list[str]:
     """Words in lower case and without punctuation."""
     return ["".join(c for c in word.lower() if c.isalnum() or c in "'-") for word in words]
-
-
-def _estimate(values: NDArray[np.float32], photos: NDArray[np.int64]) -> Estimate:
-    if not len(values):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    _, group = np.unique(photos, return_inverse=True)
-    sums = np.stack([np.bincount(group, values), np.bincount(group)], axis=1).astype(np.float64)
-    ratio = Statistics(sums, lambda totals: totals[..., :1] / np.maximum(totals[..., 1:], 1))
-    low, high = interval(resample(ratio)[:, 0])
-    return Estimate(float(values.mean()), low, high, len(values))

@@ -23,7 +23,7 @@ training: {epochs: 1, trainer: {enable_progress_bar: false, accelerator: cpu}}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, shapes):
-    """The drawn data set, whose captions name a dog besides: shapes are no objects of the noun list."""
+    """The drawn data set, with a dog in every caption: shapes are not on the list of object words."""
     folder = tmp_path_factory.mktemp("named")
     captions = json.loads((shapes / "captions.json").read_text())
     for annotation in captions["annotations"]:
@@ -110,7 +110,7 @@ def test_random_weights_have_maps_of_their_own(model, data, tmp_path, capsys):
     [
         (["photo.jpg"], 2, "leave the photos out"),
         (["--split", "none"], 2, "no split 'none'"),
-        (["--store", "--model", "bundled"], 2, "no model folder of yours"),
+        (["--store", "--model", "bundled"], 2, "not a model folder of yours"),
         (["--split", "val", "--grounding", "nothing.json"], 2, "no COCO instances"),
     ],
 )

@@ -11,8 +11,8 @@ from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 
 
-def network(texts, null_patch=True):
-    torch.manual_seed(0)
+def network(texts, null_patch=True, seed=0):
+    torch.manual_seed(seed)
     tokenizer = Tokenizer.train(texts, TokenizerConfig(min_count=1))
     config = ModelConfig(
         encoder=EncoderConfig(name="test_convnext", image_size=(64, 64)),

@@ -119,6 +119,18 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
     assert half.columns["area"] == pytest.approx([0.5], abs=0.05)
     assert half.columns["left mass"] == pytest.approx([1.0], abs=0.05)
     assert half.columns["left hit"].tolist() == [1]
+    # Two boxes that share a patch cover it together.
+    corners = [(0, 0), (first["width"] / 2, 0), (first["width"] / 2, first["height"]), (0, first["height"])]
+    boxes = [[(x / 2 + shift, y) for x, y in corners] for shift in (0, first["width"] / 4)]
+    template = only["annotations"][0]
+    only["annotations"] = [
+        {**template, "id": number, "segmentation": [[each for corner in box for each in corner]]}
+        for number, box in enumerate(boxes, 1)
+    ]
+    (tmp_path / "two.json").write_text(json.dumps(only))
+    two = instance_pointing(model, tokenizer, [image], tmp_path / "two.json", maps=left)
+    np.testing.assert_allclose(two.columns["area"], half.columns["area"], atol=0.01)
+    np.testing.assert_allclose(two.columns["left mass"], half.columns["left mass"], atol=0.01)
     (tmp_path / "wrong.json").write_text("{}")
     with pytest.raises(AnnotationError, match="no COCO instances"):
         instance_pointing(model, tokenizer, images, tmp_path / "wrong.json")
