@@ -144,7 +144,16 @@ def test_a_file_cut_short(folder, file, share):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\0", b"[1, 2]", b"null", b"{}", b'{"format": "one", "model": {}}', b'{"format": 1}']
+    "content",
+    [
+        b"\xff\xfe\0",
+        b"[1, 2]",
+        b"null",
+        b"{}",
+        b'{"format": "one", "model": {}}',
+        b'{"format": 1}',
+        b'{"format": 1, "model": []}',
+    ],
 )
 def test_a_configuration_of_something_else(folder, content):
     (folder / "config.json").write_bytes(content)

@@ -58,21 +58,27 @@ def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks as Unix has them")
-def test_who_waits_for_a_lock_gets_it_alone(tmp_path):
-    """Though each holder removes the file, and others may have opened it before."""
+@pytest.mark.parametrize("pause", [0, 0.001])
+def test_who_waits_for_a_lock_gets_it_alone(tmp_path, pause):
+    """Though each holder removes the file, while others open it or look whether it is there."""
     inside, most = [], []
 
     def work():
-        for _ in range(20):
+        for _ in range(10 if pause else 1000):
             with locked(tmp_path / ".lock"):
                 inside.append(0)
                 most.append(len(inside))
-                time.sleep(0.001)
+                time.sleep(pause)
                 inside.pop()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 80
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert most == [1] * (40 if pause else 4000)
