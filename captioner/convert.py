@@ -1,6 +1,6 @@
 """Conversion of transformers' captioners (VisionEncoderDecoderModel: ViT, DeiT or BEiT with GPT-2).
 
-The decoder here is GPT-2's with cross-attention to the letter, so that the same weights give the same logits.
+The decoder is exactly GPT-2's with cross-attention: the same weights give the same logits.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers -> names."""
+"""Pillow's number of a resampling filter -> its name."""
 ENCODERS = {
     "vit": (
         "test_vit",
@@ -33,8 +33,6 @@ ENCODERS = {
     "beit": ("beit_base_patch16_224", "beit_large_patch16_224"),
 }
 """transformers' model type -> candidates among timm's models."""
-
-# transformers' name of an encoder weight -> timm's; others are left out (poolers, mask tokens).
 ENCODER_NAMES = {
     r"embeddings\.cls_token": "cls_token",
     r"embeddings\.distillation_token": "dist_token",
@@ -47,22 +45,27 @@ ENCODER_NAMES = {
     r"layers\.(\d+)\.lambda_([12])": r"blocks.\1.gamma_\2",
     r"layers\.(\d+)\..*relative_position_bias_table": r"blocks.\1.attn.relative_position_bias_table",
 }
+"""transformers' name of an encoder weight -> timm's; others are left out (poolers, mask tokens)."""
+FEATURE_NAMES = {
+    r"encoder\.layernorm\.(\w+)": r"feature_norm.\1",
+    r"enc_to_dec_proj\.(\w+)": r"feature_projection.\1",
+}
+"""transformers' name of a weight between encoder and decoder -> the decoder's."""
 
 
 def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     """The captioner that `save_pretrained` wrote into a folder, with its tokenizer and image processor.
 
-    Raises CheckpointError where it is of another kind or something is missing, ResourceError without the extra.
+    Raises CheckpointError if it is incomplete or of another kind, ResourceError if transformers is not installed.
     """
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise ResourceError('transformers is not installed; pip install "captioner[convert]"') from error
-    here = {"local_files_only": True}
     try:
-        theirs = transformers.VisionEncoderDecoderModel.from_pretrained(folder, **here)
-        words = transformers.AutoTokenizer.from_pretrained(folder, **here).backend_tokenizer
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, **here).to_dict()
+        theirs = transformers.VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True)
+        words = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
         tokenizer = Tokenizer.from_str(words.to_str(), str(folder))
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -86,26 +89,27 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
             interpolation=INTERPOLATIONS[processor["resample"]],
             norm_eps=encoder.layer_norm_eps,
         ),
-        decoder=DecoderConfig(
-            width=decoder.n_embd,
-            layers=decoder.n_layer,
-            heads=decoder.n_head,
-            feed_forward=(decoder.n_inner or 4 * decoder.n_embd) // decoder.n_embd,
-            max_length=decoder.n_positions,
-            null_patch=False,
-            feature_projection=hasattr(theirs, "enc_to_dec_proj"),
-            feature_norm_eps=encoder.layer_norm_eps if normalized else None,
+        decoder=gpt2.shaped(
+            DecoderConfig(
+                max_length=decoder.n_positions,
+                null_patch=False,
+                feature_projection=hasattr(theirs, "enc_to_dec_proj"),
+                feature_norm_eps=encoder.layer_norm_eps if normalized else None,
+            ),
+            decoder.to_dict(),
         ),
     )
     model = CaptionModel(config, vocabulary=vocabulary)
     state = theirs.state_dict()
     missing, _ = model.encoder.backbone.load_state_dict(encoder_weights(_part(state, "encoder.")), strict=False)
-    missing = [name for name in missing if "index" not in name and not name.startswith(("norm.", "fc_norm."))]
-    tied = torch.equal(state["decoder.lm_head.weight"], state["decoder.transformer.wte.weight"])
-    if missing or not tied:
-        reason = f"no {', '.join(missing[:3])}" if missing else "another matrix for its logits than for its words"
-        raise CheckpointError(f"{folder}: cannot be converted: it has {reason}")
-    model.decoder.load_state_dict(decoder_weights(state), strict=True)
+    problems = [f"no {name}" for name in missing if "index" not in name and not name.startswith(("norm.", "fc_norm."))]
+    if not torch.equal(state["decoder.lm_head.weight"], state["decoder.transformer.wte.weight"]):
+        problems.append("another matrix for its logits than for its words")
+    if problems:
+        raise CheckpointError(f"{folder}: cannot be converted: it has {', '.join(problems[:3])}")
+    model.decoder.load_state_dict(
+        gpt2.decoder_weights(_part(state, "decoder.transformer.")) | gpt2.renamed(state, FEATURE_NAMES)
+    )
     scale = 255 if processor.get("do_rescale", True) else 1
     model.encoder.mean.copy_(torch.tensor(processor["image_mean"]).view(3, 1, 1) * scale)
     model.encoder.std.copy_(torch.tensor(processor["image_std"]).view(3, 1, 1) * scale)
@@ -113,10 +117,8 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
 
 
 def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's weights of transformers' ViT, DeiT or BEiT."""
+    """The weights of transformers' ViT, DeiT or BEiT under timm's names."""
     ours = gpt2.renamed(theirs, ENCODER_NAMES)
-    if "dist_token" in ours:  # kept as one embedding of all tokens, as timm has it too
-        ours["pos_embed"] = theirs["embeddings.position_embeddings"]
     for number in {match[1] for name in theirs if (match := re.match(r"layers\.(\d+)\.", name))}:
         query, key, value = (f"layers.{number}.attention.{each}_proj" for each in "qkv")
         ours[f"blocks.{number}.attn.qkv.weight"] = torch.cat([theirs[f"{each}.weight"] for each in (query, key, value)])
@@ -125,17 +127,6 @@ def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif f"{query}.bias" in theirs:  # BEiT's keys have none
             ours[f"blocks.{number}.attn.q_bias"] = theirs[f"{query}.bias"]
             ours[f"blocks.{number}.attn.v_bias"] = theirs[f"{value}.bias"]
-    return ours
-
-
-def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's weights, with the norm and projection of features, of a VisionEncoderDecoderModel's."""
-    ours = gpt2.decoder_weights(_part(theirs, "decoder.transformer."))
-    for kind in ("weight", "bias"):
-        if f"encoder.layernorm.{kind}" in theirs:
-            ours[f"feature_norm.{kind}"] = theirs[f"encoder.layernorm.{kind}"]
-        if f"enc_to_dec_proj.{kind}" in theirs:
-            ours[f"feature_projection.{kind}"] = theirs[f"enc_to_dec_proj.{kind}"]
     return ours
 
 
