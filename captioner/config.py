@@ -19,8 +19,9 @@ Text = Annotated[str, Field(min_length=1)]
 Fit = Literal["squash", "crop", "letterbox"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """Options that pydantic checks strictly: unknown keys, NaN and infinity are errors."""
+    """Options that are checked strictly: unknown keys, NaN and infinity are errors."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -9,25 +9,22 @@ from dataclasses import asdict, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig
+from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Section
 from captioner.errors import ConfigError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 MAX_VALUES = 10_000
 """Maximum number of values in a configuration: YAML aliases of aliases grow exponentially."""
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", types.NoneType: "null"}
 
 Keys = tuple[str, ...]
-Schema = TypeVar("Schema", bound="DataclassInstance")
+Schema = TypeVar("Schema", bound=Section)
 _adapter: Any = cache(TypeAdapter)  # slow to build
 
 
@@ -66,12 +63,12 @@ def config_from_dict(cls: type[Schema], data: Any, source: str, places: Mapping[
     raise ConfigError("\n".join(f"{places.get(nearest[keys], source)}: {problems[keys]}" for keys in ordered))
 
 
-def to_dict(config: "DataclassInstance") -> dict[str, Any]:
+def to_dict(config: Section) -> dict[str, Any]:
     """The inverse of `config_from_dict`: JSON types only."""
     return dict(json.loads(json.dumps(asdict(config))))
 
 
-def dump_yaml(config: "DataclassInstance") -> str:
+def dump_yaml(config: Section) -> str:
     """YAML that `load_config` reads back as the same configuration."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -174,7 +171,6 @@ def _explain(cls: Any, data: Any, error: Any) -> tuple[Keys, str]:
 
 
 def _expected(kind: Any) -> str:
-    """A type in words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(inner)}"
@@ -186,7 +182,7 @@ def _expected(kind: Any) -> str:
     return TYPE_NAMES.get(kind, mapping)
 
 
-def _contradictions(config: "DataclassInstance") -> Iterator[tuple[str, str]]:
+def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
     """Keys whose values do not go together, and what is wrong with them."""
     if isinstance(config, Config | ModelConfig) and config.decoder.width % config.decoder.heads:
         yield "decoder.width", f"{config.decoder.width} is not a multiple of decoder.heads"

@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 
 from captioner import gpt2
@@ -85,7 +86,7 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     config = ModelConfig(
         encoder=EncoderConfig(
             name=_timm_name(folder, encoder),
-            image_size=_size(encoder.image_size),
+            image_size=to_2tuple(encoder.image_size),
             interpolation=INTERPOLATIONS[processor["resample"]],
             norm_eps=encoder.layer_norm_eps,
         ),
@@ -138,7 +139,7 @@ def _check(folder: Path, encoder: Any, decoder: Any, processor: dict[str, Any]) 
         problems.append(f"encoder activation {encoder.hidden_act}, not gelu")
     problems += gpt2.departures(decoder.to_dict())
     size = processor.get("size") or {}
-    if (size.get("height"), size.get("width")) != _size(encoder.image_size) or processor.get("do_center_crop"):
+    if (size.get("height"), size.get("width")) != to_2tuple(encoder.image_size) or processor.get("do_center_crop"):
         problems.append("images that are cropped, or resized to another size than the encoder's")
     if processor.get("resample") not in INTERPOLATIONS or not processor.get("do_normalize", True):
         problems.append("images that are resampled or normalized in another way")
@@ -154,7 +155,7 @@ def _timm_name(folder: Path, encoder: Any) -> str:
             model: Any = timm.create_model(name)
         block = model.blocks[0]
         shape = (model.embed_dim, len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
-        if shape == wanted and model.patch_embed.patch_size == _size(encoder.patch_size):
+        if shape == wanted and model.patch_embed.patch_size == to_2tuple(encoder.patch_size):
             return name
     raise CheckpointError(
         f"{folder}: timm has no {encoder.model_type} of width {wanted[0]}, {wanted[1]} layers, {wanted[2]} heads and "
@@ -164,7 +165,3 @@ def _timm_name(folder: Path, encoder: Any) -> str:
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _size(side: Any) -> tuple[int, int]:
-    return (side, side) if isinstance(side, int) else (side[0], side[1])

@@ -137,7 +137,7 @@ def test_metrics_and_tokenizer(run: Runner) -> None:
     [
         (["--metrics", "cider"], 2, "metric cider: not known; did you mean cider_d"),
         (["--metrics", ","], 2, "--metrics ',': names no metric"),
-        (["--metrics", "spice"], 2, "--metrics spice: needs the folder of SPICE 1.0; add --spice-dir DIR"),
+        (["--metrics", "spice"], 2, "metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)"),
         (["--spice-dir", "spice"], 2, "--spice-dir: is for spice; add spice to --metrics"),
         (["--tokenizer", "word"], 2, "argument --tokenizer: invalid choice: 'word'"),
         (["--references", "missing.json"], 3, "missing.json: no such file; check the path"),
