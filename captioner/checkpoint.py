@@ -109,10 +109,8 @@ def _check_format(about: Any, source: Path) -> None:
     if not isinstance(found, int) or not isinstance(about.get("model"), dict):
         raise CheckpointError(f"{source}: not a model of this program")
     if found > FORMAT:
-        raise CheckpointError(
-            f"{source}: written by captioner {about.get('captioner')} in format {found}, "
-            f"this one reads up to {FORMAT}; upgrade captioner"
-        )
+        newer = f"captioner {about.get('captioner')} in format {found}, this one reads up to {FORMAT}"
+        raise CheckpointError(f"{source}: written by {newer}; upgrade captioner")
 
 
 def _build(

@@ -93,8 +93,7 @@ class DecoderSettings(DecoderConfig):
     dropout: Rate = 0.2
     """Dropout on embeddings and on the output of each sub-layer; on a CPU, rounded to a multiple of 1/256."""
     init: str | None = None
-    """Start from a folder with GPT-2 or DistilGPT-2 (config.json, model.safetensors, tokenizer.json): the decoder takes
-    its shape, weights and tokenizer; cross-attention is new."""
+    """A folder with GPT-2 or DistilGPT-2 to start from: its shape, weights and tokenizer; cross-attention is new."""
     language: Literal["train", "freeze"] = "train"
     """freeze: train only the weights that read the image, and keep the language model as it is."""
 

@@ -48,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(cls: type[Schema], data: Any, source: str, places: Mapping[Keys, str] | None = None) -> Schema:
     """Build the dataclass `cls` from plain JSON data, strictly. Errors name each key's place, or else `source`."""
-    places = places or {}
+    places = {} if places is None else places
     try:
         config: Schema = _adapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
@@ -175,7 +175,8 @@ def _expected(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(inner)}"
     if origin is tuple:
-        return f"a list of {len(inner)}, each {_expected(inner[0])}"
+        length = "" if inner[-1] is ... else f" of {len(inner)}"
+        return f"a list{length}, each {_expected(inner[0])}"
     if origin not in (None, dict):  # a union
         return " or ".join(map(_expected, inner))
     mapping = f"a mapping with the keys {', '.join(get_type_hints(kind))}" if is_dataclass(kind) else "a mapping"

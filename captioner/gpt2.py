@@ -17,20 +17,16 @@ from captioner.errors import CheckpointError
 from captioner.model.decoder import READS_THE_IMAGE, TextDecoder
 from captioner.tokenizer import Tokenizer
 
-EPS = 1e-5
-GPT2 = {
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "n_positions": 1024,
+SHAPE = {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None, "n_positions": 1024}
+"""GPT-2's values of keys that its config may leave out."""
+FIXED = {
     "activation_function": "gelu_new",
-    "layer_norm_epsilon": EPS,
+    "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
 }
-"""GPT-2's defaults for keys that a configuration leaves out."""
+"""The only values, also the defaults, that the decoder implements."""
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 NAMES = {
     r"wte\.weight": "token_embedding.weight",
@@ -84,7 +80,7 @@ def language_decoder(config: DecoderConfig, folder: Path) -> tuple[DecoderConfig
 
 def shaped(config: DecoderConfig, about: Mapping[str, Any]) -> DecoderConfig:
     """The decoder config with the shape that a GPT-2 config describes, and no more positions than it has."""
-    about = GPT2 | dict(about)
+    about = SHAPE | dict(about)
     return replace(
         config,
         width=about["n_embd"],
@@ -108,14 +104,9 @@ def departures(about: Mapping[str, Any]) -> list[str]:
     """How a language model differs, by its config, from the GPT-2 that the decoder implements."""
     if about.get("model_type") != "gpt2":
         return [f"decoder {about.get('model_type')}, not gpt2"]
-    about = GPT2 | dict(about)
-    problems = []
-    if about["activation_function"] != "gelu_new" or about["scale_attn_by_inverse_layer_idx"]:
-        problems.append("a decoder that departs from GPT-2's activation or scaling")
-    if not about["scale_attn_weights"] or not about["tie_word_embeddings"]:
-        problems.append("attention that is not scaled, or another matrix for its logits than for its words")
-    if about["layer_norm_epsilon"] != EPS or (about["n_inner"] or 0) % about["n_embd"]:
-        problems.append(f"norms of eps {about['layer_norm_epsilon']} or a feed-forward of {about['n_inner']}")
+    problems = [f"{key} {about[key]}, not {value}" for key, value in FIXED.items() if about.get(key, value) != value]
+    if (about.get("n_inner") or 0) % about.get("n_embd", SHAPE["n_embd"]):
+        problems.append(f"n_inner {about['n_inner']}, not a multiple of n_embd")
     return problems
 
 

@@ -252,6 +252,8 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
         config_from_dict(ModelConfig, {"epochs": 1}, "config.json")
     with pytest.raises(ConfigError, match=r"^config\.json: decoder\.width: 10 is not"):
         config_from_dict(ModelConfig, {"decoder": {"width": 10}}, "config.json")
+    with pytest.raises(ConfigError, match=r"best_heads: got 3, expected a list, each a list of 2, each an integer$"):
+        config_from_dict(ModelConfig, {"best_heads": 3}, "config.json")
 
 
 @pytest.mark.parametrize("data", [None, 3, [], "text"])

@@ -125,8 +125,8 @@ def test_other_encoders(kind, name, options, pixels):
     ("change", "message"),
     [
         (lambda theirs: setattr(theirs.config.encoder, "hidden_act", "relu"), "encoder activation relu"),
-        (lambda theirs: setattr(theirs.config.decoder, "activation_function", "relu"), "departs from GPT-2"),
-        (lambda theirs: setattr(theirs.config.decoder, "layer_norm_epsilon", 1e-6), "norms of eps 1e-06"),
+        (lambda theirs: setattr(theirs.config.decoder, "activation_function", "relu"), "function relu, not gelu_new"),
+        (lambda theirs: setattr(theirs.config.decoder, "layer_norm_epsilon", 1e-6), "epsilon 1e-06, not 1e-05"),
         (lambda theirs: setattr(theirs.generation_config, "decoder_start_token_id", 3), "start token 3"),
     ],
 )

@@ -79,9 +79,10 @@ def test_training_from_it(language, shapes, tmp_path, way):
     ("change", "message"),
     [
         ({"model_type": "llama"}, "decoder llama, not gpt2"),
-        ({"activation_function": "relu"}, "departs from GPT-2's activation"),
-        ({"layer_norm_epsilon": 1e-6}, "norms of eps 1e-06"),
-        ({"tie_word_embeddings": False}, "another matrix for its logits"),
+        ({"activation_function": "relu"}, "activation_function relu, not gelu_new"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06, not 1e-05"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings False, not True"),
+        ({"n_inner": 48}, "n_inner 48, not a multiple of n_embd"),
         ({"n_layer": 3}, r"blocks\.2\.self_norm\.weight is missing"),
         ({"n_embd": 64}, r"token_embedding\.weight is of shape \(257, 32\), not \(257, 64\)"),
     ],
