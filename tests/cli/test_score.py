@@ -107,7 +107,7 @@ def test_comparison(run: Runner) -> None:
     )
 
 
-def test_references_without_candidate_are_told(run: Runner) -> None:
+def test_references_without_candidate_are_reported(run: Runner) -> None:
     code, out, err = run(candidates={"1": "a dog", "3": "a man"})
     assert (code, json.loads(out)["images"]) == (0, 2)
     assert err == "captioner: 1 images with references have no candidate; they are left out\n"
@@ -144,7 +144,7 @@ def test_metrics_and_tokenizer(run: Runner) -> None:
         (["--candidates", "."], 3, ".: cannot be read (Is a directory); check it"),
     ],
 )
-def test_flags_that_cannot_be_followed(run: Runner, flags: list[str], code: int, message: str) -> None:
+def test_invalid_flags(run: Runner, flags: list[str], code: int, message: str) -> None:
     found, out, err = run(*flags)
     assert (found, out) == (code, "")
     assert err.startswith(f"captioner: error: {message}")
