@@ -4,29 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioner.caption import Caption
-    from captioner.config_files import load_config
-    from captioner.errors import CaptionerError
-    from captioner.generation import BeamSearch, Greedy, Sampling
-    from captioner.inspection.trace import AttentionTrace
-    from captioner.pipeline import Captioner
+    from captioner.caption import Caption as Caption
+    from captioner.config_files import load_config as load_config
+    from captioner.errors import CaptionerError as CaptionerError
+    from captioner.generation import BeamSearch as BeamSearch
+    from captioner.generation import Greedy as Greedy
+    from captioner.generation import Sampling as Sampling
+    from captioner.inspection.trace import AttentionTrace as AttentionTrace
+    from captioner.pipeline import Captioner as Captioner
 
     __version__: str
 
-__all__ = [
-    "AttentionTrace",
-    "BeamSearch",
-    "Caption",
-    "Captioner",
-    "CaptionerError",
-    "Greedy",
-    "Sampling",
-    "__version__",
-    "load_config",
-]
-
-# Imported when first asked for (PEP 562): the command line answers --help without torch.
-_HOMES = {
+# Imported on first use (PEP 562), so that the command line answers --help without torch.
+_MODULES = {
     "AttentionTrace": "captioner.inspection.trace",
     "BeamSearch": "captioner.generation",
     "Caption": "captioner.caption",
@@ -36,15 +26,13 @@ _HOMES = {
     "Sampling": "captioner.generation",
     "load_config": "captioner.config_files",
 }
+__all__ = sorted((*_MODULES, "__version__"))
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    else:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = _version() if name == "__version__" else getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -25,21 +25,20 @@ MODEL = "model"
 MODEL_PREFIX = "model."
 """Prefix of the network's weights in a training checkpoint."""
 TRAINING_SETTINGS = frozenset({"pretrained", "weights", "train", "dropout", "init", "language"})
-"""Keys that the first model folders stored beside the network's own."""
+"""Keys that early model folders stored too; they are ignored."""
 
 
 def describe(model: CaptionModel, tokenizer: Tokenizer) -> dict[str, Any]:
     """Everything but the weights, as plain data."""
-    return {
-        "format": FORMAT,
-        "captioner": _version(),
-        "model": to_dict(model.config),
-        "tokenizer": tokenizer.to_str(),
-    }
+    try:
+        release = version("captioner")
+    except PackageNotFoundError:
+        release = "unknown"
+    return {"format": FORMAT, "captioner": release, "model": to_dict(model.config), "tokenizer": tokenizer.to_str()}
 
 
 def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card: str, half: bool = False) -> None:
-    """Write a model folder; `half` stores matrices as float16. Each file is written as a whole or not at all."""
+    """Write a model folder, each file as a whole or not at all; `half` stores matrices as float16."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
@@ -57,15 +56,23 @@ def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card:
 
 
 def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
-    """The model of a folder, or of a training checkpoint (.ckpt), ready to caption.
+    """The model of a folder, or of a training checkpoint (.ckpt), in evaluation mode.
 
     Raises CheckpointError for anything missing, damaged, of another program, or newer than this one.
     """
     if source.is_dir():
         return _load_folder(source)
-    if source.is_file():
-        return _load_file(source)
-    raise CheckpointError(f"{source}: no such model; name a model folder or a .ckpt file")
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such model; name a model folder or a .ckpt file")
+    checkpoint = load_training_file(source)
+    about = checkpoint["captioner"]
+    _check_format(about, source)
+    state = {
+        name.removeprefix(MODEL_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(MODEL_PREFIX)
+    }
+    return _build(about, Tokenizer.from_str(str(about.get("tokenizer")), str(source)), state, source)
 
 
 def load_training_file(path: Path) -> dict[str, Any]:
@@ -83,9 +90,8 @@ def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
             run = f" (the model of this run is {folder / MODEL})" if (folder / MODEL / CONFIG).is_file() else ""
-            raise CheckpointError(
-                f"{folder}: {name} is missing; a model folder holds {CONFIG}, {WEIGHTS}, {TOKENIZER}{run}"
-            )
+            parts = f"{CONFIG}, {WEIGHTS}, {TOKENIZER}"
+            raise CheckpointError(f"{folder}: {name} is missing; a model folder holds {parts}{run}")
     try:
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -98,54 +104,26 @@ def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     return _build(about, Tokenizer.load(folder / TOKENIZER), state, folder)
 
 
-def _load_file(path: Path) -> tuple[CaptionModel, Tokenizer]:
-    checkpoint = load_training_file(path)
-    about = checkpoint["captioner"]
-    _check_format(about, path)
-    state = {
-        name.removeprefix(MODEL_PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(MODEL_PREFIX)
-    }
-    return _build(about, Tokenizer.from_str(str(about.get("tokenizer")), str(path)), state, path)
-
-
 def _check_format(about: Any, source: Path) -> None:
     found = about.get("format") if isinstance(about, dict) else None
-    if not isinstance(found, int) or "model" not in about:
+    if not isinstance(found, int) or not isinstance(about.get("model"), dict):
         raise CheckpointError(f"{source}: not a model of this program")
     if found > FORMAT:
-        raise CheckpointError(
-            f"{source}: written by captioner {about.get('captioner')} in format {found}, "
-            f"this one reads up to {FORMAT}; upgrade captioner"
-        )
+        newer = f"captioner {about.get('captioner')} in format {found}, this one reads up to {FORMAT}"
+        raise CheckpointError(f"{source}: written by {newer}; upgrade captioner")
 
 
 def _build(
     about: dict[str, Any], tokenizer: Tokenizer, state: dict[str, Tensor], source: Path
 ) -> tuple[CaptionModel, Tokenizer]:
+    for section in about["model"].values():
+        for key in TRAINING_SETTINGS if isinstance(section, dict) else ():
+            section.pop(key, None)
     try:
-        config = config_from_dict(ModelConfig, _network_only(about["model"]), str(source))
+        config = config_from_dict(ModelConfig, about["model"], str(source))
         model = CaptionModel(config, vocabulary=len(tokenizer))
         model.load_state_dict(state)  # float16 becomes the network's float32
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error
     return model.eval(), tokenizer
-
-
-def _network_only(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration without the training settings that model folders held at first."""
-    return {
-        name: {key: value for key, value in section.items() if key not in TRAINING_SETTINGS}
-        if isinstance(section, dict)
-        else section
-        for name, section in config.items()
-    }
-
-
-def _version() -> str:
-    try:
-        return version("captioner")
-    except PackageNotFoundError:
-        return "unknown"

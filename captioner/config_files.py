@@ -4,36 +4,32 @@ import io
 import itertools
 import json
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig
+from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Section
 from captioner.errors import ConfigError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-LINE_WIDTH = 4096
-"""Columns of a line that `dump_yaml` writes: long paths are not folded."""
 MAX_VALUES = 10_000
-"""Most values of a configuration: YAML aliases of aliases grow exponentially."""
+"""Maximum number of values in a configuration: YAML aliases of aliases grow exponentially."""
+TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", types.NoneType: "null"}
 
 Keys = tuple[str, ...]
-Schema = TypeVar("Schema", bound="DataclassInstance")
+Schema = TypeVar("Schema", bound=Section)
 _adapter: Any = cache(TypeAdapter)  # slow to build
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and `key.path=value` overrides; ConfigError lists everything that is wrong, with its line."""
+    """Read a YAML file and `key.path=value` overrides. Raises ConfigError, which lists every problem with its line."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -50,16 +46,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config if config.name is not None else replace(config, name=Path(path).stem)
 
 
-def config_from_dict(
-    cls: type[Schema], data: Any, source: str, places: Mapping[Keys, str] = types.MappingProxyType({})
-) -> Schema:
-    """The dataclass `cls` from plain JSON data, strictly; errors say the key's place, or else `source`."""
+def config_from_dict(cls: type[Schema], data: Any, source: str, places: Mapping[Keys, str] | None = None) -> Schema:
+    """Build the dataclass `cls` from plain JSON data, strictly. Errors name each key's place, or else `source`."""
+    places = {} if places is None else places
     try:
         config: Schema = _adapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         problems = dict(_explain(cls, data, each) for each in error.errors(include_url=False))  # one problem a key
     else:
-        if not (problems := _contradictions(config)):
+        problems = {tuple(key.split(".")): f"{key}: {problem}" for key, problem in _contradictions(config)}
+        if not problems:
             return config
     ranks = {keys: rank for rank, keys in enumerate([(), *places])}
     nearest = {keys: next(keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in ranks) for keys in problems}
@@ -67,17 +63,17 @@ def config_from_dict(
     raise ConfigError("\n".join(f"{places.get(nearest[keys], source)}: {problems[keys]}" for keys in ordered))
 
 
-def to_dict(config: "DataclassInstance") -> dict[str, Any]:
+def to_dict(config: Section) -> dict[str, Any]:
     """The inverse of `config_from_dict`: JSON types only."""
     return dict(json.loads(json.dumps(asdict(config))))
 
 
-def dump_yaml(config: "DataclassInstance") -> str:
+def dump_yaml(config: Section) -> str:
     """YAML that `load_config` reads back as the same configuration."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
-    yaml.width = LINE_WIDTH
+    yaml.width = 4096  # do not fold long paths
     stream = io.StringIO()
     yaml.dump(to_dict(config), stream)
     return stream.getvalue()
@@ -93,13 +89,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def _read_yaml(text: str, where: Callable[[int], str], places: dict[Keys, str]) -> Any:
-    """Plain data; `places` gets where each key is (`where` of its line), in the order of the text."""
+    """Plain data. Adds the place of each key to `places`, in the order of the text; `where` names that of a line."""
     yaml: Any = YAML(typ="safe", pure=True)
     count = itertools.count(1)
 
     def plain(node: Any, keys: Keys) -> Any:
         place = where(node.start_mark.line + 1)
-        if next(count) > MAX_VALUES:  # aliases of aliases grow exponentially
+        if next(count) > MAX_VALUES:
             raise ConfigError(f"{place}: more than {MAX_VALUES} values; a configuration is small")
         if isinstance(node, MappingNode):
             mapping: dict[str, Any] = {}
@@ -153,7 +149,7 @@ def _override(data: dict[str, Any], text: str, places: dict[Keys, str]) -> None:
 
 
 def _explain(cls: Any, data: Any, error: Any) -> tuple[Keys, str]:
-    """The key of the schema that pydantic's location lies in, and what is wrong with it."""
+    """The key that a pydantic error is about, and what is wrong with it."""
     keys: Keys = ()
     sections = {name: section for name, section in to_dict(cls()).items() if isinstance(section, dict)}
     for key in map(str, error["loc"]):
@@ -175,40 +171,41 @@ def _explain(cls: Any, data: Any, error: Any) -> tuple[Keys, str]:
 
 
 def _expected(kind: Any) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", type(None): "null"}
-    if kind in names:
-        return names[kind]
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(inner)}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_expected, inner))
     if origin is tuple:
-        return f"a list of {len(inner)}, each {_expected(inner[0])}"
-    return f"a mapping with the keys {', '.join(get_type_hints(kind))}" if is_dataclass(kind) else "a mapping"
+        length = "" if inner[-1] is ... else f" of {len(inner)}"
+        return f"a list{length}, each {_expected(inner[0])}"
+    if origin not in (None, dict):  # a union
+        return " or ".join(map(_expected, inner))
+    mapping = f"a mapping with the keys {', '.join(get_type_hints(kind))}" if is_dataclass(kind) else "a mapping"
+    return TYPE_NAMES.get(kind, mapping)
 
 
-def _contradictions(config: "DataclassInstance") -> dict[Keys, str]:
-    """What no single field can tell: values that do not go together."""
-    problems: dict[Keys, str] = {}
+def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
+    """Keys whose values do not go together, and what is wrong with them."""
     if isinstance(config, Config | ModelConfig) and config.decoder.width % config.decoder.heads:
-        problems["decoder", "width"] = f"decoder.width: {config.decoder.width} is not a multiple of decoder.heads"
-    if isinstance(config, Config):
-        name = config.name or "run"
-        if set(name) & set("/\\:") or name in (".", "..") or not name.isprintable():
-            problems["name",] = f"name: got {name!r}, expected a folder's name, without / \\ or :"
-        if config.data.features is not None and config.encoder.train != "none":
-            problems["data", "features"] = "data.features: stored features need encoder.train: none"
-        if config.data.feature_views > 1 and config.data.features is None:
-            problems["data", "feature_views"] = (
-                "data.feature_views: views are kept in a feature store, and data.features names none; "
-                "name a folder there, or set data.augment: true to augment photos as they come"
-            )
-        if config.data.augment and config.data.features is not None and config.data.feature_views == 1:
-            problems["data", "augment"] = (
-                "data.augment: true needs data.feature_views of at least 2, as the store in data.features holds only "
-                "the plain view of each photo; raise data.feature_views, or set data.augment: false"
-            )
-        if any(word in json.dumps(config.training.trainer) for word in ("NaN", "Infinity")):
-            problems["training", "trainer"] = "training.trainer: expected finite numbers"
-    return problems
+        yield "decoder.width", f"{config.decoder.width} is not a multiple of decoder.heads"
+    if not isinstance(config, Config):
+        return
+    name, data = config.name or "run", config.data
+    if set(name) & set("/\\:") or name in (".", "..") or not name.isprintable():
+        yield "name", f"got {name!r}, expected a folder's name, without / \\ or :"
+    stored = data.features is not None
+    if stored and config.encoder.train != "none":
+        yield "data.features", "stored features need encoder.train: none"
+    if stored and data.augment and data.feature_views == 1:
+        yield (
+            "data.augment",
+            "true needs data.feature_views of at least 2, as the store in data.features holds only the plain view of "
+            "each image; raise data.feature_views, or set data.augment: false",
+        )
+    if not stored and data.feature_views > 1:
+        yield (
+            "data.feature_views",
+            "views are kept in a feature store, and data.features names none; name a folder there, or set "
+            "data.augment: true to augment images as they come",
+        )
+    if any(word in json.dumps(config.training.trainer) for word in ("NaN", "Infinity")):
+        yield "training.trainer", "expected finite numbers"

@@ -1,6 +1,6 @@
 """Conversion of transformers' captioners (VisionEncoderDecoderModel: ViT, DeiT or BEiT with GPT-2).
 
-The decoder here is GPT-2's with cross-attention to the letter, so that the same weights give the same logits.
+The decoder is exactly GPT-2's with cross-attention: the same weights give the same logits.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 
 from captioner import gpt2
@@ -21,7 +22,7 @@ from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 INTERPOLATIONS: dict[int, Any] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers -> names."""
+"""Pillow's number of a resampling filter -> its name."""
 ENCODERS = {
     "vit": (
         "test_vit",
@@ -33,8 +34,6 @@ ENCODERS = {
     "beit": ("beit_base_patch16_224", "beit_large_patch16_224"),
 }
 """transformers' model type -> candidates among timm's models."""
-
-# transformers' name of an encoder weight -> timm's; others are left out (poolers, mask tokens).
 ENCODER_NAMES = {
     r"embeddings\.cls_token": "cls_token",
     r"embeddings\.distillation_token": "dist_token",
@@ -47,22 +46,27 @@ ENCODER_NAMES = {
     r"layers\.(\d+)\.lambda_([12])": r"blocks.\1.gamma_\2",
     r"layers\.(\d+)\..*relative_position_bias_table": r"blocks.\1.attn.relative_position_bias_table",
 }
+"""transformers' name of an encoder weight -> timm's; others are left out (poolers, mask tokens)."""
+FEATURE_NAMES = {
+    r"encoder\.layernorm\.(\w+)": r"feature_norm.\1",
+    r"enc_to_dec_proj\.(\w+)": r"feature_projection.\1",
+}
+"""transformers' name of a weight between encoder and decoder -> the decoder's."""
 
 
 def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     """The captioner that `save_pretrained` wrote into a folder, with its tokenizer and image processor.
 
-    Raises CheckpointError where it is of another kind or something is missing, ResourceError without the extra.
+    Raises CheckpointError if it is incomplete or of another kind, ResourceError if transformers is not installed.
     """
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise ResourceError('transformers is not installed; pip install "captioner[convert]"') from error
-    here = {"local_files_only": True}
     try:
-        theirs = transformers.VisionEncoderDecoderModel.from_pretrained(folder, **here)
-        words = transformers.AutoTokenizer.from_pretrained(folder, **here).backend_tokenizer
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, **here).to_dict()
+        theirs = transformers.VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True)
+        words = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
         tokenizer = Tokenizer.from_str(words.to_str(), str(folder))
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -82,30 +86,31 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
     config = ModelConfig(
         encoder=EncoderConfig(
             name=_timm_name(folder, encoder),
-            image_size=_size(encoder.image_size),
+            image_size=to_2tuple(encoder.image_size),
             interpolation=INTERPOLATIONS[processor["resample"]],
             norm_eps=encoder.layer_norm_eps,
         ),
-        decoder=DecoderConfig(
-            width=decoder.n_embd,
-            layers=decoder.n_layer,
-            heads=decoder.n_head,
-            feed_forward=(decoder.n_inner or 4 * decoder.n_embd) // decoder.n_embd,
-            max_length=decoder.n_positions,
-            null_patch=False,
-            feature_projection=hasattr(theirs, "enc_to_dec_proj"),
-            feature_norm_eps=encoder.layer_norm_eps if normalized else None,
+        decoder=gpt2.shaped(
+            DecoderConfig(
+                max_length=decoder.n_positions,
+                null_patch=False,
+                feature_projection=hasattr(theirs, "enc_to_dec_proj"),
+                feature_norm_eps=encoder.layer_norm_eps if normalized else None,
+            ),
+            decoder.to_dict(),
         ),
     )
     model = CaptionModel(config, vocabulary=vocabulary)
     state = theirs.state_dict()
     missing, _ = model.encoder.backbone.load_state_dict(encoder_weights(_part(state, "encoder.")), strict=False)
-    missing = [name for name in missing if "index" not in name and not name.startswith(("norm.", "fc_norm."))]
-    tied = torch.equal(state["decoder.lm_head.weight"], state["decoder.transformer.wte.weight"])
-    if missing or not tied:
-        reason = f"no {', '.join(missing[:3])}" if missing else "another matrix for its logits than for its words"
-        raise CheckpointError(f"{folder}: cannot be converted: it has {reason}")
-    model.decoder.load_state_dict(decoder_weights(state), strict=True)
+    problems = [f"no {name}" for name in missing if "index" not in name and not name.startswith(("norm.", "fc_norm."))]
+    if not torch.equal(state["decoder.lm_head.weight"], state["decoder.transformer.wte.weight"]):
+        problems.append("another matrix for its logits than for its words")
+    if problems:
+        raise CheckpointError(f"{folder}: cannot be converted: it has {', '.join(problems[:3])}")
+    model.decoder.load_state_dict(
+        gpt2.decoder_weights(_part(state, "decoder.transformer.")) | gpt2.renamed(state, FEATURE_NAMES)
+    )
     scale = 255 if processor.get("do_rescale", True) else 1
     model.encoder.mean.copy_(torch.tensor(processor["image_mean"]).view(3, 1, 1) * scale)
     model.encoder.std.copy_(torch.tensor(processor["image_std"]).view(3, 1, 1) * scale)
@@ -113,10 +118,8 @@ def from_transformers(folder: Path) -> tuple[CaptionModel, Tokenizer]:
 
 
 def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's weights of transformers' ViT, DeiT or BEiT."""
+    """The weights of transformers' ViT, DeiT or BEiT under timm's names."""
     ours = gpt2.renamed(theirs, ENCODER_NAMES)
-    if "dist_token" in ours:  # kept as one embedding of all tokens, as timm has it too
-        ours["pos_embed"] = theirs["embeddings.position_embeddings"]
     for number in {match[1] for name in theirs if (match := re.match(r"layers\.(\d+)\.", name))}:
         query, key, value = (f"layers.{number}.attention.{each}_proj" for each in "qkv")
         ours[f"blocks.{number}.attn.qkv.weight"] = torch.cat([theirs[f"{each}.weight"] for each in (query, key, value)])
@@ -128,17 +131,6 @@ def encoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def decoder_weights(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's weights, with the norm and projection of features, of a VisionEncoderDecoderModel's."""
-    ours = gpt2.decoder_weights(_part(theirs, "decoder.transformer."))
-    for kind in ("weight", "bias"):
-        if f"encoder.layernorm.{kind}" in theirs:
-            ours[f"feature_norm.{kind}"] = theirs[f"encoder.layernorm.{kind}"]
-        if f"enc_to_dec_proj.{kind}" in theirs:
-            ours[f"feature_projection.{kind}"] = theirs[f"enc_to_dec_proj.{kind}"]
-    return ours
-
-
 def _check(folder: Path, encoder: Any, decoder: Any, processor: dict[str, Any]) -> None:
     problems = []
     if encoder.model_type not in ENCODERS:
@@ -147,7 +139,7 @@ def _check(folder: Path, encoder: Any, decoder: Any, processor: dict[str, Any]) 
         problems.append(f"encoder activation {encoder.hidden_act}, not gelu")
     problems += gpt2.departures(decoder.to_dict())
     size = processor.get("size") or {}
-    if (size.get("height"), size.get("width")) != _size(encoder.image_size) or processor.get("do_center_crop"):
+    if (size.get("height"), size.get("width")) != to_2tuple(encoder.image_size) or processor.get("do_center_crop"):
         problems.append("images that are cropped, or resized to another size than the encoder's")
     if processor.get("resample") not in INTERPOLATIONS or not processor.get("do_normalize", True):
         problems.append("images that are resampled or normalized in another way")
@@ -163,7 +155,7 @@ def _timm_name(folder: Path, encoder: Any) -> str:
             model: Any = timm.create_model(name)
         block = model.blocks[0]
         shape = (model.embed_dim, len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
-        if shape == wanted and model.patch_embed.patch_size == _size(encoder.patch_size):
+        if shape == wanted and model.patch_embed.patch_size == to_2tuple(encoder.patch_size):
             return name
     raise CheckpointError(
         f"{folder}: timm has no {encoder.model_type} of width {wanted[0]}, {wanted[1]} layers, {wanted[2]} heads and "
@@ -173,7 +165,3 @@ def _timm_name(folder: Path, encoder: Any) -> str:
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _size(side: Any) -> tuple[int, int]:
-    return (side, side) if isinstance(side, int) else (side[0], side[1])

@@ -1,8 +1,8 @@
-"""Errors a user can act on: each names what is wrong, where, and what to do, and carries a stable code."""
+"""Errors that users can act on: each message says what is wrong, where, and what to do."""
 
 
 class CaptionerError(Exception):
-    """Root of every error this package raises on purpose; `code` is stable, the message is for people."""
+    """Base class of the package's errors; `code` is stable, the message is for people."""
 
     code = "error"
     exit_code = 1
@@ -24,21 +24,21 @@ class ImageError(CaptionerError):
 
 
 class AnnotationError(CaptionerError):
-    """Captions or annotation files that cannot be used as they are."""
+    """Captions or annotation files that cannot be used."""
 
     code = "annotations"
     exit_code = 2
 
 
 class ConfigError(CaptionerError):
-    """A configuration, flag or combination of both that cannot be honoured."""
+    """Configuration keys or flags that are wrong, or do not go together."""
 
     code = "config"
     exit_code = 2
 
 
 class InputError(CaptionerError):
-    """Nothing to work on was found where the user pointed."""
+    """No input was found where the user pointed."""
 
     code = "no_input"
     exit_code = 3
@@ -52,20 +52,20 @@ class CheckpointError(CaptionerError):
 
 
 class ResourceError(CaptionerError):
-    """The machine lacks something: disk space, a device, an optional extra."""
+    """The machine lacks something: memory, disk space, a device, an optional extra."""
 
     code = "resource"
     exit_code = 5
 
 
 class TrainingError(CaptionerError):
-    """Training that cannot go on, for instance after non-finite losses."""
+    """Training that cannot continue, for instance after non-finite losses."""
 
     code = "training"
 
 
 class Interrupted(CaptionerError):
-    """Work that a signal ended, after everything was saved; an instance's exit code is 128 and the signal's number."""
+    """Work that a signal ended, after everything was saved; an instance's exit code is 128 + the signal's number."""
 
     code = "interrupted"
     exit_code = 130

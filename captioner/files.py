@@ -12,18 +12,22 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file while the block runs; a killed process holds it no longer. Windows has no such locks: there the
-    block just runs.
+    """Hold a lock file while the block runs; the lock of a killed process is released. Windows has no such
+    locks: there the block just runs.
 
-    Waits for another process that holds it, or raises BlockingIOError where `wait` is false.
+    Waits while another process holds it; with `wait=False`, raises BlockingIOError instead.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("w") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    continue  # its last holder removed the file meanwhile
+                try:
+                    removed = not os.path.samestat(os.fstat(file.fileno()), path.stat())
+                except FileNotFoundError:
+                    removed = True
+                if removed:  # by the last holder
+                    continue
             try:
                 yield
             finally:
@@ -33,8 +37,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object], *, sync: bool = False) -> None:
-    """Write bytes, or whatever a function writes, to a temporary file and rename it to `path`; if that fails, an old
-    file stays. `sync` waits until both the content and the name would survive a power failure.
+    """Write bytes, or what a function writes, to a temporary file and rename it to `path`; if that fails, an old file
+    stays. `sync` waits until the content and the name would survive a power failure.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:

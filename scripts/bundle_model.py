@@ -19,14 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from captioner.checkpoint import CARD, load_model, save_model
-    from captioner.cli.doctor import KNOWN, known_picture
+    from captioner.cli.doctor import KNOWN, PICTURE
     from captioner.pipeline import Captioner
 
     model, tokenizer = load_model(arguments.model)
     card = arguments.output / CARD
     text = card.read_text(encoding="utf-8") if card.exists() else "# Bundled model\n"
     save_model(arguments.output, model, tokenizer, card=text, half=True)
-    caption = Captioner.from_pretrained(arguments.output, device="cpu")(known_picture())
+    caption = Captioner.from_pretrained(arguments.output, device="cpu")(BUNDLED / PICTURE)
     known = {"caption": caption.text, "log_prob": round(caption.log_prob, 4)}
     (arguments.output / KNOWN).write_text(json.dumps(known) + "\n", encoding="utf-8")
     for file in sorted(arguments.output.iterdir()):

@@ -97,7 +97,7 @@ def test_saving_again_replaces_the_model(folder):
     assert torch.equal(outputs(load_model(folder)[0]), outputs(other))
 
 
-def test_half_precision_takes_half_the_space_and_says_nearly_the_same(saved, tmp_path):
+def test_half_precision_takes_half_the_space_and_nearly_the_same_logits(saved, tmp_path):
     model, tokenizer, folder = saved
     save_model(tmp_path, model, tokenizer, card="", half=True)
     sizes = [(each / "model.safetensors").stat().st_size for each in (tmp_path, folder / "model")]
@@ -144,7 +144,16 @@ def test_a_file_cut_short(folder, file, share):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\0", b"[1, 2]", b"null", b"{}", b'{"format": "one", "model": {}}', b'{"format": 1}']
+    "content",
+    [
+        b"\xff\xfe\0",
+        b"[1, 2]",
+        b"null",
+        b"{}",
+        b'{"format": "one", "model": {}}',
+        b'{"format": 1}',
+        b'{"format": 1, "model": []}',
+    ],
 )
 def test_a_configuration_of_something_else(folder, content):
     (folder / "config.json").write_bytes(content)
@@ -181,7 +190,7 @@ def test_the_tokenizer_of_another_model(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x02."])
-def test_a_checkpoint_that_is_none(tmp_path, content):
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
     (tmp_path / "a.ckpt").write_bytes(content)
     assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
 

@@ -1,4 +1,4 @@
-"""Configurations are read strictly, and everything that is wrong is said at once, with its line."""
+"""Configurations are read strictly, and all errors are reported at once, with their lines."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def problems(file: Path, *overrides: str) -> list[str]:
     return str(caught.value).replace(f"{file.parent}/", "").splitlines()
 
 
-def test_what_is_not_said_keeps_its_default(tmp_path: Path) -> None:
+def test_missing_keys_take_their_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, "decoder: {layers: 2}\nencoder:\n  image_size: [224, 336]\n  train: 3\n")
     assert load_config(file) == Config(
         name="run", decoder=DecoderSettings(layers=2), encoder=EncoderSettings(image_size=(224, 336), train=3)
@@ -74,14 +74,14 @@ PIECES += ["---", "1", ".nan", "true", "~", "2020-01-01", "name", "decoder", "la
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
-def test_whatever_the_text_is_the_error_is_ours(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+def test_any_text_loads_or_raises_a_config_error(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_text("".join(parts), encoding="utf-8")
     try:
-        told = f"{file}: {load_config(file).name}"
+        message = f"{file}: {load_config(file).name}"
     except ConfigError as error:
-        told = str(error)
-    assert told.startswith(str(file))
+        message = str(error)
+    assert message.startswith(str(file))
 
 
 def test_every_schema_error_is_reported_at_once(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ training: {seed: .nan, threads: 0, trainer: []}
 
 
 @pytest.mark.parametrize("value", ["true", "3.0", '"3"', "null", "[3]", "{a: 3}", "0", "-1", "1e2"])
-def test_only_a_positive_integer_is_a_number_of_layers(tmp_path: Path, value: str) -> None:
+def test_layers_must_be_a_positive_integer(tmp_path: Path, value: str) -> None:
     (line,) = problems(written(tmp_path, f"decoder:\n  layers: {value}\n"))
     assert line.startswith("run.yaml:2: decoder.layers: got ")
 
@@ -158,7 +158,7 @@ def test_only_a_positive_integer_is_a_number_of_layers(tmp_path: Path, value: st
          "optimization, training"),
     ],
 )  # fmt: skip
-def test_what_no_run_can_use_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+def test_unusable_values_are_refused(tmp_path: Path, text: str, expected: str) -> None:
     assert problems(written(tmp_path, text)) == [expected]
 
 
@@ -181,12 +181,12 @@ def test_what_no_run_can_use_is_refused(tmp_path: Path, text: str, expected: str
         (b"name: caf\xe9\n", "run.yaml: not UTF-8 text (byte 9); save the configuration as UTF-8"),
     ],
 )  # fmt: skip
-def test_what_is_not_yaml_is_told_in_a_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
+def test_invalid_yaml_is_reported_in_one_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
     (line,) = problems(written(tmp_path, text))
     assert line.startswith(expected)
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert problems(tmp_path / "no.yaml") == ["no.yaml: cannot read this configuration: No such file or directory"]
     (tmp_path / "folder").mkdir()
     assert problems(tmp_path / "folder")[0].startswith("folder: cannot read this configuration: ")
@@ -232,7 +232,7 @@ def test_an_override_that_is_not_yaml(tmp_path: Path) -> None:
     assert line.startswith("--set decoder.layers=[: not valid YAML: ")
 
 
-def test_an_override_goes_through_what_the_file_says(tmp_path: Path) -> None:
+def test_an_override_below_a_single_value_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, "decoder: 3\n")
     override = "decoder.width=4"
     assert problems(file, override) == [f"--set {override}: decoder is a single value and has no key width"]
@@ -252,6 +252,8 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
         config_from_dict(ModelConfig, {"epochs": 1}, "config.json")
     with pytest.raises(ConfigError, match=r"^config\.json: decoder\.width: 10 is not"):
         config_from_dict(ModelConfig, {"decoder": {"width": 10}}, "config.json")
+    with pytest.raises(ConfigError, match=r"best_heads: got 3, expected a list, each a list of 2, each an integer$"):
+        config_from_dict(ModelConfig, {"best_heads": 3}, "config.json")
 
 
 @pytest.mark.parametrize("data", [None, 3, [], "text"])
@@ -263,7 +265,7 @@ def test_a_model_configuration_of_another_kind(data: Any) -> None:
         config_from_dict(ModelConfig, data, "config.json")
 
 
-def test_json_that_no_text_can_hold_is_refused() -> None:
+def test_lone_surrogates_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^config\.json: Invalid JSON"):
         config_from_dict(ModelConfig, {"encoder": {"name": "\ud800"}}, "config.json")
 

@@ -125,12 +125,12 @@ def test_other_encoders(kind, name, options, pixels):
     ("change", "message"),
     [
         (lambda theirs: setattr(theirs.config.encoder, "hidden_act", "relu"), "encoder activation relu"),
-        (lambda theirs: setattr(theirs.config.decoder, "activation_function", "relu"), "departs from GPT-2"),
-        (lambda theirs: setattr(theirs.config.decoder, "layer_norm_epsilon", 1e-6), "norms of eps 1e-06"),
+        (lambda theirs: setattr(theirs.config.decoder, "activation_function", "relu"), "function relu, not gelu_new"),
+        (lambda theirs: setattr(theirs.config.decoder, "layer_norm_epsilon", 1e-6), "epsilon 1e-06, not 1e-05"),
         (lambda theirs: setattr(theirs.generation_config, "decoder_start_token_id", 3), "start token 3"),
     ],
 )
-def test_what_would_not_be_the_same_is_refused(saved, change, message):
+def test_models_that_differ_are_refused(saved, change, message):
     folder, theirs = saved
     change(theirs)
     theirs.save_pretrained(folder)
@@ -146,7 +146,7 @@ def test_what_would_not_be_the_same_is_refused(saved, change, message):
         (("transformers:nowhere", "-o", "."), 2, "-o .: exists; name another folder"),
     ],
 )
-def test_what_cannot_be_converted_is_told_in_a_line(tmp_path, monkeypatch, capsys, flags, code, message):
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys, flags, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
     assert main(["convert", *flags]) == code

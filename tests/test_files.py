@@ -1,4 +1,4 @@
-"""A file is there as a whole, or what was there before; a lock is held by one."""
+"""Files are replaced as a whole or not at all; a lock has one holder."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def test_a_file_is_replaced(tmp_path, content, sync):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_was_there_stays_where_writing_fails(tmp_path):
+def test_the_old_file_stays_if_writing_fails(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -35,7 +35,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "file", b"new")
 
@@ -58,21 +58,27 @@ def test_a_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks as Unix has them")
-def test_who_waits_for_a_lock_gets_it_alone(tmp_path):
-    """Though each holder removes the file, and others may have opened it before."""
+@pytest.mark.parametrize("pause", [0, 0.001])
+def test_threads_hold_a_lock_one_at_a_time(tmp_path, pause):
+    """Each holder removes the file, while others open it or check that it exists."""
     inside, most = [], []
 
     def work():
-        for _ in range(20):
+        for _ in range(10 if pause else 1000):
             with locked(tmp_path / ".lock"):
                 inside.append(0)
                 most.append(len(inside))
-                time.sleep(0.001)
+                time.sleep(pause)
                 inside.pop()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 80
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert most == [1] * (40 if pause else 4000)

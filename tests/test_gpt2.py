@@ -1,4 +1,4 @@
-"""GPT-2 as a start: the same words for the same words, and training that leaves it alone or takes it along."""
+"""Decoders initialized from GPT-2: the same logits, and training that freezes or updates the language model."""
 
 import json
 
@@ -43,7 +43,7 @@ def language(tmp_path):
     return folder, model
 
 
-def test_without_what_reads_the_image_it_is_the_language_model(language):
+def test_without_cross_attention_it_is_the_language_model(language):
     folder, theirs = language
     config, weights, tokenizer = language_decoder(DecoderConfig(max_length=40, null_patch=False), folder)
     assert (config.width, config.layers, config.heads, config.max_length) == (WIDTH, LAYERS, HEADS, 40)
@@ -79,9 +79,10 @@ def test_training_from_it(language, shapes, tmp_path, way):
     ("change", "message"),
     [
         ({"model_type": "llama"}, "decoder llama, not gpt2"),
-        ({"activation_function": "relu"}, "departs from GPT-2's activation"),
-        ({"layer_norm_epsilon": 1e-6}, "norms of eps 1e-06"),
-        ({"tie_word_embeddings": False}, "another matrix for its logits"),
+        ({"activation_function": "relu"}, "activation_function relu, not gelu_new"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06, not 1e-05"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings False, not True"),
+        ({"n_inner": 48}, "n_inner 48, not a multiple of n_embd"),
         ({"n_layer": 3}, r"blocks\.2\.self_norm\.weight is missing"),
         ({"n_embd": 64}, r"token_embedding\.weight is of shape \(257, 32\), not \(257, 64\)"),
     ],
@@ -94,7 +95,7 @@ def test_other_language_models_are_refused(language, change, message):
         language_decoder(DecoderConfig(), folder)
 
 
-def test_new_words_are_not_added_to_a_language_that_is_left_alone(shapes, tmp_path):
+def test_a_frozen_language_model_gets_no_new_words(shapes, tmp_path):
     settings = ["training.epochs=1", "encoder.train=none", "decoder.language=freeze"]
     config = load_config("configs/shapes.yaml", [f"data.root={shapes}", *settings])
     _, known = load_model(model_folder("bundled"))
@@ -102,7 +103,7 @@ def test_new_words_are_not_added_to_a_language_that_is_left_alone(shapes, tmp_pa
     assert len(tokenizer) == len(known)
 
 
-def test_a_folder_that_is_not_whole(language, tmp_path):
+def test_an_incomplete_folder(language, tmp_path):
     folder, _ = language
     with pytest.raises(CheckpointError, match="not a complete GPT-2"):
         language_decoder(DecoderConfig(), tmp_path / "nowhere")
@@ -115,7 +116,7 @@ def test_a_folder_that_is_not_whole(language, tmp_path):
     ("settings", "init", "message"),
     [(["decoder.init=there"], "bundled", "choose one"), (["decoder.language=freeze"], None, "needs a language")],
 )
-def test_settings_that_contradict(shapes, tmp_path, settings, init, message):
+def test_contradictory_settings(shapes, tmp_path, settings, init, message):
     config = load_config("configs/shapes.yaml", [f"data.root={shapes}", *settings])
     with pytest.raises(ConfigError, match=message):
         train(config, tmp_path / "run", init=init)

@@ -25,14 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "schema":
         print(json.dumps(json_schema(), indent=2))
         return 0
-    return max([_check(file) for file in arguments.files])
-
-
-def _check(file: str) -> int:
-    try:
-        load_config(file)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"{file}: OK")
-    return 0
+    code = 0
+    for file in arguments.files:
+        try:
+            load_config(file)
+            print(f"{file}: OK")
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+    return code

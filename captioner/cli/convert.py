@@ -1,4 +1,4 @@
-"""captioner convert: convert captioners of other programs to model folders."""
+"""captioner convert: convert captioners of transformers to model folders."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,8 @@ FROM = "transformers:"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Convert a captioner saved by transformers, a VisionEncoderDecoderModel of ViT, DeiT or BEiT with GPT-2, to a "
-        "model folder. It writes the same captions, faster, and can be inspected and trained further."
+        "Convert a captioner of transformers (a VisionEncoderDecoderModel: ViT, DeiT or BEiT with GPT-2) to a model "
+        "folder, which gives the same captions faster, and can be inspected and trained further."
     )
     parser.add_argument("source", metavar="transformers:DIR", help="a folder that save_pretrained wrote")
     parser.add_argument("-o", "--output", metavar="MODEL", required=True, type=Path, help="the model folder to write")

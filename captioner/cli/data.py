@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from collections import Counter
-from pathlib import Path
 from statistics import fmean, median
 
 from captioner.data.annotations import CaptionSet, check
@@ -16,12 +15,13 @@ from captioner.images import open_image
 from captioner.text import printable
 
 TOP_WORDS = 20
+"""Number of the most frequent words to print."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     for name, line in (
-        ("check", "print each problem on a line: code, place, message; the exit code is 1 if there are any"),
+        ("check", "print each problem on a line (code, place, message); the exit code is 1 if there are any"),
         ("stats", "print counts, caption lengths, words and image sizes as JSON"),
     ):
         action = actions.add_parser(name, help=line, description=line)
@@ -45,7 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     captions = load_captions(*source)
     described = describe(captions)
     if not arguments.no_decode:
-        described["image_sizes"] = _image_sizes([image.path for image in captions.images])
+        sizes = zip(*(open_image(image.path).image.size for image in captions.images), strict=True)
+        described["image_sizes"] = {
+            side: {"min": min(values), "median": median(values), "max": max(values)}
+            for side, values in zip(("width", "height"), sizes, strict=True)
+        }
     print(json.dumps(described, indent=2, ensure_ascii=False))
     return 0
 
@@ -56,29 +60,16 @@ def describe(captions: CaptionSet) -> dict[str, object]:
     words = [re.findall(r"[\w']+", text.lower()) for text in texts]
     lengths = sorted(len(each) for each in words)
     counts = Counter(word for each in words for word in each)
+    percentile_95 = lengths[math.ceil(0.95 * len(lengths)) - 1]
     each_image = [len(image.captions) for image in captions.images]
-    # Ties in alphabetical order, so that the order of the captions does not matter.
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
     return {
         "images": len(captions),
         "captions": len(texts),
         "splits": dict(sorted(Counter(image.split or "none" for image in captions.images).items())),
         "captions_per_image": {"min": min(each_image), "mean": fmean(each_image), "max": max(each_image)},
-        "caption_words": {
-            "mean": fmean(lengths),
-            "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
-            "max": lengths[-1],
-        },
+        "caption_words": {"mean": fmean(lengths), "p95": percentile_95, "max": lengths[-1]},
         "vocabulary": len(counts),
         "words_seen_once": sum(count == 1 for count in counts.values()),
-        "top_words": dict(most),
-    }
-
-
-def _image_sizes(paths: list[Path]) -> dict[str, dict[str, float]]:
-    """Sizes of the upright images in pixels. Raises ImageError for the first that cannot be opened."""
-    sizes = [open_image(path).image.size for path in paths]
-    return {
-        side: {"min": min(values), "median": median(values), "max": max(values)}
-        for side, values in zip(("width", "height"), zip(*sizes, strict=True), strict=True)
+        # Ties in alphabetical order, so that the order of the captions does not matter.
+        "top_words": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]),
     }

@@ -7,23 +7,17 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from captioner.cli.files import check_output, write_whole
-from captioner.cli.flags import (
-    add_machine_flags,
-    add_search_flags,
-    check_machine_flags,
-    check_search_flags,
-    search_of,
-)
+from captioner.cli.flags import add_machine_flags, add_search_flags, check_machine_flags, check_search_flags, search_of
 from captioner.cli.score import add_metric_flags, metrics_of, read_json
-from captioner.config import DataConfig
+from captioner.data.annotations import CaptionedImage, validated
+from captioner.data.formats import FORMATS, read_listing
 from captioner.errors import AnnotationError, ConfigError, ImageError, InputError
 
 if TYPE_CHECKING:
     from captioner.caption import Caption
-    from captioner.data.annotations import CaptionedImage
 
 PAGE = "report.html"
 DEFAULT_SPLIT = "test"
@@ -37,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of the captions under `captions`: diversity, length, repetitions, objects."
     )
     add = parser.add_argument
-    add("--annotations", required=True, metavar="FILE", help="the captions; or a folder with captions and images")
+    add("--annotations", required=True, type=Path, metavar="FILE", help="the captions, or a folder that holds them")
     add("--images", metavar="DIR", help="the image folder; default: `images` beside FILE, else FILE's folder")
-    add("--format", choices=_formats(), default="auto", help="of the captions; default: detected")
+    add("--format", choices=FORMATS, default="auto", help="of the captions; default: detected")
     add("--split", metavar="NAME", help="default: test where there is one, and all of a file that names no splits")
-    add("-o", "--output", metavar="RESULTS.json", help="write the captions here, in COCO's results format")
-    add("--report", metavar="DIR", help="write DIR/report.html: the scores, the ten worst and the ten best images")
-    add("--grounding", metavar="INSTANCES.json", help="COCO instances of these images: adds CHAIR")
+    add("-o", "--output", type=Path, metavar="RESULTS.json", help="write the captions here, in COCO's results format")
+    add("--report", type=Path, metavar="DIR", help="write DIR/report.html: scores, and the worst and best ten images")
+    add("--grounding", type=Path, metavar="INSTANCES.json", help="COCO instances of these images: adds CHAIR")
     add_metric_flags(parser)
     add_search_flags(parser)
     add_machine_flags(parser)
@@ -54,12 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_search_flags(arguments)
     if arguments.num_captions > 1:
         raise ConfigError(f"--num-captions {arguments.num_captions}: one caption an image is scored; leave it out")
-    metrics, spice_dir = metrics_of(arguments)
+    metrics = metrics_of(arguments)
     inputs = (arguments.annotations, arguments.grounding)
-    output = None if arguments.output is None else Path(arguments.output)
-    report = None if arguments.report is None else Path(arguments.report)
+    output, report = arguments.output, arguments.report
     images, known, split = _split(arguments)
-    objects = None if arguments.grounding is None else _objects(Path(arguments.grounding), images)
+    objects = None if arguments.grounding is None else _objects(arguments.grounding, images)
     if report is not None:
         if report.exists() and not report.is_dir():
             raise ConfigError(f"--report {report}: a file; name a folder")
@@ -81,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         objects=objects,
         metrics=metrics,
         tokenizer=arguments.tokenizer,
-        spice_dir=spice_dir,
+        spice_dir=arguments.spice_dir,
     )
     failed = [image.image_id for image in images if image.image_id not in captions]
     printed = evaluation.to_dict() | ({"failed": failed} if failed else {})
@@ -91,48 +84,35 @@ def run(arguments: argparse.Namespace) -> int:
     if report is not None:
         about = {
             "model": arguments.model,
-            "captions": arguments.annotations,
+            "captions": str(arguments.annotations),
             "split": split,
             "search": str(search_of(arguments)),
             "images that could not be read": str(len(failed)),
         }
-        paths = {image.image_id: image.path for image in images}
-        write_whole(report / PAGE, page(evaluation, paths, about))
+        write_whole(report / PAGE, page(evaluation, {image.image_id: image.path for image in images}, about))
     return 1 if failed else 0
 
 
-def _formats() -> tuple[str, ...]:
-    formats: tuple[str, ...] = get_args(DataConfig.__annotations__["format"])
-    return formats
-
-
-def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...], list[str], str]:
+def _split(arguments: argparse.Namespace) -> tuple[tuple[CaptionedImage, ...], list[str], str]:
     """The images to caption, the captions of the training split if that is another, and the name of the split."""
-    from captioner.data.annotations import validated
-    from captioner.data.formats import read_listing
-
-    given = Path(arguments.annotations)
+    given, split = arguments.annotations, arguments.split or DEFAULT_SPLIT
     if not given.exists():
         raise InputError(f"--annotations {given}: no such file or folder; check the path")
     root, file = (given, None) if given.is_dir() else (None, given)
     listing = read_listing(root, file, arguments.images, arguments.format)
-    names = sorted({image.split for image in listing.images if image.split})
-    wanted, known, split = listing.images, [], "all"
     if arguments.split is None and not listing.has_splits:
-        print(
-            f"captioner: {given} names no splits: all of its images (--split val: those that training validates on)",
-            file=sys.stderr,
-        )
+        note = "all of its images (--split val: those that training validates on)"
+        print(f"captioner: {given} names no splits: {note}", file=sys.stderr)
+        wanted, known, split = listing.images, [], "all"
     else:
-        split = DEFAULT_SPLIT if arguments.split is None else arguments.split
-        if split not in names:
-            given_names = "names no splits; leave --split out, or take one that training assigns"
-            problem = f"no split {split!r}; choose one" if listing.has_splits else given_names
-            raise ConfigError(f"{given}: {problem}: --split {', '.join(names)}")
         wanted = tuple(image for image in listing.images if image.split == split)
-        if split != TRAIN:
-            others = (image for image in listing.images if image.split == TRAIN)
-            known = [str(caption.text) for image in others for caption in image.captions]
+        if not wanted:
+            missing = "names no splits; leave --split out, or take one that training assigns"
+            problem = f"no split {split!r}; choose one" if listing.has_splits else missing
+            names = sorted({image.split for image in listing.images if image.split})
+            raise ConfigError(f"{given}: {problem}: --split {', '.join(names)}")
+        others = (image for image in listing.images if image.split == TRAIN and split != TRAIN)
+        known = [str(caption.text) for image in others for caption in image.captions]
     # Only this split is validated: the images of other splits may lie elsewhere.
     captions = validated(replace(listing, images=wanted))
     if uncaptioned := len(wanted) - len(captions):
@@ -140,7 +120,7 @@ def _split(arguments: argparse.Namespace) -> tuple[tuple["CaptionedImage", ...],
     return captions.images, known, split
 
 
-def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | str, Collection[str]]:
+def _objects(path: Path, images: tuple[CaptionedImage, ...]) -> Mapping[int | str, Collection[str]]:
     """Image id -> its COCO categories. Raises AnnotationError for a file that lacks them."""
     from captioner.metrics.object_words import COCO_CATEGORIES, image_categories
 
@@ -152,9 +132,8 @@ def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | 
             "category_id that are listed; give a file like instances_val2014.json"
         ) from error
     if unknown := sorted(set().union(*found.values()) - COCO_CATEGORIES):
-        raise AnnotationError(
-            f"{path}: {', '.join(unknown[:3])}: no categories of COCO, which CHAIR counts; leave it out"
-        )
+        names = ", ".join(unknown[:3])
+        raise AnnotationError(f"{path}: {names}: no categories of COCO, which CHAIR counts; leave it out")
     for image in images:
         if str(image.image_id) not in found:
             raise AnnotationError(f"{path}: image {image.image_id}: not in it; give the instances of these images")
@@ -162,20 +141,16 @@ def _objects(path: Path, images: "tuple[CaptionedImage, ...]") -> Mapping[int | 
 
 
 def _caption(
-    images: "tuple[CaptionedImage, ...]", arguments: argparse.Namespace
-) -> "Iterator[tuple[int | str, Caption]]":
+    images: tuple[CaptionedImage, ...], arguments: argparse.Namespace
+) -> Iterator[tuple[int | str, "Caption"]]:
     """Image id -> caption; unusable images are reported on standard error and skipped."""
     from tqdm import tqdm
 
     from captioner.pipeline import Captioner
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
-    stream = captioner.stream(
-        [image.path for image in images],
-        search=search_of(arguments),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-    )
+    search, paths = search_of(arguments), [image.path for image in images]
+    stream = captioner.stream(paths, search=search, batch_size=arguments.batch_size, workers=arguments.workers)
     failed, start = 0, time.perf_counter()
     bar = tqdm(stream, total=len(images), unit=" images", file=sys.stderr, disable=not sys.stderr.isatty())
     for image, outcome in zip(images, bar, strict=True):

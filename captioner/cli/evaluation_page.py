@@ -4,7 +4,9 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
+from string import Template
 
 from PIL import Image
 
@@ -12,23 +14,9 @@ from captioner.evaluation import Evaluation, ImageId
 from captioner.images import open_image
 
 MAX_IMAGES = 10
-"""Most images among the worst, and among the best."""
+"""Maximum number of images among the worst, and among the best."""
 THUMBNAIL = (400, 300)
-"""Largest width and height of a picture, in pixels."""
-
-STYLE = """
-body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #1b1f24 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .9rem .15rem 0; text-align: left; border-bottom: 1px solid #d0d7de }
-.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.5rem }
-.tables { display: flex; flex-wrap: wrap; gap: 1rem 4rem; align-items: flex-start }
-figure { margin: 0; min-width: 0; overflow-wrap: anywhere }
-img { width: 100%; border-radius: .3rem }
-figcaption b { display: block; font-size: 1.05rem; line-height: 1.35 }
-ul { margin: .3rem 0; padding-left: 1.1rem; font-size: .9rem; line-height: 1.35; color: #57606a }
-.score { font-size: .85rem; color: #57606a; overflow-wrap: anywhere }
-.signature { font: .8rem monospace; color: #57606a; overflow-wrap: anywhere }
-"""
+"""Maximum width and height of a thumbnail, in pixels."""
 
 
 def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[str, str]) -> str:
@@ -36,24 +24,24 @@ def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[s
     metric, ranked = evaluation.ranked()
     count = min(MAX_IMAGES, -(-len(ranked) // 2))
     worst, best = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
-    scores = dict(zip(map(str, evaluation.captions), evaluation.scores.per_image[metric].tolist(), strict=True))
+    scores = dict(zip(evaluation.captions, evaluation.scores.per_image[metric].tolist(), strict=True))
     sections = [
         f"<h2>The {name} images ({len(images)})</h2>\n<p>By the {metric} of the image alone.</p>\n<div class=images>"
-        + "\n".join(_figure(evaluation, image, paths[image], f"{metric} {scores[str(image)]:.3f}") for image in images)
+        + "\n".join(_figure(evaluation, image, paths[image], f"{metric} {scores[image]:.3f}") for image in images)
         + "</div>"
         for name, images in (("worst", worst), ("best", best))
         if images
     ]
-    title = f"Captions of {escape(about['model'])}"
-    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _statistics(evaluation))
     reasons = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in evaluation.scores.reasons.items())
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n"
-        f"<p>A caption for each of {len(evaluation.captions)} images. What the numbers mean: docs/metrics.md.</p>\n"
-        f"<div class=tables>{''.join(tables)}</div>\n{reasons}"
-        f"<p class=signature>{escape(evaluation.scores.signature)}</p>\n" + "\n".join(sections) + "\n</html>\n"
+    tables = (_table(("evaluated", ""), list(about.items())), _scores(evaluation), _statistics(evaluation))
+    template = (resources.files("captioner.cli") / "evaluation_page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        model=escape(about["model"]),
+        count=len(evaluation.captions),
+        tables="".join(tables),
+        reasons=reasons,
+        signature=escape(evaluation.scores.signature),
+        sections="\n".join(sections),
     )
 
 
@@ -85,17 +73,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _figure(evaluation: Evaluation, image: ImageId, path: Path, note: str) -> str:
     caption = evaluation.captions[image]
     references = "".join(f"<li>{escape(text)}</li>" for text in evaluation.references[image])
+    photo, buffer = open_image(path).image, io.BytesIO()
+    photo.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    photo.save(buffer, format="JPEG", quality=85)
+    thumbnail = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure><img src="data:image/jpeg;base64,{_thumbnail(path)}" alt="image {escape(str(image))}">'
+        f'<figure><img src="data:image/jpeg;base64,{thumbnail}" alt="image {escape(str(image))}">'
         f"<figcaption><b>{escape(caption.text) or '(an empty caption)'}</b><ul>{references}</ul>"
         f"<span class=score>{note} · mean probability of a word {caption.confidence:.2f} · {escape(path.name)}</span>"
         "</figcaption></figure>"
     )
-
-
-def _thumbnail(path: Path) -> str:
-    photo = open_image(path).image
-    photo.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    photo.save(buffer, format="JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode()

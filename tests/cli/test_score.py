@@ -107,7 +107,7 @@ def test_comparison(run: Runner) -> None:
     )
 
 
-def test_references_without_candidate_are_told(run: Runner) -> None:
+def test_references_without_candidate_are_reported(run: Runner) -> None:
     code, out, err = run(candidates={"1": "a dog", "3": "a man"})
     assert (code, json.loads(out)["images"]) == (0, 2)
     assert err == "captioner: 1 images with references have no candidate; they are left out\n"
@@ -137,14 +137,14 @@ def test_metrics_and_tokenizer(run: Runner) -> None:
     [
         (["--metrics", "cider"], 2, "metric cider: not known; did you mean cider_d"),
         (["--metrics", ","], 2, "--metrics ',': names no metric"),
-        (["--metrics", "spice"], 2, "--metrics spice: needs the folder of SPICE 1.0; add --spice-dir DIR"),
+        (["--metrics", "spice"], 2, "metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)"),
         (["--spice-dir", "spice"], 2, "--spice-dir: is for spice; add spice to --metrics"),
         (["--tokenizer", "word"], 2, "argument --tokenizer: invalid choice: 'word'"),
         (["--references", "missing.json"], 3, "missing.json: no such file; check the path"),
         (["--candidates", "."], 3, ".: cannot be read (Is a directory); check it"),
     ],
 )
-def test_flags_that_cannot_be_followed(run: Runner, flags: list[str], code: int, message: str) -> None:
+def test_invalid_flags(run: Runner, flags: list[str], code: int, message: str) -> None:
     found, out, err = run(*flags)
     assert (found, out) == (code, "")
     assert err.startswith(f"captioner: error: {message}")
