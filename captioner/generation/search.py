@@ -161,21 +161,14 @@ def mask_choices(
     """
     if len(suppressed):
         choices = choices.index_fill(1, suppressed, -math.inf)
-    if 0 < no_repeat_ngram <= tokens.shape[1]:
-        choices = choices.masked_fill(_repeats(choices, tokens, no_repeat_ngram), -math.inf)
-    if tokens.shape[1] < min_length:
+    length = tokens.shape[1]
+    if 0 < no_repeat_ngram <= length:
+        ngrams = tokens.unfold(1, no_repeat_ngram, 1)  # (R, T - n + 1, n)
+        repeats = (ngrams[:, :, :-1] == tokens[:, None, length - no_repeat_ngram + 1 :]).all(dim=2)
+        counts = torch.zeros_like(choices).scatter_add_(1, ngrams[:, :, -1], repeats.to(choices.dtype))
+        choices = choices.masked_fill(counts > 0, -math.inf)
+    if length < min_length:
         others = choices.index_fill(1, torch.tensor([eos], device=choices.device), -math.inf)
         stuck = others.amax(dim=1, keepdim=True).isneginf()
         choices = torch.where(stuck, choices, others)
     return choices
-
-
-def _repeats(choices: Tensor, tokens: Tensor, size: int) -> Tensor:
-    """(R, V) whether a token would end an n-gram that tokens (R, T) hold already."""
-    repeats = torch.zeros_like(choices, dtype=torch.bool)
-    if size == 1:
-        return repeats.scatter_(1, tokens, True)
-    windows = tokens.unfold(1, size, 1)  # (R, T - n + 1, n)
-    seen = (windows[:, :, :-1] == tokens[:, None, 1 - size :]).all(dim=2)
-    counts = torch.zeros_like(choices).scatter_add_(1, windows[:, :, -1], seen.to(choices.dtype))
-    return counts > 0

@@ -146,7 +146,7 @@ class BeamSearch(Strategy):
 class State(ABC):
     """The state of a search: tensors with an entry an image, among them buffers (B, K, max_length) of all tokens."""
 
-    def __init__(self, strategy: Strategy, prefix: Tensor, prefix_log_probs: Tensor, eos: int, pad: int) -> None:
+    def __init__(self, strategy: Strategy, prefix: Tensor, log_probs: Tensor, eos: int, pad: int) -> None:
         """Begin with the forced tokens (B, P) and their log-probabilities."""
         images, self.length = prefix.shape
         self.eos, self.pad = eos, pad
@@ -154,7 +154,7 @@ class State(ABC):
         self._tokens = torch.full(shape, pad, device=prefix.device)
         self._log_probs = torch.zeros(shape, device=prefix.device)
         self._tokens[:, :, : self.length] = prefix[:, None]
-        self._log_probs[:, :, : self.length] = prefix_log_probs[:, None]
+        self._log_probs[:, :, : self.length] = log_probs[:, None]
 
     @property
     def tokens(self) -> Tensor:
@@ -184,16 +184,10 @@ class RowState(State):
     """Greedy search and sampling: the rows do not depend on each other."""
 
     def __init__(
-        self,
-        strategy: Strategy,
-        prefix: Tensor,
-        prefix_log_probs: Tensor,
-        eos: int,
-        pad: int,
-        keys: Sequence[str],
+        self, strategy: Strategy, prefix: Tensor, log_probs: Tensor, eos: int, pad: int, keys: Sequence[str]
     ) -> None:
         """`keys` (B) name the images to Sampling's noise."""
-        super().__init__(strategy, prefix, prefix_log_probs, eos, pad)
+        super().__init__(strategy, prefix, log_probs, eos, pad)
         self.ended = torch.zeros(self._tokens.shape[:2], dtype=torch.bool, device=prefix.device)
         self.sampling = strategy if isinstance(strategy, Sampling) else None
         if self.sampling is not None:
@@ -223,8 +217,8 @@ class RowState(State):
 class BeamState(State):
     """Beam search over (B, K) running captions and the K best finished ones."""
 
-    def __init__(self, strategy: BeamSearch, prefix: Tensor, prefix_log_probs: Tensor, eos: int, pad: int) -> None:
-        super().__init__(strategy, prefix, prefix_log_probs, eos, pad)
+    def __init__(self, strategy: BeamSearch, prefix: Tensor, log_probs: Tensor, eos: int, pad: int) -> None:
+        super().__init__(strategy, prefix, log_probs, eos, pad)
         self.strategy, self.prefix_length = strategy, self.length
         # All beams are equal at first: only one may have children.
         self.scores = torch.full(self._tokens.shape[:2], -math.inf, device=prefix.device)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -75,7 +76,6 @@ class VisionEncoder(nn.Module):
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
-        self._used: frozenset[str] = frozenset()  # names of the parameters that features depend on, once one is trained
         self.freeze("none")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -109,22 +109,22 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Frozen parts stay in evaluation mode with everything inside them: running statistics, dropout, drop path."""
         super().train(mode)
-        if mode:
-            self.backbone.training = bool(self._trained)
+        if not self._trained:
+            self.backbone.eval()
+        elif mode:
             for name, part in self.backbone.named_modules():  # parents come first
                 inside = [key in self._trained for key in self._used if key.startswith(f"{name}." if name else "")]
                 # A part without parameters, such as drop path, follows its parent.
                 parent = self.backbone.get_submodule(name.rpartition(".")[0])
                 part.training = all(inside) if inside else parent.training
-                if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
-                    part.training = False
+        for part in self.backbone.modules():
+            if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
+                part.training = False
         return self
 
     def _names_to_train(self, train: Literal["none", "all"] | int) -> frozenset[str]:
-        """Parameters that features depend on: none, all, or those in the last k layer groups."""
         if train == "none" or train == 0:
             return frozenset()
-        self._used = self._used or self._find_used()
         if train == "all":
             return self._used
         try:
@@ -137,7 +137,8 @@ class VisionEncoder(nn.Module):
         useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
         return frozenset().union(*[names for names in useful if names][-train:])
 
-    def _find_used(self) -> frozenset[str]:
+    @cached_property
+    def _used(self) -> frozenset[str]:
         """The names of the parameters that features depend on.
 
         A few families keep parameters that the last feature map does not need (CrossViT, CoaT): a gradient would never
@@ -180,7 +181,11 @@ def _stride(backbone: Any) -> int:
 
 
 def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> Any:
-    if not _is_known(config.name):
+    try:
+        known = timm.is_model(config.name) and timm.get_pretrained_cfg(config.name) is not None
+    except RuntimeError:  # the name ends in a tag, and timm has no such set of weights
+        known = False
+    if not known:
         close = get_close_matches(config.name, [*timm.list_models(), *timm.list_pretrained()])
         hint = f"; did you mean {' or '.join(close)}?" if close else "; `timm.list_models()` lists them"
         raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {config.name!r}{hint}")
@@ -198,24 +203,15 @@ def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> A
     # A file may hold the classifier or not; in both cases every key must match.
     heads: list[dict[str, Any]] = [{}, {"num_classes": 0}]
     for head in heads:
+        overlay = {"state_dict": state, **head}
         try:
-            return _create(
-                config, {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, **head}, **head}
-            )
+            return _create(config, {"pretrained": True, "pretrained_cfg_overlay": overlay, **head})
         except (RuntimeError, KeyError) as error:
             failure = error
     raise ConfigError(
         f"encoder.weights: {weights} does not hold the weights of {config.name} ({first_line(failure)}); "
         "name the model that they were saved from"
     ) from failure
-
-
-def _is_known(name: str) -> bool:
-    """Whether timm has this model and, where the name ends in a tag, this set of its weights."""
-    try:
-        return timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
-    except RuntimeError:
-        return False
 
 
 def _create(config: EncoderConfig, options: dict[str, Any]) -> Any:
