@@ -106,14 +106,16 @@ class Search:
 
     def captions(self) -> list[list[Hypothesis]]:
         """The same as lists: of each image its captions, each up to its end token."""
-        found = self.sequences()
-        captions = []
-        for rows, log_probs, count in zip(*(part.tolist() for part in found), strict=True):
-            ends = [row.index(self._eos) + 1 if self._eos in row else len(row) for row in rows[:count]]
-            captions.append(
-                [Hypothesis(row[:end], values[:end]) for row, values, end in zip(rows, log_probs, ends, strict=False)]
-            )
-        return captions
+
+        def hypothesis(tokens: list[int], log_probs: list[float]) -> Hypothesis:
+            length = tokens.index(self._eos) + 1 if self._eos in tokens else len(tokens)
+            return Hypothesis(tokens[:length], log_probs[:length])
+
+        found = (part.tolist() for part in self.sequences())
+        return [
+            [hypothesis(*each) for each in zip(tokens[:count], log_probs[:count], strict=True)]
+            for tokens, log_probs, count in zip(*found, strict=True)
+        ]
 
 
 def generate(
@@ -146,13 +148,7 @@ def generate(
 
 
 def mask_choices(
-    choices: Tensor,
-    tokens: Tensor,
-    *,
-    eos: int,
-    suppressed: Tensor,
-    no_repeat_ngram: int = 0,
-    min_length: int = 0,
+    choices: Tensor, tokens: Tensor, *, eos: int, suppressed: Tensor, no_repeat_ngram: int = 0, min_length: int = 0
 ) -> Tensor:
     """choices (R, V), logits or log-probabilities of what follows tokens (R, T), with -inf for what is not allowed.
 

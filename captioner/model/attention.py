@@ -87,13 +87,10 @@ class CrossAttention(nn.Module):
         """features (B, N, D) -> keys and values (B, H, N, d), with the null patch last if there is one."""
         images, positions, width = features.shape
         projected = self.key_value(features).view(images, positions, 2, self.heads, width // self.heads)
-        keys, values = projected.permute(2, 0, 3, 1, 4)
+        projected = projected.permute(2, 0, 3, 1, 4)  # (2, B, H, N, d)
         if self.null is not None:
-            keys, values = (
-                torch.cat([part, null.expand(images, -1, -1, -1)], dim=2)
-                for part, null in zip((keys, values), self.null, strict=True)
-            )
-        return KeyValues(keys, values)
+            projected = torch.cat([projected, self.null[:, None].expand(-1, images, -1, -1, -1)], dim=3)
+        return KeyValues(projected[0], projected[1])
 
     def forward(self, x: Tensor, memory: KeyValues, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (R, T, D) -> attended (R, T, D), and with `return_weights` the weights (R, H, T, N).

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -100,7 +101,20 @@ class VisionEncoder(nn.Module):
         `batch_norm` says whether running statistics of trained batch norms are updated. Raises ConfigError for k where
         timm does not group this backbone's layers.
         """
-        self._trained = self._names_to_train(train)
+        if train == "none" or train == 0:
+            self._trained: frozenset[str] = frozenset()
+        elif train == "all":
+            self._trained = self._used
+        else:
+            try:
+                groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+            except (AssertionError, AttributeError) as error:
+                raise ConfigError(
+                    f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
+                    "write none or all"
+                ) from error
+            used = [self._used.intersection(groups[number]) for number in sorted(groups)]
+            self._trained = frozenset().union(*[names for names in used if names][-train:])
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name in self._trained)
         self._batch_norm_frozen = batch_norm == "frozen"
@@ -121,21 +135,6 @@ class VisionEncoder(nn.Module):
             if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
                 part.training = False
         return self
-
-    def _names_to_train(self, train: Literal["none", "all"] | int) -> frozenset[str]:
-        if train == "none" or train == 0:
-            return frozenset()
-        if train == "all":
-            return self._used
-        try:
-            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
-        except (AssertionError, AttributeError) as error:
-            raise ConfigError(
-                f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
-                "write none or all"
-            ) from error
-        useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
-        return frozenset().union(*[names for names in useful if names][-train:])
 
     @cached_property
     def _used(self) -> frozenset[str]:
@@ -216,12 +215,10 @@ def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> A
 
 def _create(config: EncoderConfig, options: dict[str, Any]) -> Any:
     """Transformers need the image size at construction; convolutional networks do not have the option."""
-    if config.image_size is not None:
-        try:
-            return timm.create_model(config.name, img_size=config.image_size, **options)
-        except TypeError:
-            pass
-    return timm.create_model(config.name, **options)
+    try:
+        return timm.create_model(config.name, img_size=config.image_size, **options)  # which leaves out None
+    except TypeError:
+        return timm.create_model(config.name, **options)
 
 
 def _read_weights(weights: str) -> Mapping[str, Tensor]:
@@ -255,9 +252,7 @@ def _size_error(name: str, size: tuple[int, int], error: Exception) -> ConfigErr
             high, wide = (max(step, round(side / step) * step) for side in size)
             if (high, wide) == size:
                 continue
-            try:
+            with suppress(Exception):  # whatever a backbone raises, it does not take this size either
                 _feature_map(_create(EncoderConfig(name=name, image_size=(high, wide)), {}), (high, wide))
-            except Exception:  # whatever a backbone raises, it does not take this size either
-                continue
-            return ConfigError(f"{refused}; it can take multiples of {step}, such as {high}x{wide}")
+                return ConfigError(f"{refused}; it can take multiples of {step}, such as {high}x{wide}")
     return ConfigError(f"{refused} ({first_line(error)})")
