@@ -82,7 +82,9 @@ class CaptionTask(pl.LightningModule):
             self.model,
             self.config.optimization,
             total_steps=self.total_steps,
-            fused=not self.trainer.precision.endswith("-mixed"),  # Lightning clips no gradients of a fused optimizer there
+            fused=not self.trainer.precision.endswith(
+                "-mixed"
+            ),  # Lightning clips no gradients of a fused optimizer there
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
