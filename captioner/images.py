@@ -41,15 +41,8 @@ MAX_DRAFT_PIXELS = 89_000_000
 MAX_FILE_BYTES = 256 * 2**20
 
 # Plugins are called by class: `Image.open` would add a warning about size (global state) and MPO's table of frames.
-DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
-    "AVIF": AvifImageFile,
-}
+PLUGINS = (AvifImageFile, BmpImageFile, GifImageFile, JpegImageFile, PngImageFile, TiffImageFile, WebPImageFile)
+DECODERS: dict[str | None, Callable[[io.BytesIO], ImageFile]] = {plugin.format: plugin for plugin in PLUGINS}
 SIGNATURES = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),

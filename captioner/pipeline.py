@@ -146,9 +146,9 @@ class Captioner:
         """Captions in the order of the sources, as they arrive; an unusable image yields its error.
 
         `prefix` holds the first words of every caption; `region` hides everything outside it, `hide` everything inside.
-        `workers` threads read photos, and another one iterates over `sources`; batches are those of `prefetch`. Memory
-        use does not grow with the number of sources; when memory runs out, batches are halved. Raises ResourceError if
-        it does not suffice for one image.
+        `workers` threads read photos, and another one iterates over `sources`. A batch is captioned once it is full, or
+        once its photos are read and no more sources arrive. Memory use does not grow with the number of sources; when
+        memory runs out, batches are halved. Raises ResourceError if it does not suffice for one image.
         """
         self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
 
