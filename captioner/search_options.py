@@ -42,8 +42,7 @@ class SearchOptions:
 
         least, most, penalty = LENGTHS[self.length]
         if self.max_length is not None:
-            most = self.max_length
-            least = min(least, most - 1)
+            least, most = min(least, self.max_length - 1), self.max_length
         if self.method == "greedy":
             return Greedy(min_length=least, max_length=most)
         if self.method == "sample":
