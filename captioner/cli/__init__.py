@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, NoReturn
 
 import captioner
@@ -67,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; errors become one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # captions are Unicode whatever the console's code page is
+        if isinstance(stream, io.TextIOWrapper):  # captions are Unicode, whatever the console's encoding
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    debug = "--debug" in arguments[:end]  # accepted anywhere, so it is no verb's own
+    debug = "--debug" in arguments[:end]  # accepted anywhere, so no verb defines it
     arguments = [each for each in arguments[:end] if each != "--debug"] + arguments[end:]
     try:
         with warnings.catch_warnings():
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
             return code
     except SystemExit as stop:  # argparse ends so after help, a version or a usage error
-        return stop.code if isinstance(stop.code, int) else EXIT_USAGE * (stop.code is not None)
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
     except KeyboardInterrupt:
         _report("interrupted", debug)
         return EXIT_INTERRUPTED
@@ -107,15 +108,15 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings (also after the verb)")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
     parsers = {verb: verbs.add_parser(verb, help=line, description=line) for verb, (_, line) in VERBS.items()}
-    verb = next((each for each in arguments if not each.startswith("-")), None)
-    if verb is None:
-        parser.refuse_unknown_flags(arguments)
+    flags = list(takewhile(lambda each: each.startswith("-"), arguments))
+    parser.refuse_unknown_flags(flags)
+    if flags == arguments:
         parser.parse_args(arguments)
         parser.print_help(sys.stderr)
         return EXIT_USAGE
+    verb = arguments[len(flags)]
     if verb not in VERBS:
         parser.error(f"unknown verb {verb}{did_you_mean(verb, VERBS)}")
-    parser.refuse_unknown_flags(arguments[: arguments.index(verb)])
     module = importlib.import_module(VERBS[verb][0])
     module.add_arguments(parsers[verb])
     code: int = module.run(parser.parse_args(arguments))

@@ -287,7 +287,7 @@ def test_two_photos_do_not_share_a_sidecar_unless_it_is_appended_to(
     words = ["photos/a.jpg", "photos/a.png", "--format", "sidecar", "--existing", existing]
     assert caption(*words) == (0 if count == 2 else 1)
     assert len((photos / "photos" / "a.txt").read_text().splitlines()) == count
-    assert ("belongs to another input already" in capsys.readouterr().err) == (count == 1)
+    assert ("another input has the sidecar photos/a.txt; rename the file" in capsys.readouterr().err) == (count == 1)
 
 
 def test_two_photos_do_not_share_a_coco_id(

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from captioner.caption import Caption, Captioned, CaptionWord
-from captioner.cli.formats import COLUMNS, Result, coco_document, coco_id, format_named
-from captioner.cli.output import encode
+from captioner.cli.formats import COLUMNS, Result, coco_document, coco_id, encode, format_named
 from captioner.errors import ImageError
 
 BEST = Caption(

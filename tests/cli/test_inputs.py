@@ -91,7 +91,16 @@ def test_what_is_not_there_is_told() -> None:
             f"{os.path.join('nowhere', '*', 'x')}: no file matches".replace(os.sep, "/"),
         ],
     )
-    assert find("none", recursive=True) == ([], ["none: no images in this folder"])
+    assert find("none", "a.png", recursive=True)[1] == ["none: no images in this folder"]
+
+
+@pytest.mark.usefixtures("tree")
+def test_no_input_at_all_is_an_error_after_what_is_told() -> None:
+    complaints: list[str] = []
+    finder = Finder(recursive=False, stdin=io.BytesIO(), complain=complaints.append)
+    with pytest.raises(InputError, match=r"^none \*\.bmp -: no input found; name images, folders"):
+        list(finder.find(["none", "*.bmp", "-"]))
+    assert len(complaints) == 2
 
 
 @posix
@@ -129,7 +138,7 @@ def test_lists_and_standard_input_name_files_and_folders(tree: Path) -> None:
     (tree / "list.txt").write_bytes(listed)
     assert paths("@list.txt") == ["a.png", "z/c.webp", "mä ü.jpg"]
     assert paths("-", stdin=listed) == ["a.png", "z/c.webp", "mä ü.jpg"]
-    assert paths("-", stdin=b"") == []
+    assert paths("-", "a.png", stdin=b"") == ["a.png"]
     assert paths("-", stdin="\ufeffonly.jpg".encode()) == ["only.jpg"]
 
 
