@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from types import FrameType
-from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from captioner.cli.flags import add_caption_flags, check_flags, search_of
+from captioner.cli.formats import Result, format_named
+from captioner.cli.inputs import STDIN, Finder, Input
+from captioner.cli.journal import Stamp, stamp
+from captioner.cli.output import Output, SidecarOutput, open_output
 from captioner.errors import ImageError
 from captioner.text import printable
-
-if TYPE_CHECKING:
-    from captioner.cli.inputs import Input
-    from captioner.cli.journal import Stamp
-    from captioner.cli.output import Output
 
 add_arguments = add_caption_flags
 
@@ -36,8 +36,6 @@ class Tally:
 
     def note(self, message: str) -> None:
         """Print a line on standard error, above the progress bar if there is one."""
-        from tqdm import tqdm
-
         tqdm.write(f"captioner: {message}", file=sys.stderr)
 
     def complain(self, message: str) -> None:
@@ -53,11 +51,6 @@ class Tally:
 
 def run(arguments: argparse.Namespace) -> int:
     check_flags(arguments)
-
-    from captioner.cli.formats import format_named
-    from captioner.cli.inputs import STDIN, Finder
-    from captioner.cli.output import open_output
-
     tally = Tally()
     finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain)
     inputs = finder.find(arguments.inputs)
@@ -79,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if tally.counts["failed"] else 0
 
 
-def _pending(inputs: Iterable["Input"], output: "Output", tally: Tally) -> Iterator["Input"]:
+def _pending(inputs: Iterable[Input], output: Output, tally: Tally) -> Iterator[Input]:
     """The inputs that have still to be captioned."""
     claimed: set[int] = set()  # hashes, which are smaller than names
     for item in inputs:
@@ -96,9 +89,7 @@ def _pending(inputs: Iterable["Input"], output: "Output", tally: Tally) -> Itera
             tally.count("failed" if state == "failed" else "skipped")
 
 
-def _preview(pending: Iterable["Input"], output: "Output", tally: Tally) -> None:
-    from captioner.cli.output import SidecarOutput
-
+def _preview(pending: Iterable[Input], output: Output, tally: Tally) -> None:
     for item in pending:
         tally.count("to caption")
         target = f" -> {printable(str(output.target(item)))}" if isinstance(output, SidecarOutput) else ""
@@ -107,11 +98,7 @@ def _preview(pending: Iterable["Input"], output: "Output", tally: Tally) -> None
     tally.note(f"{counts} (--dry-run: nothing is written)")
 
 
-def _caption(pending: Iterable["Input"], output: "Output", arguments: argparse.Namespace, tally: Tally) -> None:
-    from tqdm import tqdm
-
-    from captioner.cli.formats import Result
-    from captioner.cli.journal import stamp
+def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Namespace, tally: Tally) -> None:
     from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()

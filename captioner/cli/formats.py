@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.errors import ImageError
 from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
@@ -15,7 +15,6 @@ from captioner.text import printable
 if TYPE_CHECKING:
     from captioner.caption import Captioned
 
-FormatName: TypeAlias = Literal["text", "jsonl", "csv", "coco", "sidecar"]
 COLUMNS = ("path", "caption", "log_prob", "confidence", "width", "height", "sha256", "model", "notes", "error")
 """Columns of CSV: a row for each caption, or one with `error` (a stable code) for a failed input."""
 
@@ -43,11 +42,10 @@ class Result(NamedTuple):
         record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
         if isinstance(outcome, ImageError):
             return cls(path, record)
-        captions = (outcome.caption, *outcome.caption.alternatives)
         rows = (
             # Byte-level models may write line ends, which would make two captions of one.
             Row(" ".join((prepend + each.text).splitlines()), round(each.log_prob, DIGITS), round(confidence, DIGITS))
-            for each in captions
+            for each in (outcome.caption, *outcome.caption.alternatives)
             if (confidence := each.confidence) >= min_confidence
         )
         return cls(path, record, tuple(rows))
@@ -60,13 +58,13 @@ class Result(NamedTuple):
 class Format(NamedTuple):
     """How results become a file: a header, then the text of each result; a document is written at the end."""
 
-    name: FormatName
+    name: str
     render: Callable[[Result], str]
     header: str = ""
     is_document: bool = False
 
 
-def format_named(name: FormatName, *, single: bool = False) -> Format:
+def format_named(name: str, *, single: bool = False) -> Format:
     """The format; `single` leaves paths out of `text`, as for one input."""
     if name == "jsonl":
         return Format(name, render_jsonl)

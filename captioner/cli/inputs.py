@@ -12,7 +12,6 @@ from pathlib import PurePath
 from typing import BinaryIO
 
 from captioner.errors import ConfigError, InputError
-from captioner.images import IMAGE_EXTENSIONS
 from captioner.text import printable
 
 STDIN = "-"
@@ -65,13 +64,12 @@ class Finder:
             if argument.startswith("@") and not os.access(argument[1:], os.R_OK):
                 name = printable(argument)
                 raise InputError(f"{name}: cannot read the list {name[1:]}; check its path")
-        inputs = chain.from_iterable(map(self._named, arguments))
-        first = next(inputs, None)
-        if first is None:
+        item = None
+        for item in chain.from_iterable(map(self._named, arguments)):
+            yield item
+        if item is None:
             named = " ".join(map(printable, arguments))
             raise InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
-        yield first
-        yield from inputs
 
     def _named(self, argument: str) -> Iterator[Input]:
         if argument == STDIN:
@@ -96,15 +94,16 @@ class Finder:
 
     def _at_least_one(self, inputs: Iterator[Input], problem: str) -> Iterator[Input]:
         """The inputs; if there are none, the problem is reported."""
-        first = next(inputs, None)
-        if first is None:
+        item = None
+        for item in inputs:
+            yield item
+        if item is None:
             self.complain(problem)
-        else:
-            yield first
-            yield from inputs
 
     def _scan(self, folder: str) -> Iterator[str]:
         """Images of a folder. Links to folders are not followed: they may form loops."""
+        from captioner.images import IMAGE_EXTENSIONS
+
         entries = self._entries(folder)
         for entry in entries:
             if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(entry.path):

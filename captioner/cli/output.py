@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias
 
@@ -141,16 +142,16 @@ class FileOutput(Output):
     def _old_entries(self) -> list[str]:
         """The entries of a document to append to. Raises ConfigError for a file of another format."""
         if self.format.is_document:
-            try:
+            with suppress(ValueError):
                 entries = json.loads(self.path.read_bytes())
-            except ValueError:
-                entries = None
-            if isinstance(entries, list):
-                return [json.dumps(each, ensure_ascii=False) for each in entries]
+                if isinstance(entries, list):
+                    return [json.dumps(each, ensure_ascii=False) for each in entries]
         else:
             with self.path.open("rb") as file:
-                if file.read(len(self.format.header)) in (b"", self.format.header.encode()):
-                    return []
+                start = file.read(len(self.format.header))
+            # An interruption may have left a part of the header.
+            if start in (b"", self.format.header.encode()) or self.journal.last is not None:
+                return []
         problem = f"not {self.format.name} of this program, so nothing can be appended"
         raise ConfigError(f"{printable(str(self.path))}: {problem}; name another output")
 
