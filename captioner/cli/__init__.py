@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 import captioner
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, Interrupted, ResourceError
 from captioner.text import printable
 
 VERBS = {
@@ -32,8 +32,6 @@ VERBS = {
 """Verb -> a module with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
 
 EXIT_USAGE = 2
-EXIT_ENVIRONMENT = 5
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
     except KeyboardInterrupt:
         _report("interrupted", debug)
-        return EXIT_INTERRUPTED
+        return Interrupted.exit_code
     except BrokenPipeError:
         _drop_output()
         return EXIT_BROKEN_PIPE
@@ -96,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         what = "the disk is full: free some space and run again" if error.errno == errno.ENOSPC else error.strerror
         _report(f"{error.filename}: {what}" if error.filename else what or _one_line(error), debug)
-        return EXIT_ENVIRONMENT
+        return ResourceError.exit_code
     except Exception as error:
         _report(f"{type(error).__name__}: {_one_line(error)}; this is a bug; run with --debug for a traceback", debug)
         return 1

@@ -10,7 +10,6 @@ from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions
 if TYPE_CHECKING:
     from captioner.generation import Strategy
 
-FORMATS = ("text", "jsonl", "csv", "coco", "sidecar")
 UNRELATED = {"verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"}
 UNRELATED |= {"device", "batch_size", "workers", "engine"}
 """Flags that results do not depend on, so that a run can be resumed with others."""
@@ -39,7 +38,7 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add(
         "--format",
-        choices=FORMATS,
+        choices=("text", "jsonl", "csv", "coco", "sidecar"),
         default="text",
         help="text (default): the caption, after its path if there are several inputs; jsonl: a record per input, also "
         "if it failed; csv: a row per caption; coco: COCO's results, written at the end, with the number that ends the "

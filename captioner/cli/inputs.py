@@ -80,7 +80,9 @@ class Finder:
                 for path in _split(file, b"\n"):
                     yield from self._listed(path)
         elif MAGIC.search(argument) and not os.path.lexists(argument):
-            yield from self._matching(argument)
+            pure = PurePath(argument)
+            found = map(_named_file, self._expand(pure.anchor, pure.parts[bool(pure.anchor) :]))
+            yield from self._at_least_one(found, f"{printable(argument)}: no file matches")
         else:
             yield from self._listed(argument)
 
@@ -113,13 +115,8 @@ class Finder:
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._scan(entry.path)
 
-    def _matching(self, pattern: str) -> Iterator[Input]:
-        """The files that a glob matches, as a shell would give them; `**` is any depth."""
-        pure = PurePath(pattern)
-        found = map(_named_file, self._expand(pure.anchor, pure.parts[bool(pure.anchor) :]))
-        return self._at_least_one(found, f"{printable(pattern)}: no file matches")
-
     def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
+        """The files that a glob matches, as a shell would give them; `**` is any depth."""
         if not parts:
             if not os.path.isdir(root):
                 yield root

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from captioner.cli.formats import encode
 from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
 from captioner.text import printable
-
-METHODS = ("relevance", "raw", "perturbation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load")
     add(
         "--method",
-        choices=METHODS,
+        choices=("relevance", "raw", "perturbation"),
         default="relevance",
         help="relevance (default): what each patch contributed to the word, by gradients; raw: the attention weights; "
         "perturbation: how much hiding each patch lowers the word's probability (slow)",
@@ -111,10 +110,8 @@ def _selection(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -
     if arguments.layer is not None:
         raise ConfigError("--head best: names heads of several layers; leave --layer out")
     if not best:
-        raise ConfigError(
-            f"--head best: {arguments.model} has no heads measured; choose mean or a number, or measure a model folder "
-            "with inspect --annotations FILE --store"
-        )
+        remedy = "choose mean or a number, or measure a model folder with inspect --annotations FILE --store"
+        raise ConfigError(f"--head best: {arguments.model} has no heads measured; {remedy}")
     return {"layer": None, "head": None, "heads": best}
 
 
@@ -144,12 +141,11 @@ def _targets(images: Sequence[str], folder: Path) -> list[Path]:
     taken: set[str] = set()
     targets = []
     for image in images:
-        stem = name = Path(image).stem or "image"
-        count = 1
-        # Some file systems ignore case.
-        while name.casefold() in taken or (folder / f"{name}.png").resolve() in given:
-            count += 1
-            name = f"{stem}-{count}"
+        stem = Path(image).stem or "image"
+        for name in chain([stem], (f"{stem}-{number}" for number in count(2))):
+            # Some file systems ignore case.
+            if name.casefold() not in taken and (folder / f"{name}.png").resolve() not in given:
+                break
         taken.add(name.casefold())
         targets.append(folder / name)
     return targets

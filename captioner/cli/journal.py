@@ -79,23 +79,22 @@ class Journal:
             return "pending"
         return "failed" if entry.failed else "done"
 
-    def start(self) -> None:
-        """Begin to write, unless that is done: after the entries that were read, or from scratch if there are none."""
-        if self._file is not None:
-            return
-        if self.entries:
+    def start(self) -> io.FileIO:
+        """The file, open for writing after the entries that were read; begun afresh if there are none."""
+        if self._file is None and self.entries:
             os.truncate(self.path, sum(map(len, self._lines())))
             self._file = io.FileIO(self.path, "a")
-        else:
+        elif self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = io.FileIO(self.path, "w")
-            self._append({"journal": FORMAT, "settings": self.settings})
+            append(self._file, json.dumps({"journal": FORMAT, "settings": self.settings}).encode() + b"\n")
+        return self._file
 
     def add(self, result: Result, stamp: Stamp, target: Path, offset: int, text: str) -> None:
         """Record that an input, whose file had the stamp, is done and that its text is about to be written."""
-        self.start()
         sha256 = result.record.get("sha256")
-        self._append(Entry(result.path, stamp, sha256, result.failed, str(target), offset, text)._asdict())
+        entry = Entry(result.path, stamp, sha256, result.failed, str(target), offset, text)
+        append(self.start(), json.dumps(entry._asdict()).encode() + b"\n")
 
     def read(self) -> Iterator[Entry]:
         """The entries in the file, in order."""
@@ -114,19 +113,14 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def _append(self, data: dict[str, Any]) -> None:
-        assert self._file is not None
-        append(self._file, json.dumps(data).encode() + b"\n")
-
     def _lines(self) -> Iterator[bytes]:
         """The complete lines: one without an end was being written when the run was interrupted."""
         with self.path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
 
     def _read(self) -> None:
-        header = next(self._lines(), b"")
-        if not header:
-            return
+        if not (header := next(self._lines(), None)):
+            return  # interrupted before its first line
         try:
             found: dict[str, Any] = json.loads(header)
             if found["journal"] != FORMAT:
@@ -140,10 +134,8 @@ class Journal:
         names = sorted({*before, *self.settings})
         changed = [f"{name} {before.get(name)}" for name in names if before.get(name) != self.settings.get(name)]
         if changed:
-            raise ConfigError(
-                f"{self.path}: the run to resume had other settings ({', '.join(changed)}); repeat them, or name "
-                "another output"
-            )
+            problem = f"the run to resume had other settings ({', '.join(changed)})"
+            raise ConfigError(f"{self.path}: {problem}; repeat them, or name another output")
 
 
 def stamp(path: str) -> Stamp:

@@ -91,14 +91,15 @@ class FileOutput(Output):
         super().__init__(format, existing, journal)
         self.path = path
         self.file: io.FileIO | None = None
-        self.lead = ""
-        self.old_entries = self._old_entries() if existing == "append" and path.exists() else []
-        self.unwritten = b"" if format.is_document or journal.last is None else journal.last.unwritten()
-        if self.unwritten is None:
-            raise ConfigError(
-                f"{printable(str(path))}: not as the interrupted run left it; name another output, or remove "
-                f"{printable(str(journal.path))}"
-            )
+        self.lead = format.header if journal.last is None else ""
+        self.old_entries: list[str] = []
+        if existing == "append" and path.exists():
+            self._read_old(path)
+        unwritten = b"" if format.is_document or journal.last is None else journal.last.unwritten()
+        if unwritten is None:
+            remedy = f"name another output, or remove {printable(str(journal.path))}"
+            raise ConfigError(f"{printable(str(path))}: not as the interrupted run left it; {remedy}")
+        self.unwritten = unwritten
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         self._begin()
@@ -129,31 +130,27 @@ class FileOutput(Output):
         self.journal.start()  # first: an old journal would be taken for that of the new content
         if self.format.is_document or self.file:
             return
-        last = self.journal.last
-        self.file = io.FileIO(self.path, "w" if last is None and self.existing == "overwrite" else "a+")
-        if last is not None:
-            append(self.file, self.unwritten or b"")
-        elif self.file.tell() == 0:
-            self.lead = self.format.header
-        else:
-            self.file.seek(-1, os.SEEK_END)
-            self.lead = "" if self.file.read(1) == b"\n" else "\n"
+        resumed = self.journal.last is not None
+        self.file = io.FileIO(self.path, "w" if self.existing == "overwrite" and not resumed else "a")
+        append(self.file, self.unwritten)
 
-    def _old_entries(self) -> list[str]:
-        """The entries of a document to append to. Raises ConfigError for a file of another format."""
-        if self.format.is_document:
-            with suppress(ValueError):
-                entries = json.loads(self.path.read_bytes())
+    def _read_old(self, path: Path) -> None:
+        """Read what has to be known of a file to append to. Raises ConfigError if it is of another format."""
+        header = self.format.header.encode()
+        with path.open("rb") as file, suppress(ValueError):
+            if self.format.is_document:
+                entries = json.load(file)
                 if isinstance(entries, list):
-                    return [json.dumps(each, ensure_ascii=False) for each in entries]
-        else:
-            with self.path.open("rb") as file:
-                start = file.read(len(self.format.header))
-            # An interruption may have left a part of the header.
-            if start in (b"", self.format.header.encode()) or self.journal.last is not None:
-                return []
+                    self.old_entries = [json.dumps(each, ensure_ascii=False) for each in entries]
+                    return
+            elif self.journal.last is not None or os.fstat(file.fileno()).st_size == 0:
+                return
+            elif file.read(len(header)) == header:
+                file.seek(-1, os.SEEK_END)
+                self.lead = "" if file.read() == b"\n" else "\n"
+                return
         problem = f"not {self.format.name} of this program, so nothing can be appended"
-        raise ConfigError(f"{printable(str(self.path))}: {problem}; name another output")
+        raise ConfigError(f"{printable(str(path))}: {problem}; name another output")
 
 
 class SidecarOutput(Output):
