@@ -24,7 +24,7 @@ add_arguments = add_caption_flags
 
 
 class Tally:
-    """Counts of what became of the inputs, which one thread finds and another captions."""
+    """Counts of outcomes. One thread finds the inputs, another captions them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     tally = Tally()
     finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain)
     inputs = finder.find(arguments.inputs)
-    # Standard input counts as several inputs: its second one may be long in coming.
+    # Standard input counts as several inputs, so that the first need not wait for the second.
     streamed = STDIN in arguments.inputs
     first = list(islice(inputs, 1 if streamed else 2))
     format = format_named(arguments.format, single=len(first) == 1 and not streamed)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pending(inputs: Iterable[Input], output: Output, tally: Tally) -> Iterator[Input]:
-    """The inputs that have still to be captioned."""
+    """The inputs that still have to be captioned."""
     claimed: set[int] = set()  # hashes, which are smaller than names
     for item in inputs:
         claim = output.claim(item)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 UNRELATED = {"verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"}
 UNRELATED |= {"device", "batch_size", "workers", "engine"}
-"""Flags that results do not depend on, so that a run can be resumed with others."""
+"""Flags that results do not depend on, so that a run can be resumed with other values."""
 
 Number = TypeVar("Number", int, float)
 

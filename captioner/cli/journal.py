@@ -80,7 +80,7 @@ class Journal:
         return "failed" if entry.failed else "done"
 
     def start(self) -> io.FileIO:
-        """The file, open for writing after the entries that were read; begun afresh if there are none."""
+        """The file, open for writing after the entries that were read; a new one if there are none."""
         if self._file is None and self.entries:
             os.truncate(self.path, sum(map(len, self._lines())))
             self._file = io.FileIO(self.path, "a")

@@ -28,7 +28,7 @@ class Output(ABC):
         self.format, self.existing, self.journal = format, existing, journal
 
     def claim(self, item: Input) -> str | None:
-        """What no other input may have, if there is such a thing; a scorer would take one caption for both."""
+        """What no other input may have, if there is such a thing: a scorer would use one caption for both."""
         return f"the COCO id {coco_id(item.path)}" if self.format.is_document else None
 
     def state(self, item: Input) -> State:
@@ -112,7 +112,7 @@ class FileOutput(Output):
     def finish(self) -> None:
         self._begin()
         if self.file is None:
-            # An input that changed between runs is there twice: the later one counts.
+            # An input that changed between runs has two entries; the later one counts.
             entries = {entry.path: entry.text for entry in self.journal.read()}
             with full_disk_error(self.path):
                 files.write_whole(self.path, encode(coco_document([*self.old_entries, *entries.values()])))
@@ -127,7 +127,7 @@ class FileOutput(Output):
 
     def _begin(self) -> None:
         """Open the files, unless they are open."""
-        self.journal.start()  # first: an old journal would be taken for that of the new content
+        self.journal.start()  # first, so that an old journal never stands beside new content
         if self.format.is_document or self.file:
             return
         resumed = self.journal.last is not None
@@ -135,7 +135,7 @@ class FileOutput(Output):
         append(self.file, self.unwritten)
 
     def _read_old(self, path: Path) -> None:
-        """Read what has to be known of a file to append to. Raises ConfigError if it is of another format."""
+        """Read the start and end of a file to append to. Raises ConfigError if it is of another format."""
         header = self.format.header.encode()
         with path.open("rb") as file, suppress(ValueError):
             if self.format.is_document:
@@ -157,17 +157,17 @@ class SidecarOutput(Output):
     """A text file for each photo: beside it, or in the folder `root`, which mirrors its tree and has a journal."""
 
     def __init__(
-        self, root: Path | None, extension: str, format: Format, existing: Existing, journal: Journal | None
+        self, root: Path | None, ext: str, format: Format, existing: Existing, journal: Journal | None
     ) -> None:
         super().__init__(format, existing, journal)
-        self.root, self.extension = root, extension
+        self.root, self.ext = root, ext
         if journal and (last := journal.last) and last.text and last.unwritten() != b"":
             del journal.entries[last.path]  # its input is treated as new
 
     def target(self, item: Input) -> Path:
         """The file for the captions of an input."""
         path = item.path if self.root is None else self.root / item.relative
-        return Path(os.path.splitext(path)[0] + self.extension)
+        return Path(os.path.splitext(path)[0] + self.ext)
 
     def claim(self, item: Input) -> str | None:
         # photo.jpg and photo.png both want photo.txt.
