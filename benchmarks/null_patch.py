@@ -58,7 +58,7 @@ def read_words(
         pixels = torch.from_numpy(view_pixels(read_photo(image), model.encoder.config, image))
         forced = force_caption(model, tokenizer, pixels, caption)
         assert forced.visual_need is not None
-        is_null = [source.name == "null" for source in forced.memory.sources for _ in range(source.length)]
+        is_null = [source == "null" for source in forced.memory.sources]
         null_mass = forced.weights[..., is_null].sum(axis=-1).mean(axis=(1, 2))
         words = plain_words(forced.words)
         rows.append((words, are_objects(forced.words), forced.visual_need, null_mass, shares(model, forced)))

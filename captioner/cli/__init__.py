@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, NoReturn
 
 import captioner
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, Interrupted, ResourceError
 from captioner.text import printable
 
 VERBS = {
@@ -31,8 +32,6 @@ VERBS = {
 """Verb -> a module with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
 
 EXIT_USAGE = 2
-EXIT_ENVIRONMENT = 5
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -67,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; errors become one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # captions are Unicode whatever the console's code page is
+        if isinstance(stream, io.TextIOWrapper):  # captions are Unicode, whatever the console's encoding
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    debug = "--debug" in arguments[:end]  # accepted anywhere, so it is no verb's own
+    debug = "--debug" in arguments[:end]  # accepted anywhere, so no verb defines it
     arguments = [each for each in arguments[:end] if each != "--debug"] + arguments[end:]
     try:
         with warnings.catch_warnings():
@@ -81,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
             return code
     except SystemExit as stop:  # argparse ends so after help, a version or a usage error
-        return stop.code if isinstance(stop.code, int) else EXIT_USAGE * (stop.code is not None)
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
     except KeyboardInterrupt:
         _report("interrupted", debug)
-        return EXIT_INTERRUPTED
+        return Interrupted.exit_code
     except BrokenPipeError:
         _drop_output()
         return EXIT_BROKEN_PIPE
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         what = "the disk is full: free some space and run again" if error.errno == errno.ENOSPC else error.strerror
         _report(f"{error.filename}: {what}" if error.filename else what or _one_line(error), debug)
-        return EXIT_ENVIRONMENT
+        return ResourceError.exit_code
     except Exception as error:
         _report(f"{type(error).__name__}: {_one_line(error)}; this is a bug; run with --debug for a traceback", debug)
         return 1
@@ -107,15 +106,15 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings (also after the verb)")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
     parsers = {verb: verbs.add_parser(verb, help=line, description=line) for verb, (_, line) in VERBS.items()}
-    verb = next((each for each in arguments if not each.startswith("-")), None)
-    if verb is None:
-        parser.refuse_unknown_flags(arguments)
+    flags = list(takewhile(lambda each: each.startswith("-"), arguments))
+    parser.refuse_unknown_flags(flags)
+    if flags == arguments:
         parser.parse_args(arguments)
         parser.print_help(sys.stderr)
         return EXIT_USAGE
+    verb = arguments[len(flags)]
     if verb not in VERBS:
         parser.error(f"unknown verb {verb}{did_you_mean(verb, VERBS)}")
-    parser.refuse_unknown_flags(arguments[: arguments.index(verb)])
     module = importlib.import_module(VERBS[verb][0])
     module.add_arguments(parsers[verb])
     code: int = module.run(parser.parse_args(arguments))

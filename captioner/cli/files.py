@@ -10,17 +10,16 @@ from captioner.errors import ConfigError
 
 def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
     """Raise ConfigError where the file cannot be written, or is one of the inputs."""
+    target = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: a folder; name a file")
     for each in inputs:
         if each is not None and path.exists() and Path(each).exists() and os.path.samefile(path, each):
             raise ConfigError(f"{flag} {path}: is an input too and would be overwritten; name another file")
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise ConfigError(f"{flag} {path}: no folder {folder}; create it, or name another file")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: no folder {target.parent}; create it, or name another file")
     if path.exists() and not path.is_file():
         return
-    target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.partial")
     try:
         partial.touch()

@@ -10,14 +10,9 @@ from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions
 if TYPE_CHECKING:
     from captioner.generation import Strategy
 
-FORMATS = ("text", "jsonl", "csv", "coco", "sidecar")
-UNRELATED = frozenset(
-    (
-        *("verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"),
-        *("device", "batch_size", "workers", "engine"),
-    )
-)
-"""Flags that results do not depend on, so that a run can be resumed with others."""
+UNRELATED = {"verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"}
+UNRELATED |= {"device", "batch_size", "workers", "engine"}
+"""Flags that results do not depend on, so that a run can be resumed with other values."""
 
 Number = TypeVar("Number", int, float)
 
@@ -33,45 +28,29 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="a file, a folder (its images but hidden ones), a glob (** for any depth), @list.txt (one path a line), "
-        "or - (paths on standard input, one a line)",
+        help="an image, a folder, a glob (** for any depth), @list.txt or - (standard input): a path per line",
     )
     add("-r", "--recursive", action="store_true", help="search subfolders too; links to folders are not followed")
     add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as from find -print0")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every Nth input, from the Ith: 1/4 ... 4/4")
     add("--dry-run", action="store_true", help="print what would be captioned; load and write nothing")
 
-    output = parser.add_argument_group("output").add_argument
-    output(
+    add = parser.add_argument_group("output").add_argument
+    add(
         "--format",
-        choices=FORMATS,
+        choices=("text", "jsonl", "csv", "coco", "sidecar"),
         default="text",
-        help="text (default): the caption of a single input, path<TAB>caption for several and for -; jsonl: a record "
-        "for each input, failed ones included; csv: a row for each caption; coco: [{image_id, caption}], written at "
-        "the end, with the number that ends the file's name as id, else the name; sidecar: photo.txt beside photo.jpg, "
-        "or in the folder OUT, which mirrors the tree",
+        help="text (default): the caption, after its path if there are several inputs; jsonl: a record per input, also "
+        "if it failed; csv: a row per caption; coco: COCO's results, written at the end, with the number that ends the "
+        "file name as id; sidecar: photo.txt beside photo.jpg, or in the folder OUT, which mirrors the tree",
     )
-    output(
-        "-o",
-        "--output",
-        metavar="OUT",
-        help="a file; for sidecar a folder. The journal beside it, .OUT.journal.jsonl, is removed at the end",
-    )
-    output(
-        "--existing",
-        choices=("skip", "overwrite", "append", "error"),
-        default="error",
-        help="what to do if OUT, or a sidecar, exists; default: error",
-    )
-    output(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run: inputs that are done and unchanged are skipped; a changed one is captioned "
-        "again (in jsonl, csv and text its later line counts)",
-    )
-    output("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
-    output("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
-    output(
+    add("-o", "--output", metavar="OUT", help="a file, or the folder of sidecars; .OUT.journal.jsonl during the run")
+    existing = ("skip", "overwrite", "append", "error")
+    add("--existing", choices=existing, default="error", help="what to do if OUT or a sidecar exists; default: error")
+    add("--resume", action="store_true", help="continue an interrupted run; the later line of a changed input counts")
+    add("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
+    add("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
+    add(
         "--min-confidence",
         type=number(float, 0, 1),
         default=0.0,
@@ -80,50 +59,36 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     add_search_flags(parser)
-    group = parser.add_argument_group("photos").add_argument
-    group("--prefix", default="", metavar="TEXT", help="the first words of every caption, such as 'a photo of'")
-    add_region_flags(group)
-    group("--allow-truncated", action="store_true", help="caption files that are cut short, as far as they go")
+    add = parser.add_argument_group("photos").add_argument
+    add("--prefix", default="", metavar="TEXT", help="the first words of every caption, such as 'a photo of'")
+    add_region_flags(add)
+    add("--allow-truncated", action="store_true", help="caption truncated files, as far as they can be read")
     add_machine_flags(parser)
 
 
 def add_region_flags(add: Callable[..., object]) -> None:
     """Flags that hide patches from the caption."""
-    fractions = "fractions of the upright photo, 0,0 top left"
-    add("--region", type=region, metavar="X,Y,W,H", help=f"describe only this part: {fractions}")
-    add(
-        "--hide",
-        type=region,
-        metavar="X,Y,W,H",
-        help="hide the patches of this part; what their neighbors have seen of it stays",
-    )
+    box = "X,Y,W,H"
+    add("--region", type=region, metavar=box, help="describe only this part: fractions of the photo, 0,0 top left")
+    add("--hide", type=region, metavar=box, help="hide the patches of this part; others may still show traces of it")
 
 
 def add_search_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `search_of` reads."""
     group = parser.add_argument_group("search")
-    how = group.add_mutually_exclusive_group()
-    how.add_argument(
-        "--beam", type=number(int, 1), metavar="W", help=f"beam search of this width; default: {DEFAULT_BEAM}"
-    )
-    how.add_argument("--greedy", action="store_true", help="take the most probable word at every step: faster")
-    how.add_argument("--sample", action="store_true", help="draw words at random, for variety")
+    how = group.add_mutually_exclusive_group().add_argument
+    how("--beam", type=number(int, 1), metavar="W", help=f"beam search of this width; default: {DEFAULT_BEAM}")
+    how("--greedy", action="store_true", help="take the most probable word at every step: faster")
+    how("--sample", action="store_true", help="draw words at random, for variety")
     add = group.add_argument
     add("--temperature", type=number(float, 0), metavar="T", help="--sample: below 1 safer, above 1 wilder; default: 1")
     add("--top-p", type=number(float, 0, 1), metavar="P", help="--sample: the likeliest words of sum P; default: 0.9")
     add("--seed", type=int, metavar="N", help="--sample: the seed of the random draws; default: 0")
-    add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions for each image; default: 1")
-    lengths = "; ".join(
-        f"{name}: {least} to {most} tokens, penalty {penalty:g}" for name, (least, most, penalty) in LENGTHS.items()
-    )
+    add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions per image; default: 1")
+    lengths = "; ".join(f"{name}: {low} to {high} tokens, penalty {a:g}" for name, (low, high, a) in LENGTHS.items())
     add("--length", choices=tuple(LENGTHS), default="medium", help=f"{lengths}; default: medium")
     add("--max-length", type=number(int, 1), metavar="T", help="maximum number of tokens, the end token included")
-    add(
-        "--length-penalty",
-        type=float,
-        metavar="A",
-        help="beam search: above 1 favors long captions, below 1 short ones",
-    )
+    add("--length-penalty", type=float, metavar="A", help="beam search: above 1 favors long captions, below 1 short")
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -141,10 +106,10 @@ def check_flags(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for flags of `captioner caption` that contradict each other."""
     from captioner.images import IMAGE_EXTENSIONS
 
-    sidecar, ext = arguments.format == "sidecar", arguments.ext
+    ext = arguments.ext
     if arguments.resume and arguments.output is None:
         raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
-    if ext != ".txt" and not sidecar:
+    if ext != ".txt" and arguments.format != "sidecar":
         raise ConfigError(f"--ext {ext}: is for sidecars; add --format sidecar")
     if not ext.startswith(".") or ext == "." or set(ext) & set("/\\\0") or ext.lower() in IMAGE_EXTENSIONS:
         raise ConfigError(f"--ext {ext}: not an extension for texts; give one such as .txt or .caption")
@@ -155,9 +120,9 @@ def check_flags(arguments: argparse.Namespace) -> None:
 def check_machine_flags(arguments: argparse.Namespace) -> None:
     if arguments.engine != "local":
         raise ConfigError(f"--engine {arguments.engine}: unknown; use local, and --shard I/N for several machines")
-    if "," in arguments.device:
-        one = arguments.device.partition(",")[0]
-        raise ConfigError(f"--device {arguments.device}: one per process; run --device {one} --shard 1/2 and so on")
+    device, comma, _ = arguments.device.partition(",")
+    if comma:
+        raise ConfigError(f"--device {arguments.device}: one per process; run --device {device} --shard 1/2 and so on")
 
 
 def check_search_flags(arguments: argparse.Namespace) -> None:
@@ -166,11 +131,11 @@ def check_search_flags(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: is for sampling; add --sample")
     if arguments.greedy and arguments.num_captions > 1:
         raise ConfigError(f"--num-captions {arguments.num_captions}: greedy search finds one; use --beam or --sample")
-    if arguments.greedy or arguments.sample:
-        if arguments.length_penalty is not None:
-            raise ConfigError("--length-penalty: is for beam search; leave out --greedy and --sample")
-        if arguments.length == "short":
-            raise ConfigError("--length short: works by beam search's length penalty; leave out --greedy and --sample")
+    beam = not (arguments.greedy or arguments.sample)
+    if arguments.length_penalty is not None and not beam:
+        raise ConfigError("--length-penalty: is for beam search; leave out --greedy and --sample")
+    if arguments.length == "short" and not beam:
+        raise ConfigError("--length short: works by beam search's length penalty; leave out --greedy and --sample")
 
 
 def search_of(arguments: argparse.Namespace) -> "Strategy":
@@ -194,9 +159,8 @@ def number(kind: type[Number], low: float, high: float = float("inf")) -> Callab
     def read(text: str) -> Number:
         number = kind(text)
         if not low <= number <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text}: " + (f"not {low} or more" if high == float("inf") else f"not from {low} to {high}")
-            )
+            bounds = f"{low} or more" if high == float("inf") else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text}: not {bounds}")
         return number
 
     read.__name__ = kind.__name__  # argparse's messages name it

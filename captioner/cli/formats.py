@@ -6,8 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.errors import ImageError
 from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
@@ -16,67 +15,56 @@ from captioner.text import printable
 if TYPE_CHECKING:
     from captioner.caption import Captioned
 
-FormatName: TypeAlias = Literal["text", "jsonl", "csv", "coco", "sidecar"]
 COLUMNS = ("path", "caption", "log_prob", "confidence", "width", "height", "sha256", "model", "notes", "error")
 """Columns of CSV: a row for each caption, or one with `error` (a stable code) for a failed input."""
 
 
 class Row(NamedTuple):
-    """A caption as files show it: on one line, after the prepended text."""
+    """A caption on one line, after the prepended text."""
 
     caption: str
     log_prob: float
     confidence: float
 
 
-@dataclass(frozen=True)
-class Result:
-    """The record of an input, and its captions that are probable enough to be shown."""
+class Result(NamedTuple):
+    """The record of an input, and its captions that reach the minimum confidence."""
 
+    path: str
     record: dict[str, Any]
     rows: tuple[Row, ...] = ()
 
     @classmethod
     def of(
-        cls, path: str, outcome: "Captioned | ImageError", *, model: str, prepend: str = "", min_confidence: float = 0.0
+        cls, path: str, outcome: "Captioned | ImageError", model: str, prepend: str = "", min_confidence: float = 0.0
     ) -> "Result":
         """The result of an input; `caption_record` explains the options."""
         record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
         if isinstance(outcome, ImageError):
-            return cls(record)
+            return cls(path, record)
         rows = (
-            # A model that writes bytes may write line ends, which would make two captions of one.
-            Row(
-                " ".join((prepend + each.text).splitlines()),
-                round(each.log_prob, DIGITS),
-                round(each.confidence, DIGITS),
-            )
+            # Byte-level models may write line ends, which would make two captions of one.
+            Row(" ".join((prepend + each.text).splitlines()), round(each.log_prob, DIGITS), round(confidence, DIGITS))
             for each in (outcome.caption, *outcome.caption.alternatives)
-            if each.confidence >= min_confidence
+            if (confidence := each.confidence) >= min_confidence
         )
-        return cls(record, tuple(rows))
-
-    @property
-    def path(self) -> str:
-        path: str = self.record["path"]
-        return path
+        return cls(path, record, tuple(rows))
 
     @property
     def failed(self) -> bool:
         return "error" in self.record
 
 
-@dataclass(frozen=True)
-class Format:
-    """How results become a file: a header, then the lines of each result. A document is written at the end."""
+class Format(NamedTuple):
+    """How results become a file: a header, then the text of each result; a document is written at the end."""
 
-    name: FormatName
+    name: str
     render: Callable[[Result], str]
     header: str = ""
     is_document: bool = False
 
 
-def format_named(name: FormatName, *, single: bool = False) -> Format:
+def format_named(name: str, *, single: bool = False) -> Format:
     """The format; `single` leaves paths out of `text`, as for one input."""
     if name == "jsonl":
         return Format(name, render_jsonl)
@@ -100,7 +88,6 @@ def render_text(result: Result) -> str:
 
 
 def render_csv(result: Result) -> str:
-    """A row for each caption, or one with the error."""
     record = result.record
     if result.failed:
         return _csv_row((result.path, *[""] * (len(COLUMNS) - 2), record["error"]["code"]))
@@ -110,15 +97,15 @@ def render_csv(result: Result) -> str:
 
 
 def render_coco(result: Result) -> str:
-    """The entry of the best caption: COCO's evaluation takes one per image."""
+    """The entry of the best caption, as COCO's evaluation takes one per image."""
     if result.failed or LOW_CONFIDENCE in result.record["notes"]:
         return ""
-    return json.dumps({"image_id": coco_id(result.path), "caption": result.rows[0].caption}, ensure_ascii=False) + "\n"
+    return json.dumps({"image_id": coco_id(result.path), "caption": result.rows[0].caption}, ensure_ascii=False)
 
 
 def coco_document(entries: Iterable[str]) -> str:
     """COCO's results file of rendered entries."""
-    lines = ",\n".join(entry.removesuffix("\n") for entry in entries if entry)
+    lines = ",\n".join(filter(None, entries))
     return f"[\n{lines}\n]\n" if lines else "[]\n"
 
 
@@ -127,6 +114,11 @@ def coco_id(path: str) -> int | str:
     stem = os.path.splitext(os.path.basename(path))[0]
     number = re.search(r"[0-9]+$", stem)
     return int(number[0]) if number else stem
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; bytes of a path that are not text are escaped as in JSON."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _csv_row(values: Iterable[object]) -> str:

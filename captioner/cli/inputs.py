@@ -6,17 +6,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, dropwhile
 from pathlib import PurePath
 from typing import BinaryIO
 
 from captioner.errors import ConfigError, InputError
-from captioner.images import IMAGE_EXTENSIONS
 from captioner.text import printable
 
 STDIN = "-"
 CHUNK = 2**16
+BOM = b"\xef\xbb\xbf"
 MAGIC = re.compile(r"[*?\[]")
 
 
@@ -26,7 +26,15 @@ class Input:
 
     path: str
     relative: str
-    """Below the scanned folder; for a file that was named, its path if that is relative, else its name."""
+    """Relative to the scanned folder; for a file that was named, its path if that is relative, else its name."""
+
+
+def standard_input() -> BinaryIO:
+    """Standard input past Python's buffer: a thread that waits in it would hold its lock when the process exits."""
+    if sys.stdin is None:  # closed, as by <&-
+        return io.BytesIO()
+    stream: BinaryIO = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    return stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +46,15 @@ class Finder:
     """
 
     recursive: bool
-    null: bool
-    stdin: BinaryIO
     complain: Callable[[str], None]
+    null: bool = False
+    stdin: BinaryIO = field(default_factory=standard_input)
 
     def find(self, arguments: Sequence[str]) -> Iterator[Input]:
         """The inputs: arguments in the order given, folders sorted by name with files before subfolders.
 
-        Raises ConfigError for arguments that contradict each other, InputError for a list that cannot be read.
+        Raises ConfigError for arguments that contradict each other, InputError for a list that cannot be read or where
+        there is no input at all.
         """
         if arguments.count(STDIN) > 1:
             raise ConfigError("-: named twice; standard input can be read once")
@@ -53,21 +62,32 @@ class Finder:
             raise ConfigError("-0: says how paths on standard input end; add - as an input")
         for argument in arguments:
             if argument.startswith("@") and not os.access(argument[1:], os.R_OK):
-                raise InputError(
-                    f"{printable(argument)}: cannot read the list {printable(argument[1:])}; check its path"
-                )
-        for argument in arguments:
-            if argument == STDIN:
-                yield from chain.from_iterable(map(self._named, _split(self.stdin, b"\0" if self.null else b"\n")))
-            elif argument.startswith("@"):
-                with open(argument[1:], "rb") as file:
-                    yield from chain.from_iterable(map(self._named, _split(file, b"\n")))
-            elif MAGIC.search(argument) and not os.path.lexists(argument):
-                yield from self._matching(argument)
-            else:
-                yield from self._named(argument)
+                name = printable(argument)
+                raise InputError(f"{name}: cannot read the list {name[1:]}; check its path")
+        item = None
+        for item in chain.from_iterable(map(self._named, arguments)):
+            yield item
+        if item is None:
+            named = " ".join(map(printable, arguments))
+            raise InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
 
-    def _named(self, path: str) -> Iterator[Input]:
+    def _named(self, argument: str) -> Iterator[Input]:
+        if argument == STDIN:
+            for path in _split(self.stdin, b"\0" if self.null else b"\n"):
+                yield from self._listed(path)
+        elif argument.startswith("@"):
+            with open(argument[1:], "rb") as file:
+                for path in _split(file, b"\n"):
+                    yield from self._listed(path)
+        elif MAGIC.search(argument) and not os.path.lexists(argument):
+            pure = PurePath(argument)
+            found = map(_named_file, self._expand(pure.anchor, pure.parts[bool(pure.anchor) :]))
+            yield from self._at_least_one(found, f"{printable(argument)}: no file matches")
+        else:
+            yield from self._listed(argument)
+
+    def _listed(self, path: str) -> Iterator[Input]:
+        """A file, or the images of a folder."""
         if not os.path.isdir(path):
             return iter([_named_file(path)])
         hint = "" if self.recursive else "; -r searches subfolders"
@@ -76,15 +96,16 @@ class Finder:
 
     def _at_least_one(self, inputs: Iterator[Input], problem: str) -> Iterator[Input]:
         """The inputs; if there are none, the problem is reported."""
-        first = next(inputs, None)
-        if first is None:
+        item = None
+        for item in inputs:
+            yield item
+        if item is None:
             self.complain(problem)
-        else:
-            yield first
-            yield from inputs
 
     def _scan(self, folder: str) -> Iterator[str]:
         """Images of a folder. Links to folders are not followed: they may form loops."""
+        from captioner.images import IMAGE_EXTENSIONS
+
         entries = self._entries(folder)
         for entry in entries:
             if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(entry.path):
@@ -94,22 +115,15 @@ class Finder:
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._scan(entry.path)
 
-    def _matching(self, pattern: str) -> Iterator[Input]:
-        """The files that a glob matches, as a shell would give them; `**` is any depth."""
-        parts = PurePath(pattern).parts
-        root = parts[: bool(PurePath(pattern).anchor)]
-        # Two ** in a row would find everything twice.
-        rest = [part for part, before in zip(parts, ("", *parts), strict=False) if (part, before) != ("**", "**")]
-        found = map(_named_file, self._expand("".join(root), rest[len(root) :]))
-        return self._at_least_one(found, f"{printable(pattern)}: no file matches")
-
     def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
+        """The files that a glob matches, as a shell would give them; `**` is any depth."""
         if not parts:
             if not os.path.isdir(root):
                 yield root
             return
         part, rest = parts[0], parts[1:]
         if part == "**":
+            rest = tuple(dropwhile("**".__eq__, rest))  # a second ** would find everything twice
             yield from self._expand(root, rest or ["*"])
             for entry in self._entries(root):
                 if entry.is_dir(follow_symlinks=False):
@@ -131,20 +145,6 @@ class Finder:
             return []
 
 
-def standard_input() -> BinaryIO:
-    """Standard input past Python's buffer: a thread that waits in it would hold its lock when the process exits."""
-    if sys.stdin is None:  # closed, as by <&-
-        return io.BytesIO()
-    stream: BinaryIO = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-    return stream
-
-
-def nothing_found(arguments: Sequence[str]) -> InputError:
-    """The error for arguments that name no input at all."""
-    named = " ".join(map(printable, arguments))
-    return InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
-
-
 def _named_file(path: str) -> Input:
     pure = PurePath(path)
     inside = not pure.anchor and ".." not in pure.parts
@@ -152,20 +152,14 @@ def _named_file(path: str) -> Input:
 
 
 def _split(stream: BinaryIO, end: bytes) -> Iterator[str]:
-    """The paths in a stream, as they arrive, without empty ones and without the BOM and carriage returns of Windows."""
-    rest, first = b"", True
+    """The paths in a stream, as they arrive, without empty ones; lines also without the BOM and CR of Windows."""
+    rest = b""
     # Of a buffered stream, `read` would wait for a whole chunk.
     read = getattr(stream, "read1", stream.read)
-    while chunk := read(CHUNK):
-        *whole, rest = (rest + chunk).split(end)
-        if first and whole:
-            whole[0], first = whole[0].removeprefix(b"\xef\xbb\xbf"), False
-        yield from _decoded(whole, end)
-    yield from _decoded([rest.removeprefix(b"\xef\xbb\xbf") if first else rest], end)
-
-
-def _decoded(paths: Sequence[bytes], end: bytes) -> Iterator[str]:
-    for path in paths:
-        path = path.removesuffix(b"\r") if end == b"\n" else path
-        if path:
-            yield os.fsdecode(path)
+    for chunk in chain(iter(lambda: read(CHUNK) or b"", b""), [end]):  # the last path may lack its end
+        *paths, rest = (rest + chunk).split(end)
+        for path in paths:
+            if end == b"\n":
+                path = path.removeprefix(BOM).removesuffix(b"\r")
+            if path:
+                yield os.fsdecode(path)

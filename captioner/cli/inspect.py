@@ -4,54 +4,42 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
 from captioner.cli.flags import add_region_flags
-from captioner.cli.inputs import Finder, nothing_found, standard_input
+from captioner.cli.formats import encode
+from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
 from captioner.text import printable
-
-METHODS = ("relevance", "raw", "perturbation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Caption photos and show where each word looked; prints `path<TAB>caption` for each."
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="photos, folders, globs, @lists, or - for a list on standard input"
-    )
-    parser.add_argument("-r", "--recursive", action="store_true", help="search subfolders too")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder for the results, created if missing"
-    )
-    parser.add_argument("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
-    parser.add_argument("--png", action="store_true", help="write DIR/<stem>.png, with a panel for each word (default)")
-    parser.add_argument("--json", action="store_true", help="write DIR/<stem>.json, the numbers")
-    parser.add_argument("--caption", metavar="TEXT", help="use this caption instead of the model's own")
-    parser.add_argument(
-        "--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="a photo, a folder, a glob, @list.txt or - (standard input)")
+    add("-r", "--recursive", action="store_true", help="search subfolders too")
+    add("-o", "--output", required=True, metavar="DIR", help="folder for the results, created if missing")
+    add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
+    add("--png", action="store_true", help="write DIR/<stem>.png, with a panel for each word (default)")
+    add("--json", action="store_true", help="write DIR/<stem>.json, the numbers")
+    add("--caption", metavar="TEXT", help="use this caption instead of the model's own")
+    add("--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load")
+    add(
         "--method",
-        choices=METHODS,
+        choices=("relevance", "raw", "perturbation"),
         default="relevance",
         help="relevance (default): what each patch contributed to the word, by gradients; raw: the attention weights; "
-        "perturbation: what hiding each patch costs the word (slow)",
+        "perturbation: how much hiding each patch lowers the word's probability (slow)",
     )
-    parser.add_argument("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: all")
-    parser.add_argument(
-        "--head",
-        type=_head,
-        metavar="mean|best|K",
-        help="attention head, from 0, or the best at pointing; default: all",
-    )
-    add_region_flags(parser.add_argument)
-    parser.add_argument(
-        "--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="split a large photo into RxC tiles"
-    )
+    add("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: all")
+    add("--head", type=_head, metavar="mean|best|K", help="head, from 0, or the best at pointing; default: all")
+    add_region_flags(add)
+    add("--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="split a large photo into RxC tiles")
     add_faithfulness_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,10 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"captioner: error: {message}", file=sys.stderr)
         failed = True
 
-    finder = Finder(recursive=arguments.recursive, null=False, stdin=standard_input(), complain=complain)
-    paths = [each.path for each in finder.find(arguments.images)]
-    if arguments.images and not paths:
-        raise nothing_found(arguments.images)
+    finder = Finder(recursive=arguments.recursive, complain=complain)
+    paths = [each.path for each in finder.find(arguments.images)] if arguments.images else []
 
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
@@ -109,8 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             record = {"path": path, "model": captioner.name, **trace_record(trace, **selection)}
             record |= {name: getattr(arguments, name) for name in ("region", "hide") if getattr(arguments, name)}
             written.append(Path(f"{target}.json"))
-            text = f"{json.dumps(record, ensure_ascii=False)}\n"
-            written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
+            written[-1].write_bytes(encode(f"{json.dumps(record, ensure_ascii=False)}\n"))
         print(f"{printable(path)}\t{' '.join(trace.text.splitlines())}")
         print(f"captioner: wrote {', '.join(printable(str(each)) for each in written)}", file=sys.stderr)
     return int(failed)
@@ -125,10 +110,8 @@ def _selection(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -
     if arguments.layer is not None:
         raise ConfigError("--head best: names heads of several layers; leave --layer out")
     if not best:
-        raise ConfigError(
-            f"--head best: {arguments.model} has no heads measured; choose mean or a number, or measure a model folder "
-            "with inspect --annotations FILE --store"
-        )
+        remedy = "choose mean or a number, or measure a model folder with inspect --annotations FILE --store"
+        raise ConfigError(f"--head best: {arguments.model} has no heads measured; {remedy}")
     return {"layer": None, "head": None, "heads": best}
 
 
@@ -158,12 +141,11 @@ def _targets(images: Sequence[str], folder: Path) -> list[Path]:
     taken: set[str] = set()
     targets = []
     for image in images:
-        stem = name = Path(image).stem or "image"
-        count = 1
-        # Some file systems ignore case.
-        while name.casefold() in taken or (folder / f"{name}.png").resolve() in given:
-            count += 1
-            name = f"{stem}-{count}"
+        stem = Path(image).stem or "image"
+        for name in chain([stem], (f"{stem}-{number}" for number in count(2))):
+            # Some file systems ignore case.
+            if name.casefold() not in taken and (folder / f"{name}.png").resolve() not in given:
+                break
         taken.add(name.casefold())
         targets.append(folder / name)
     return targets

@@ -1,4 +1,4 @@
-"""The journal of a run: a JSONL file beside the output that holds every result, so that a run can be resumed."""
+"""The journal of a run: a JSONL file beside the output with the text of every result, so that a run can be resumed."""
 
 import errno
 import hashlib
@@ -10,58 +10,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from captioner import files
-from captioner.cli.formats import Result, Row
+from captioner.cli.formats import Result, encode
 from captioner.errors import ConfigError, ResourceError
 from captioner.text import printable
 
-FORMAT = 2
+FORMAT = 3
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 State: TypeAlias = Literal["pending", "done", "failed"]
-Stamp: TypeAlias = tuple[int, int] | None
+Stamp: TypeAlias = list[int] | None
 """Size and modification time (ns) of a file; None where there is none."""
 
 
 class Entry(NamedTuple):
-    """A finished input. Its file is unchanged if the stamp is, or if the hash is where only the time differs."""
+    """A line of the journal: a finished input, and the text to be written at an offset of the file `target`."""
 
+    path: str
     stamp: Stamp
     sha256: str | None
     failed: bool
-
-
-class Line(NamedTuple):
-    """A line of the journal: a result that is about to be written to a file of the size `at`."""
-
-    stamp: Stamp
     target: str
-    at: int
-    result: Result
+    offset: int
+    text: str
 
-    @classmethod
-    def parse(cls, line: bytes) -> "Line":
-        """The inverse of `encode`. Raises ValueError, KeyError or TypeError for anything else."""
-        data = json.loads(line)
-        stamp = data["stamp"] and (data["stamp"][0], data["stamp"][1])
-        return cls(stamp, data["target"], data["at"], Result(data["record"], tuple(Row(*row) for row in data["rows"])))
+    def is_current(self) -> bool:
+        """Whether the input's file is unchanged: its stamp is, or its hash where only the time differs."""
+        now = stamp(self.path)
+        if now == self.stamp:
+            return True
+        if now is None or self.stamp is None or self.sha256 is None or now[0] != self.stamp[0]:
+            return False
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
-    def encode(self) -> bytes:
-        data = {"stamp": self.stamp, "target": self.target, "at": self.at}
-        return json.dumps({**data, "record": self.result.record, "rows": self.result.rows}).encode() + b"\n"
+    def unwritten(self) -> bytes | None:
+        """The part of the text that an interruption kept from `target`; None if something else is there."""
+        text = encode(self.text)
+        try:
+            with open(self.target, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(self.offset)
+                written = file.read(len(text) + 1)
+        except FileNotFoundError:
+            return None
+        return text[len(written) :] if size >= self.offset and text.startswith(written) else None
 
 
 class Journal:
     """A line for each input, written before its output: an interruption leaves at most the last write incomplete.
 
-    With `resume`, an existing file is read. Raises ConfigError where it is none, or of a run with other settings.
+    With `resume`, an existing file is read. Raises ConfigError if it is not a journal, or of a run with other settings.
     """
 
     def __init__(self, output: Path, settings: dict[str, str], *, resume: bool) -> None:
         self.path = output.with_name(f".{output.name}.journal.jsonl")
         self.settings = settings
         self.entries: dict[str, Entry] = {}
-        self.last: Line | None = None
+        """Path -> the entry that was read, without its text."""
+        self.last: Entry | None = None
         self._file: io.FileIO | None = None
         if resume and self.path.exists():
             self._read()
@@ -69,89 +75,67 @@ class Journal:
     def state(self, path: str) -> State:
         """Whether an input is done; it is pending again once its file has changed."""
         entry = self.entries.get(path)
-        if entry is None or not self._is_unchanged(path, entry):
+        if entry is None or not entry.is_current():
             return "pending"
         return "failed" if entry.failed else "done"
 
-    @property
-    def is_open(self) -> bool:
-        """Whether writing has begun."""
-        return self._file is not None
-
-    def start(self) -> None:
-        """Begin to write: after the entries that were read, or from scratch where there are none."""
-        if self.entries:
-            self._file = self.path.open("r+b", buffering=0)
-            # A line without an end was being written when the run was interrupted.
-            self._file.truncate(sum(map(len, self._whole_lines())))
-            self._file.seek(0, os.SEEK_END)
-        else:
+    def start(self) -> io.FileIO:
+        """The file, open for writing after the entries that were read; a new one if there are none."""
+        if self._file is None and self.entries:
+            os.truncate(self.path, sum(map(len, self._lines())))
+            self._file = io.FileIO(self.path, "a")
+        elif self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
-            self._file = self.path.open("wb", buffering=0)
-            self._append(json.dumps({"journal": FORMAT, "settings": self.settings}).encode() + b"\n")
+            self._file = io.FileIO(self.path, "w")
+            append(self._file, json.dumps({"journal": FORMAT, "settings": self.settings}).encode() + b"\n")
+        return self._file
 
-    def add(self, line: Line) -> None:
-        """Record that an input is done and about to be written."""
-        if not self.is_open:
-            self.start()
-        self._append(line.encode())
+    def add(self, result: Result, stamp: Stamp, target: Path, offset: int, text: str) -> None:
+        """Record that an input, whose file had the stamp, is done and that its text is about to be written."""
+        sha256 = result.record.get("sha256")
+        entry = Entry(result.path, stamp, sha256, result.failed, str(target), offset, text)
+        append(self.start(), json.dumps(entry._asdict()).encode() + b"\n")
 
-    def lines(self) -> Iterator[Line]:
-        """The lines of the file, in order."""
-        for number, line in enumerate(self._whole_lines()):
-            if number:
-                yield Line.parse(line)
+    def read(self) -> Iterator[Entry]:
+        """The entries in the file, in order."""
+        lines = self._lines()
+        next(lines, None)
+        for line in lines:
+            yield Entry(**json.loads(line))
 
     def remove(self) -> None:
         """Delete the file, as the run is complete; one that was neither read nor written stays."""
         self.close()
-        if self.entries or self.is_open:
+        if self.entries or self._file is not None:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
-    def _is_unchanged(self, path: str, entry: Entry) -> bool:
-        now = stamp(path)
-        if now == entry.stamp:
-            return True
-        if now is None or entry.stamp is None or entry.sha256 is None or now[0] != entry.stamp[0]:
-            return False
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-
-    def _append(self, line: bytes) -> None:
-        assert self._file is not None
-        with full_disk_error(self.path):
-            write_all(self._file, line)
-
-    def _whole_lines(self) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[bytes]:
+        """The complete lines: one without an end was being written when the run was interrupted."""
         with self.path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
 
     def _read(self) -> None:
-        header = next(self._whole_lines(), b"")
-        if not header:
-            return
+        if not (header := next(self._lines(), None)):
+            return  # interrupted before its first line
         try:
             found: dict[str, Any] = json.loads(header)
             if found["journal"] != FORMAT:
                 raise ValueError(f"format {found['journal']}")
-            for line in self.lines():
-                result = line.result
-                self.entries[result.path] = Entry(line.stamp, result.record.get("sha256"), result.failed)
-                self.last = line
+            before: dict[str, str] = found["settings"]
+            for entry in self.read():
+                self.entries[entry.path] = entry._replace(text="")
+                self.last = entry
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.path}: not a journal of this program; remove it and start again") from error
-        names = {*found["settings"], *self.settings}
-        changed = sorted(each for each in names if found["settings"].get(each) != self.settings.get(each))
+        names = sorted({*before, *self.settings})
+        changed = [f"{name} {before.get(name)}" for name in names if before.get(name) != self.settings.get(name)]
         if changed:
-            were = ", ".join(f"{name} {found['settings'].get(name)}" for name in changed)
-            raise ConfigError(
-                f"{self.path}: the run to resume had other settings ({were}); repeat them, or name another output"
-            )
+            problem = f"the run to resume had other settings ({', '.join(changed)})"
+            raise ConfigError(f"{self.path}: {problem}; repeat them, or name another output")
 
 
 def stamp(path: str) -> Stamp:
@@ -160,20 +144,15 @@ def stamp(path: str) -> Stamp:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return status.st_size, status.st_mtime_ns
+    return [status.st_size, status.st_mtime_ns]
 
 
-def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write unbuffered: a signal comes before or after, and a full disk shows here."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all; a full disk is reported as by `full_disk_error`."""
-    with full_disk_error(path):
-        files.write_whole(path, content)
+def append(file: io.FileIO, content: bytes) -> None:
+    """Write all bytes, unbuffered: a signal comes before or after, and a full disk shows here."""
+    rest = memoryview(content)
+    with full_disk_error(Path(os.fsdecode(file.name))):
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 @contextmanager

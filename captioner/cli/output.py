@@ -1,16 +1,20 @@
-"""Where results of all inputs go: a stream or a file. What is written is never lost."""
+"""Where results go: a stream, a file, or a text file for each photo. What is written is never lost."""
 
+import argparse
 import io
 import json
 import os
 import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias
 
-from captioner.cli.formats import Format, Result, coco_document
+from captioner import files
+from captioner.cli.flags import UNRELATED
+from captioner.cli.formats import Format, Result, coco_document, coco_id, encode
 from captioner.cli.inputs import Input
-from captioner.cli.journal import Journal, Line, Stamp, State, full_disk_error, write_all, write_whole
+from captioner.cli.journal import Journal, Stamp, State, append, full_disk_error
 from captioner.errors import ConfigError
 from captioner.text import printable
 
@@ -22,6 +26,10 @@ class Output(ABC):
 
     def __init__(self, format: Format, existing: Existing = "error", journal: Journal | None = None) -> None:
         self.format, self.existing, self.journal = format, existing, journal
+
+    def claim(self, item: Input) -> str | None:
+        """What no other input may have, if there is such a thing: a scorer would use one caption for both."""
+        return f"the COCO id {coco_id(item.path)}" if self.format.is_document else None
 
     def state(self, item: Input) -> State:
         """Whether an input has to be captioned. Raises ConfigError where it must not be."""
@@ -47,8 +55,7 @@ class StreamOutput(Output):
 
     def __init__(self, stream: TextIO, format: Format) -> None:
         super().__init__(format)
-        self.stream = stream
-        self.lead = format.header
+        self.stream, self.lead = stream, format.header
         self.entries: list[str] = []
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
@@ -72,10 +79,10 @@ class StreamOutput(Output):
 
 
 class FileOutput(Output):
-    """A file that grows by whole records; a document is written at the end, from the journal.
+    """A file that grows by whole results; a document is written at the end, from the journal.
 
-    Nothing of an existing file is touched before the first result. Raises ConfigError for a file to append to that is
-    of another format, and for one to resume that has changed.
+    An existing file stays as it is until the first result. Raises ConfigError for a file to append to that is of
+    another format, and for one to resume that has changed.
     """
 
     journal: Journal
@@ -84,94 +91,134 @@ class FileOutput(Output):
         super().__init__(format, existing, journal)
         self.path = path
         self.file: io.FileIO | None = None
-        self.lead = ""
-        self.at = 0
-        self.old_entries = self._old_entries() if existing == "append" and path.exists() else []
-        if journal.last is not None and not format.is_document:
-            self._missing(journal.last)
+        self.lead = format.header if journal.last is None else ""
+        self.old_entries: list[str] = []
+        if existing == "append" and path.exists():
+            self._read_old(path)
+        unwritten = b"" if format.is_document or journal.last is None else journal.last.unwritten()
+        if unwritten is None:
+            remedy = f"name another output, or remove {printable(str(journal.path))}"
+            raise ConfigError(f"{printable(str(path))}: not as the interrupted run left it; {remedy}")
+        self.unwritten = unwritten
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         self._begin()
-        self.journal.add(Line(stamp, str(self.path), self.at, result))
-        self._write(encode(self.lead + self.format.render(result)))
+        text = self.lead + self.format.render(result)
+        self.journal.add(result, stamp, self.path, self.file.tell() if self.file else 0, text)
+        if self.file:
+            append(self.file, encode(text))
         self.lead = ""
 
     def finish(self) -> None:
-        if self.journal.entries or not self.path.exists():
-            self._begin()
-        if not self.journal.is_open:
-            return
-        if self.format.is_document:
-            # An input that changed between runs is there twice: the later one counts.
-            entries = {line.result.path: self.format.render(line.result) for line in self.journal.lines()}
-            write_whole(self.path, encode(coco_document([*self.old_entries, *entries.values()])))
-        else:
-            self._write(self.lead.encode())
+        self._begin()
+        if self.file is None:
+            # An input that changed between runs has two entries; the later one counts.
+            entries = {entry.path: entry.text for entry in self.journal.read()}
+            with full_disk_error(self.path):
+                files.write_whole(self.path, encode(coco_document([*self.old_entries, *entries.values()])))
+        elif self.file.tell() == 0:
+            append(self.file, encode(self.lead))
         super().finish()
 
     def close(self) -> None:
-        if self.file is not None:
+        if self.file:
             self.file.close()
         super().close()
 
     def _begin(self) -> None:
-        if self.journal.is_open:
+        """Open the files, unless they are open."""
+        self.journal.start()  # first, so that an old journal never stands beside new content
+        if self.format.is_document or self.file:
             return
-        self.journal.start()  # first: an old journal would be taken for that of the file's new content
-        if self.format.is_document:
-            return
-        last = self.journal.last
-        self.file = io.FileIO(self.path, "w" if last is None and self.existing == "overwrite" else "a")
-        self.at = self.file.seek(0, os.SEEK_END)
-        if last is None:
-            self.lead = self._lead(self.at)
-        else:
-            self._write(self._missing(last))
+        resumed = self.journal.last is not None
+        self.file = io.FileIO(self.path, "w" if self.existing == "overwrite" and not resumed else "a")
+        append(self.file, self.unwritten)
 
-    def _write(self, content: bytes) -> None:
-        if self.file is not None:
-            with full_disk_error(self.path):
-                write_all(self.file, content)
-            self.at += len(content)
-
-    def _lead(self, at: int) -> str:
-        """What has to precede a record at a position: the header of a new file, the end of a line without one."""
-        if at == 0:
-            return self.format.header
-        return "" if self._read(at - 1, 1) == b"\n" else "\n"
-
-    def _missing(self, last: Line) -> bytes:
-        """What the interrupted run did not write of its last record."""
-        if self.path.is_file() and self.path.stat().st_size >= last.at:
-            expected = encode(self._lead(last.at) + self.format.render(last.result))
-            written = self._read(last.at, len(expected) + 1)
-            if expected.startswith(written):
-                return expected[len(written) :]
-        raise ConfigError(
-            f"{printable(str(self.path))}: not as the interrupted run left it; name another output, or remove "
-            f"{printable(str(self.journal.path))}"
-        )
-
-    def _read(self, at: int, count: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(at)
-            return file.read(count)
-
-    def _old_entries(self) -> list[str]:
-        """The entries of a document to append to. Raises ConfigError for a file of another format."""
-        if self.format.is_document:
-            try:
-                entries = json.loads(self.path.read_bytes())
-            except ValueError:
-                entries = None
-            if isinstance(entries, list):
-                return [json.dumps(each, ensure_ascii=False) for each in entries]
-        elif self._read(0, len(self.format.header)) in (b"", self.format.header.encode()):
-            return []
+    def _read_old(self, path: Path) -> None:
+        """Read the start and end of a file to append to. Raises ConfigError if it is of another format."""
+        header = self.format.header.encode()
+        with path.open("rb") as file, suppress(ValueError):
+            if self.format.is_document:
+                entries = json.load(file)
+                if isinstance(entries, list):
+                    self.old_entries = [json.dumps(each, ensure_ascii=False) for each in entries]
+                    return
+            elif self.journal.last is not None or os.fstat(file.fileno()).st_size == 0:
+                return
+            elif file.read(len(header)) == header:
+                file.seek(-1, os.SEEK_END)
+                self.lead = "" if file.read() == b"\n" else "\n"
+                return
         problem = f"not {self.format.name} of this program, so nothing can be appended"
-        raise ConfigError(f"{printable(str(self.path))}: {problem}; name another output")
+        raise ConfigError(f"{printable(str(path))}: {problem}; name another output")
 
 
-def encode(text: str) -> bytes:
-    """UTF-8, in which bytes of a path that are no text are escaped as in JSON."""
-    return text.encode("utf-8", "backslashreplace")
+class SidecarOutput(Output):
+    """A text file for each photo: beside it, or in the folder `root`, which mirrors its tree and has a journal."""
+
+    def __init__(
+        self, root: Path | None, ext: str, format: Format, existing: Existing, journal: Journal | None
+    ) -> None:
+        super().__init__(format, existing, journal)
+        self.root, self.ext = root, ext
+        if journal and (last := journal.last) and last.text and last.unwritten() != b"":
+            del journal.entries[last.path]  # its input is treated as new
+
+    def target(self, item: Input) -> Path:
+        """The file for the captions of an input."""
+        path = item.path if self.root is None else self.root / item.relative
+        return Path(os.path.splitext(path)[0] + self.ext)
+
+    def claim(self, item: Input) -> str | None:
+        # photo.jpg and photo.png both want photo.txt.
+        return None if self.existing == "append" else f"the sidecar {os.path.normcase(self.target(item))}"
+
+    def state(self, item: Input) -> State:
+        if (state := super().state(item)) != "pending" or self.existing in ("append", "overwrite"):
+            return state
+        target = self.target(item)
+        if (self.journal and item.path in self.journal.entries) or not target.exists():
+            return "pending"
+        if self.existing == "skip":
+            return "done"
+        raise ConfigError(f"{printable(str(target))}: exists; choose --existing skip, overwrite or append")
+
+    def add(self, item: Input, stamp: Stamp, result: Result) -> None:
+        target, text = self.target(item), self.format.render(result)
+        old = target.read_bytes() if text and self.existing == "append" and target.exists() else b""
+        if old and not old.endswith(b"\n"):
+            old += b"\n"
+        if self.journal:
+            self.journal.add(result, stamp, target, len(old), text)
+        if text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with full_disk_error(target):
+                files.write_whole(target, old + encode(text))
+
+
+def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
+    """The output that the flags name; None for a file to be kept. Raises ConfigError where it must not be written."""
+    path, existing = None if arguments.output is None else Path(arguments.output), arguments.existing
+    name = printable(str(path))
+    settings = {flag: str(value) for flag, value in vars(arguments).items() if flag not in UNRELATED}
+    if format.name == "sidecar":
+        if path is not None and path.exists() and not path.is_dir():
+            raise ConfigError(f"{name}: not a folder; --format sidecar writes into one")
+        journal = None if path is None else Journal(path, settings, resume=arguments.resume)
+        return SidecarOutput(path, arguments.ext, format, existing, journal)
+    if path is None:
+        return StreamOutput(sys.stdout, format)
+    if path.is_dir():
+        raise ConfigError(f"{name}: a folder; name a file, or use --format sidecar")
+    if path.exists() and not path.is_file():
+        return StreamOutput(path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"), format)
+    journal = Journal(path, settings, resume=arguments.resume)
+    if not journal.entries and existing != "overwrite":
+        if journal.path.exists() and not arguments.resume:
+            problem = "of a run that was interrupted"
+            raise ConfigError(f"{name}: {problem}; continue it with --resume, or replace it with --existing overwrite")
+        if existing != "append" and path.exists() and path.stat().st_size > 0:
+            if existing == "skip":
+                return None
+            raise ConfigError(f"{name}: exists; choose --existing skip, overwrite or append, or name another file")
+    return FileOutput(path, format, existing, journal)

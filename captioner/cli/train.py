@@ -6,19 +6,14 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a captioner as a YAML file says; the best epoch's model folder is RUN/model."
-    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration (YAML)")
-    parser.add_argument("-o", "--output", metavar="RUN", help="the run's folder; default runs/<config name>")
-    parser.add_argument("--init", metavar="MODEL", help="start from this model folder ('bundled' for the bundled one)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set training.epochs=3"
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="auto|FILE",
-        help="continue from the run's last checkpoint, or from a file, with its network and words",
-    )
-    parser.add_argument("--fast-dev-run", action="store_true", help="one batch of everything, nothing kept")
+    parser.description = "Train a captioner from a YAML file; the best epoch's model folder is RUN/model."
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the configuration (YAML)")
+    add("-o", "--output", metavar="RUN", help="the run's folder; default: runs/<config name>")
+    add("--init", metavar="MODEL", help="start from this model folder, or from the bundled model ('bundled')")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set training.epochs=3")
+    add("--resume", metavar="auto|FILE", help="continue from the run's last checkpoint, or from this one")
+    add("--fast-dev-run", action="store_true", help="run one batch of everything and keep nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:

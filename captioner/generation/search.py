@@ -10,16 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError
-from captioner.generation.strategies import (
-    BeamSearch,
-    BeamState,
-    Hypothesis,
-    RowState,
-    Sequences,
-    State,
-    Strategy,
-    image_rows,
-)
+from captioner.generation.strategies import BeamSearch, BeamState, Hypothesis, RowState, Sequences, State, Strategy
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 
@@ -56,35 +47,33 @@ class Search:
                 f"at most {limit - 1} tokens, and the prefix must be shorter than the caption"
             )
         images, device = memory.images, memory.layers[0].keys.device
-        self._decoder, self._memory, self._strategy, self._eos, self._pad = decoder, memory, strategy, eos, pad
+        self._decoder, self._memory, self._strategy, self._eos = decoder, memory, strategy, eos
         self._suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
         self._cache = decoder.new_cache(strategy.max_length)
         # The forced tokens are the same for every row of an image, so they pass once an image.
         forced = torch.tensor([bos, *prefix], device=device).expand(images, -1)
-        log_probs = decoder(forced, memory, self._cache).logits.float().log_softmax(dim=-1)  # (B, 1 + P, V)
-        prefix_log_probs = log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2)
+        log_probs = self._decode(forced)  # (B, 1 + P, V)
+        start = forced[:, 1:], log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2), eos, pad
         names = keys if keys is not None else [str(number) for number in range(images)]
-        start = forced[:, 1:], prefix_log_probs, eos, pad
         self._state: State = (
             BeamState(strategy, *start) if isinstance(strategy, BeamSearch) else RowState(strategy, *start, keys=names)
         )
-        self._log_probs: Tensor | None = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
-        self._cache.select(torch.arange(images, device=device).repeat_interleave(strategy.rows))
-        self._images = torch.arange(images)  # those that are not finished
+        self._images = torch.arange(images, device=device)  # those that are not finished
         self._finished: list[tuple[Tensor, Sequences]] = []
+        self._cache.select(self._images.repeat_interleave(strategy.rows))
+        self._log_probs = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
         self.done = False
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """tokens (R, T) that follow the cached ones -> log-probabilities of what follows each (R, T, V)."""
+        return self._decoder(tokens, self._memory, self._cache).logits.float().log_softmax(dim=-1)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def step(self) -> None:
         """Choose one more token for every row; `done` says whether that was the last one."""
         state, strategy = self._state, self._strategy
-        log_probs = self._log_probs
-        if log_probs is None:
-            logits = self._decoder(state.tokens[:, -1:], self._memory, self._cache).logits
-            log_probs = logits[:, -1].float().log_softmax(dim=-1)
-        self._log_probs = None
         choices = mask_choices(
-            log_probs,
+            self._log_probs,
             state.tokens,
             eos=self._eos,
             suppressed=self._suppressed,
@@ -92,47 +81,41 @@ class Search:
             min_length=strategy.min_length,
         )
         rows = state.step(choices)
-        settled = state.settled().cpu()
+        settled = state.settled()
         count = int(settled.sum())
-        if state.length == strategy.max_length or count == len(settled):
-            self.done = True
+        self.done = state.length == strategy.max_length or count == len(settled)
+        if self.done:
             return
         if count >= COMPACT_SHARE * len(settled):
-            self._finished.append((self._images[settled], state.select(settled.nonzero()[:, 0]).sequences()))
+            self._finished.append((self._images[settled], Sequences(*(each[settled] for each in state.sequences()))))
             left = (~settled).nonzero()[:, 0]
-            self._state, self._images = state.select(left), self._images[left]
-            left = left.to(log_probs.device)
-            self._memory = self._memory.select(left)
-            kept = image_rows(left, strategy.rows)
+            state.keep(left)
+            self._images, self._memory = self._images[left], self._memory.select(left)
+            kept = (left[:, None] * strategy.rows + torch.arange(strategy.rows, device=left.device)).flatten()
             rows = kept if rows is None else rows[kept]
         if rows is not None:
             self._cache.select(rows)
+        self._log_probs = self._decode(state.tokens[:, -1:])[:, -1]
 
     def sequences(self) -> Sequences:
         """The best captions so far as tensors, best first (samples: in order); those unfinished end where they are."""
-        parts = [*self._finished, (self._images, self._state.sequences())]
-        last = parts[-1][1].tokens
-        shape = (sum(len(images) for images, _ in parts), *last.shape[1:])
-        tokens = torch.full(shape, self._pad, device=last.device)
-        log_probs = torch.zeros(shape, device=last.device)
-        counts = torch.zeros(shape[0], dtype=torch.long)
-        for images, part in parts:
-            length = part.tokens.shape[2]
-            tokens[images.to(last.device), :, :length] = part.tokens
-            log_probs[images.to(last.device), :, :length] = part.log_probs
-            counts[images] = part.counts.cpu()
-        return Sequences(tokens, log_probs, counts)
+        images, parts = zip(*self._finished, (self._images, self._state.sequences()), strict=True)
+        order = torch.cat(images).argsort()
+        tokens, log_probs, counts = (torch.cat(each)[order] for each in zip(*parts, strict=True))
+        return Sequences(tokens[:, :, : self._state.length], log_probs[:, :, : self._state.length], counts)
 
     def captions(self) -> list[list[Hypothesis]]:
         """The same as lists: of each image its captions, each up to its end token."""
-        found = self.sequences()
-        captions = []
-        for rows, log_probs, count in zip(*(part.tolist() for part in found), strict=True):
-            ends = [row.index(self._eos) + 1 if self._eos in row else len(row) for row in rows[:count]]
-            captions.append(
-                [Hypothesis(row[:end], values[:end]) for row, values, end in zip(rows, log_probs, ends, strict=False)]
-            )
-        return captions
+
+        def hypothesis(tokens: list[int], log_probs: list[float]) -> Hypothesis:
+            length = tokens.index(self._eos) + 1 if self._eos in tokens else len(tokens)
+            return Hypothesis(tokens[:length], log_probs[:length])
+
+        found = (part.tolist() for part in self.sequences())
+        return [
+            [hypothesis(*each) for each in zip(tokens[:count], log_probs[:count], strict=True)]
+            for tokens, log_probs, count in zip(*found, strict=True)
+        ]
 
 
 def generate(
@@ -165,13 +148,7 @@ def generate(
 
 
 def mask_choices(
-    choices: Tensor,
-    tokens: Tensor,
-    *,
-    eos: int,
-    suppressed: Tensor,
-    no_repeat_ngram: int = 0,
-    min_length: int = 0,
+    choices: Tensor, tokens: Tensor, *, eos: int, suppressed: Tensor, no_repeat_ngram: int = 0, min_length: int = 0
 ) -> Tensor:
     """choices (R, V), logits or log-probabilities of what follows tokens (R, T), with -inf for what is not allowed.
 
@@ -180,21 +157,14 @@ def mask_choices(
     """
     if len(suppressed):
         choices = choices.index_fill(1, suppressed, -math.inf)
-    if 0 < no_repeat_ngram <= tokens.shape[1]:
-        choices = choices.masked_fill(_repeats(choices, tokens, no_repeat_ngram), -math.inf)
-    if tokens.shape[1] < min_length:
+    length = tokens.shape[1]
+    if 0 < no_repeat_ngram <= length:
+        ngrams = tokens.unfold(1, no_repeat_ngram, 1)  # (R, T - n + 1, n)
+        repeats = (ngrams[:, :, :-1] == tokens[:, None, length - no_repeat_ngram + 1 :]).all(dim=2)
+        counts = torch.zeros_like(choices).scatter_add_(1, ngrams[:, :, -1], repeats.to(choices.dtype))
+        choices = choices.masked_fill(counts > 0, -math.inf)
+    if length < min_length:
         others = choices.index_fill(1, torch.tensor([eos], device=choices.device), -math.inf)
         stuck = others.amax(dim=1, keepdim=True).isneginf()
         choices = torch.where(stuck, choices, others)
     return choices
-
-
-def _repeats(choices: Tensor, tokens: Tensor, size: int) -> Tensor:
-    """(R, V) whether a token would end an n-gram that tokens (R, T) hold already."""
-    repeats = torch.zeros_like(choices, dtype=torch.bool)
-    if size == 1:
-        return repeats.scatter_(1, tokens, True)
-    windows = tokens.unfold(1, size, 1)  # (R, T - n + 1, n)
-    seen = (windows[:, :, :-1] == tokens[:, None, 1 - size :]).all(dim=2)
-    counts = torch.zeros_like(choices).scatter_add_(1, windows[:, :, -1], seen.to(choices.dtype))
-    return counts > 0

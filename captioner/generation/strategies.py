@@ -3,13 +3,12 @@
 A strategy is a frozen dataclass; the state of one search is an object that `captioner.generation.search` advances.
 """
 
-import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class Sequences(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy(ABC):
+class Strategy:
     """Options that every search has."""
 
     max_length: int = 32
@@ -59,18 +58,14 @@ class Strategy(ABC):
             raise ConfigError(f"no_repeat_ngram {self.no_repeat_ngram}: give a number of tokens, or 0 to allow all")
 
     @property
-    @abstractmethod
     def rows(self) -> int:
         """K, the rows of an image."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(Strategy):
     """The most probable token at every step."""
-
-    @property
-    def rows(self) -> int:
-        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,26 +144,22 @@ class BeamSearch(Strategy):
 
 
 class State(ABC):
-    """The state of a search: the tokens of every row, in buffers of which the first `length` columns are filled."""
+    """The state of a search: tensors with an entry an image, among them buffers (B, K, max_length) of all tokens."""
 
-    by_row: tuple[str, ...] = ("_tokens", "_log_probs")
-    """Names of the attributes with a row of the search each."""
-    by_image: tuple[str, ...] = ()
-
-    def __init__(self, strategy: Strategy, prefix: Tensor, prefix_log_probs: Tensor, eos: int, pad: int) -> None:
+    def __init__(self, strategy: Strategy, prefix: Tensor, log_probs: Tensor, eos: int, pad: int) -> None:
         """Begin with the forced tokens (B, P) and their log-probabilities."""
-        images, self.prefix_length = prefix.shape
-        self.rows, self.eos, self.pad, self.length = strategy.rows, eos, pad, self.prefix_length
-        shape, device = (images * self.rows, strategy.max_length), prefix.device
-        self._tokens = torch.full(shape, pad, device=device)
-        self._log_probs = torch.zeros(shape, device=device)
-        self._tokens[:, : self.length] = prefix.repeat_interleave(self.rows, dim=0)
-        self._log_probs[:, : self.length] = prefix_log_probs.repeat_interleave(self.rows, dim=0)
+        images, self.length = prefix.shape
+        self.eos, self.pad = eos, pad
+        shape = (images, strategy.rows, strategy.max_length)
+        self._tokens = torch.full(shape, pad, device=prefix.device)
+        self._log_probs = torch.zeros(shape, device=prefix.device)
+        self._tokens[:, :, : self.length] = prefix[:, None]
+        self._log_probs[:, :, : self.length] = log_probs[:, None]
 
     @property
     def tokens(self) -> Tensor:
         """(R, T) after the start token."""
-        return self._tokens[:, : self.length]
+        return self._tokens.flatten(0, 1)[:, : self.length]
 
     @abstractmethod
     def step(self, choices: Tensor) -> Tensor | None:
@@ -178,80 +169,63 @@ class State(ABC):
     def settled(self) -> Tensor:
         """(B,) whether nothing can change any more for an image."""
 
-    def select(self, images: Tensor) -> Self:
-        """The search of these images (B',) alone."""
-        images = images.to(self._tokens.device)
-        part, rows = copy.copy(self), image_rows(images, self.rows)
-        for name in self.by_row:
-            setattr(part, name, getattr(self, name)[rows])
-        for name in self.by_image:
-            setattr(part, name, getattr(self, name)[images])
-        return part
+    def keep(self, images: Tensor) -> None:
+        """Continue with these images (B',) alone."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[images])
 
     @abstractmethod
     def sequences(self) -> Sequences:
-        """The captions as they stand."""
+        """The captions as they stand, padded to max_length."""
 
 
 class RowState(State):
     """Greedy search and sampling: the rows do not depend on each other."""
 
-    by_row = (*State.by_row, "ended", "noise")
-
     def __init__(
-        self,
-        strategy: Strategy,
-        prefix: Tensor,
-        prefix_log_probs: Tensor,
-        eos: int,
-        pad: int,
-        keys: Sequence[str],
+        self, strategy: Strategy, prefix: Tensor, log_probs: Tensor, eos: int, pad: int, keys: Sequence[str]
     ) -> None:
         """`keys` (B) name the images to Sampling's noise."""
-        super().__init__(strategy, prefix, prefix_log_probs, eos, pad)
-        self.ended = torch.zeros(len(self._tokens), dtype=torch.bool, device=self._tokens.device)
+        super().__init__(strategy, prefix, log_probs, eos, pad)
+        self.ended = torch.zeros(self._tokens.shape[:2], dtype=torch.bool, device=prefix.device)
         self.sampling = strategy if isinstance(strategy, Sampling) else None
-        self.noise = self._tokens.new_empty(len(self._tokens), 0)  # (R, max_length)
         if self.sampling is not None:
-            self.noise = torch.cat([self.sampling.noise(key) for key in keys]).to(self._tokens.device)
+            self.noise = torch.stack([self.sampling.noise(key) for key in keys]).to(prefix.device)
 
     def step(self, choices: Tensor) -> Tensor | None:
         if self.sampling is None:
             chosen = choices.argmax(dim=1)
         else:
-            chosen = self.sampling.draw(choices, self.noise[:, self.length])
-        chosen = chosen.masked_fill(self.ended, self.pad)
-        gained = choices.gather(1, chosen[:, None]).squeeze(1)
-        self._tokens[:, self.length] = chosen
-        self._log_probs[:, self.length] = gained.masked_fill(self.ended, 0.0)
+            chosen = self.sampling.draw(choices, self.noise[:, :, self.length].flatten())
+        chosen = chosen.view_as(self.ended).masked_fill(self.ended, self.pad)
+        gained = choices.gather(1, chosen.view(-1, 1)).view_as(self.ended)
+        self._tokens[:, :, self.length] = chosen
+        self._log_probs[:, :, self.length] = gained.masked_fill(self.ended, 0.0)
         self.ended = self.ended | (chosen == self.eos)
         self.length += 1
         return None
 
     def settled(self) -> Tensor:
-        return self.ended.view(-1, self.rows).all(dim=1)
+        return self.ended.all(dim=1)
 
     def sequences(self) -> Sequences:
-        tokens, log_probs = (
-            each[:, : self.length].unflatten(0, (-1, self.rows)) for each in (self._tokens, self._log_probs)
-        )
-        return Sequences(tokens, log_probs, torch.full((len(tokens),), self.rows))
+        images, rows = self.ended.shape
+        return Sequences(self._tokens, self._log_probs, torch.full((images,), rows, device=self._tokens.device))
 
 
 class BeamState(State):
     """Beam search over (B, K) running captions and the K best finished ones."""
 
-    by_image = ("scores", "finished", "finished_tokens", "finished_log_probs")
-
-    def __init__(self, strategy: BeamSearch, prefix: Tensor, prefix_log_probs: Tensor, eos: int, pad: int) -> None:
-        super().__init__(strategy, prefix, prefix_log_probs, eos, pad)
-        self.strategy, images, device = strategy, len(prefix), prefix.device
+    def __init__(self, strategy: BeamSearch, prefix: Tensor, log_probs: Tensor, eos: int, pad: int) -> None:
+        super().__init__(strategy, prefix, log_probs, eos, pad)
+        self.strategy, self.prefix_length = strategy, self.length
         # All beams are equal at first: only one may have children.
-        self.scores = torch.full((images, self.rows), -math.inf, device=device)
+        self.scores = torch.full(self._tokens.shape[:2], -math.inf, device=prefix.device)
         self.scores[:, 0] = 0.0
-        self.finished = torch.full((images, self.rows), -math.inf, device=device)  # penalized scores, best first
-        self.finished_tokens = torch.full((images, self.rows, strategy.max_length), pad, device=device)
-        self.finished_log_probs = torch.zeros(self.finished_tokens.shape, device=device)
+        self.finished = torch.full_like(self.scores, -math.inf)  # penalized scores, best first
+        self.finished_tokens = torch.full_like(self._tokens, pad)
+        self.finished_log_probs = torch.zeros_like(self._log_probs)
 
     def step(self, choices: Tensor) -> Tensor | None:
         images, width = self.scores.shape
@@ -265,14 +239,12 @@ class BeamState(State):
         ends = chosen == self.eos
         # An ending outside the best K is no better than a beam that goes on.
         if bool(ends[:, :width].any()):
-            tokens, token_log_probs = self._extended(rows[:, :width], chosen[:, :width], gained[:, :width])
+            extended = self._extended(rows[:, :width], chosen[:, :width], gained[:, :width])
             penalized = self._penalized(scores[:, :width], self.length + 1).masked_fill(~ends[:, :width], -math.inf)
-            best = self._best(penalized, tokens, token_log_probs)
-            self.finished, self.finished_tokens, self.finished_log_probs = best
+            self.finished, self.finished_tokens, self.finished_log_probs = self._best(penalized, *extended)
         self.scores, best_rows = scores.masked_fill(ends, -math.inf).topk(width, dim=1)
         kept, chosen, gained = (each.gather(1, best_rows) for each in (rows, chosen, gained))
-        tokens, token_log_probs = self._extended(kept, chosen, gained)
-        self._tokens, self._log_probs = tokens.flatten(0, 1), token_log_probs.flatten(0, 1)
+        self._tokens, self._log_probs = self._extended(kept, chosen, gained)
         self.length += 1
         return kept.flatten()
 
@@ -290,12 +262,10 @@ class BeamState(State):
 
     def sequences(self) -> Sequences:
         """The finished captions and the running ones, which compete as they stand."""
-        running = (each.unflatten(0, (-1, self.rows)) for each in (self._tokens, self._log_probs))
-        scores, tokens, log_probs = self._best(self._penalized(self.scores, self.length), *running)
-        captions = self.strategy.captions
+        best = self._best(self._penalized(self.scores, self.length), self._tokens, self._log_probs)
+        scores, tokens, log_probs = (each[:, : self.strategy.captions] for each in best)
         # Fewer captions than requested may exist.
-        counts = scores[:, :captions].isfinite().sum(dim=1)
-        return Sequences(tokens[:, :captions, : self.length], log_probs[:, :captions, : self.length], counts)
+        return Sequences(tokens, log_probs, scores.isfinite().sum(dim=1))
 
     def _penalized(self, scores: Tensor, length: int) -> Tensor:
         """Sums of log-probabilities as captions of this length compete; a forced prefix does not count."""
@@ -304,22 +274,17 @@ class BeamState(State):
 
     def _extended(self, rows: Tensor, chosen: Tensor, gained: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens of rows (B, X) with one more each, and their log-probabilities: (B, X, max_length)."""
-        tokens, log_probs = self._tokens[rows], self._log_probs[rows]
+        tokens, log_probs = (each.flatten(0, 1)[rows] for each in (self._tokens, self._log_probs))
         tokens[:, :, self.length], log_probs[:, :, self.length] = chosen, gained
         return tokens, log_probs
 
     def _best(self, scores: Tensor, tokens: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The K best of the finished captions and of others (B, X), which do not count where the image is settled."""
         scores = scores.masked_fill(self.settled()[:, None], -math.inf)
-        best_scores, best = torch.cat([self.finished, scores], dim=1).topk(self.rows, dim=1)
+        best_scores, best = torch.cat([self.finished, scores], dim=1).topk(self.strategy.width, dim=1)
         index = best[:, :, None].expand(-1, -1, tokens.shape[2])
         return (
             best_scores,
             torch.cat([self.finished_tokens, tokens], dim=1).gather(1, index),
             torch.cat([self.finished_log_probs, log_probs], dim=1).gather(1, index),
         )
-
-
-def image_rows(images: Tensor, rows: int) -> Tensor:
-    """The rows of images (B,) that have this many each: (B · rows,)."""
-    return (images[:, None] * rows + torch.arange(rows, device=images.device)).flatten()

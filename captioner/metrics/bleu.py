@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from captioner.metrics.metric import Captions, Result
 from captioner.metrics.ngrams import MAX_ORDER, Counts, find, sums
+from captioner.metrics.significance import Statistics
 
 NAMES = tuple(f"bleu_{order}" for order in range(1, MAX_ORDER + 1))
 
@@ -26,7 +27,7 @@ def bleu(captions: Captions) -> Result:
     order = np.lexsort((others, np.abs(others - lengths[images]), images))
     closest = others[order][np.searchsorted(images, np.arange(len(lengths)))]
     statistics = np.column_stack([matches, possible, lengths, closest]).astype(np.float64)
-    return Result.from_statistics(NAMES, statistics, bleu_of)
+    return Result(NAMES, Statistics(statistics, bleu_of))
 
 
 def bleu_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:

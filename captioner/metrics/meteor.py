@@ -1,34 +1,20 @@
-"""METEOR 1.5, English, by its authors' own program: the jar and the paraphrases of the wheel pycocoevalcap.
+"""METEOR 1.5, English, by its authors' own program: the jar and the paraphrases of the package pycocoevalcap.
 
-Denkowski and Lavie, Meteor Universal, 2014. The program reads one question a line from standard input:
-`SCORE ||| reference ||| ... ||| candidate` gives the statistics of a caption, `EVAL ||| statistics ||| ...` a score for
-each of them and then that of all. The corpus value comes from summed statistics: it is not the mean.
-
-I images · K = 23 statistics of an image
+Denkowski and Lavie, Meteor Universal, 2014. The program answers each line `SCORE ||| reference ||| ... ||| candidate`
+with the statistics of the candidate. The corpus value comes from their sums: it is not the mean.
 """
 
-import contextlib
-import functools
 import importlib.util
-import os
-import subprocess
-import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captioner.errors import ResourceError
-from captioner.metrics.java import find_java, java_command, java_environment
+from captioner.metrics.java import failure, run_jar
 from captioner.metrics.metric import Captions, Result
 from captioner.metrics.significance import Statistics
-
-NAMES = ("meteor",)
 
 MEMORY = "2G"
 """Java's heap, as the official tool sets it."""
@@ -41,100 +27,31 @@ ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 """The program's weights of matches: exact, by stem, by synonym, by paraphrase."""
 
-_CHUNKS = 20
-_LINES = str.maketrans("\r\n", "  ")  # these end a question; the program accepts other line separators
-
-
-class Meteor:
-    """One METEOR process that starts with the first question and ends with `close`, `with` or this program.
-
-    Threads take turns. A process that died is restarted, once a question. `folder` holds the jar and the paraphrases;
-    by default those of pycocoevalcap. Raises ResourceError without Java or the jar.
-    """
-
-    def __init__(self, folder: Path | None = None, java: str | None = None) -> None:
-        folder = _installed() if folder is None else folder
-        # Without -a the program does not find its paraphrases where the path has a space.
-        arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(folder / PARAPHRASES))
-        self._command = java_command(java or find_java(), folder / JAR, *arguments, memory=MEMORY)
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._complaints: deque[str] = deque(maxlen=20)
-        self._stop: Callable[[], object] = lambda: None
-
-    def score(self, captions: Captions) -> Result:
-        """METEOR, equal to the official tool's; NaN of no images.
-
-        Its statistics (I, 23) are the candidate's and the reference's words and function words (4), matches of content
-        and of function words of both by each of the four ways (16), chunks, and matched words of both (2).
-        """
-        if not captions.candidates:
-            return Result(NAMES, np.full(1, np.nan), np.empty((0, 1)), Statistics(np.empty((0, 23)), meteor_of))
-        with self._lock:
-            pairs = zip(captions.candidates, captions.references, strict=True)
-            counts = [self._ask(_question(candidate, several))[0] for candidate, several in pairs]
-            answers = self._ask(" ||| ".join(["EVAL", *counts]), len(counts) + 1)
-        *per_image, corpus = map(float, answers)
-        statistics = np.array([list(map(float, each.split())) for each in counts])
-        # A candidate that is its reference in one chunk has no penalty: the program lets it count as none.
-        whole = (statistics[:, [0, 1]] == statistics[:, [21, 22]]).all(axis=1) & (statistics[:, _CHUNKS] == 1)
-        statistics[whole, _CHUNKS] = 0
-        return Result(NAMES, np.array([corpus]), np.array(per_image)[:, None], Statistics(statistics, meteor_of))
-
-    def close(self) -> None:
-        """End the process; another question would start a new one."""
-        self._stop()
-        self._process = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _ask(self, question: str, answers: int = 1) -> list[str]:
-        """The lines that answer a question; if the process dies of it, from a second one."""
-        for _ in range(2):
-            try:
-                return self._exchange(question, answers)
-            except OSError as error:
-                complaint = str(error)
-                self.close()
-            except BaseException:
-                self.close()  # after an interruption the next question would get this one's answer
-                raise
-        complaint = " ".join(self._complaints) or complaint
-        raise ResourceError(
-            f"METEOR died twice over one caption: {complaint}; give Java {MEMORY} of memory, or leave meteor out"
-        )
-
-    def _exchange(self, question: str, answers: int) -> list[str]:
-        process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{question}\n".encode(errors="replace"))
-        process.stdin.flush()
-        lines = [process.stdout.readline() for _ in range(answers)]
-        if not lines[-1]:
-            raise BrokenPipeError("it ended without an answer")
-        return [line.decode().strip() for line in lines]
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe, env=java_environment())
-        self._complaints.clear()
-        drain = threading.Thread(target=_drain, args=(process, self._complaints), daemon=True)
-        drain.start()
-        self._stop = weakref.finalize(self, _end, process, drain)
-        self._process = process
-        return process
+_SIZE, _CHUNKS = 23, 20
+"""The number of statistics of an image, and the place of the number of chunks among them."""
+_LINE_ENDS = str.maketrans("\r\n", "  ")
+"""Characters that end a line for the program; it takes other separators of lines for parts of words."""
 
 
 def meteor(captions: Captions) -> Result:
-    """METEOR by a process that stays warm for the next call. Raises ResourceError without Java or the jar."""
-    return _warm(os.getpid()).score(captions)
+    """METEOR, equal to the official tool's. Raises ResourceError without Java or the jar, and where the program fails.
+
+    Its statistics (I, 23) are the candidate's and the reference's words and function words (4), matches of content
+    and of function words of both by each of the four ways (16), chunks, and matched words of both (2).
+    """
+    folder = _installed()
+    questions = [_question(*pair) for pair in zip(captions.candidates, captions.references, strict=True)]
+    # Without -a the program does not find its paraphrases where the path has a space.
+    arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(folder / PARAPHRASES))
+    done = run_jar(folder / JAR, *arguments, memory=MEMORY, questions="".join(questions).encode(errors="replace"))
+    answers = done.stdout.decode().splitlines()
+    if done.returncode or len(answers) != len(questions):
+        raise ResourceError(f"METEOR failed: {failure(done)}; give Java {MEMORY} of memory, or leave meteor out")
+    statistics = np.array([answer.split() for answer in answers], np.float64).reshape(-1, _SIZE)
+    # A candidate that is its reference in one chunk has no penalty: the program lets it count as none.
+    whole = (statistics[:, [0, 1]] == statistics[:, [21, 22]]).all(axis=1) & (statistics[:, _CHUNKS] == 1)
+    statistics[whole, _CHUNKS] = 0
+    return Result(("meteor",), Statistics(statistics, meteor_of))
 
 
 def meteor_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -150,12 +67,6 @@ def meteor_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
         penalty = GAMMA * (chunks / matched.mean(axis=-1)) ** BETA
     scores: NDArray[np.float64] = np.nan_to_num(mean * (1 - penalty))[..., None]
     return scores
-
-
-@functools.lru_cache(maxsize=1)
-def _warm(process: int) -> Meteor:
-    """The METEOR process of the process with this id: a fork must not share its parent's."""
-    return Meteor()
 
 
 def _installed() -> Path:
@@ -175,26 +86,4 @@ def _installed() -> Path:
 def _question(candidate: str, references: Sequence[str]) -> str:
     """As the official tool asks: `|||` is removed from candidates, and splits a reference in two."""
     candidate = candidate.replace("|||", "").replace("  ", " ")
-    return " ||| ".join(["SCORE", " ||| ".join(references), candidate]).translate(_LINES)
-
-
-def _drain(process: subprocess.Popen[bytes], complaints: deque[str]) -> None:
-    """Read its standard error: a full pipe would block it."""
-    assert process.stderr is not None
-    complaints.extend(line.decode(errors="replace").strip() for line in process.stderr)
-
-
-def _end(process: subprocess.Popen[bytes], drain: threading.Thread) -> None:
-    """Close its input, which ends it."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):
-        process.stdin.close()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    drain.join()
-    for pipe in (process.stdout, process.stderr):
-        assert pipe is not None
-        pipe.close()
+    return " ||| ".join(["SCORE", " ||| ".join(references), candidate]).translate(_LINE_ENDS) + "\n"

@@ -1,6 +1,6 @@
 """The input and the output of every metric.   I images · M names of a metric"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -26,32 +26,20 @@ class Captions:
 
 
 class Result(NamedTuple):
-    """The scores of one metric as fractions; NaN where it is undefined, with the reason."""
+    """The scores of one metric, as fractions."""
 
     names: tuple[str, ...]
-    corpus: NDArray[np.float64]
     """(M,)"""
-    per_image: NDArray[np.float64]
-    """(I, M)"""
     statistics: Statistics
-    """What resamples of the images are scored from."""
-    reason: str = ""
+    undefined: str = ""
+    """Why a score is NaN."""
 
-    @classmethod
-    def from_statistics(
-        cls,
-        names: tuple[str, ...],
-        statistics: NDArray[np.float64],
-        combine: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-        reason: str = "",
-    ) -> "Result":
-        """For a metric whose corpus value combines the statistics (I, K) summed over images."""
-        corpus, per_image = combine(statistics.sum(axis=0)), combine(statistics)
-        return cls(names, corpus, per_image, Statistics(statistics, combine), reason)
+    @property
+    def corpus(self) -> NDArray[np.float64]:
+        """(M,)"""
+        return self.statistics.combine(self.statistics.values.sum(axis=0))
 
-    @classmethod
-    def from_mean(cls, name: str, per_image: NDArray[np.float64], reason: str = "") -> "Result":
-        """For a metric whose corpus value is the mean of its values (I,); NaN of no images."""
-        column = per_image[:, None]
-        corpus = column.mean(axis=0) if len(column) else np.full(1, np.nan)
-        return cls((name,), corpus, column, Statistics.mean(column), reason)
+    @property
+    def per_image(self) -> NDArray[np.float64]:
+        """(I, M)"""
+        return self.statistics.combine(self.statistics.values)

@@ -44,47 +44,34 @@ class Table(NamedTuple):
     images: Integers
     """(E,)"""
     grams: Integers
-    """(E,)"""
+    """(E,) equal n-grams have equal numbers, from 0."""
     slots: Integers
     """(E,) which of the image's captions."""
     counts: Integers
     """(E,)"""
 
-    @classmethod
-    def of(cls, images: Integers, grams: Integers, slots: Integers | int, size: int, width: int = 1) -> "Table":
-        """Count n-grams (T,), numbered below `size`, in images (T,) of at most `width` captions."""
-        keys, counts = np.unique((images * size + grams) * width + slots, return_counts=True)
-        pairs, places = np.divmod(keys, width)
-        return cls(*np.divmod(pairs, max(1, size)), places, counts)
 
-
-class Grams(NamedTuple):
-    """The n-grams of one order in a text."""
-
-    captions: Integers
-    """(T',) the caption that each n-gram is in."""
-    numbers: Integers
-    """(T',) the n-gram: equal n-grams have equal numbers, from 0."""
-    keys: Integers
-    """(size,) sorted: the n-gram of each number as `number of all but its last word * words + last word`."""
-
-
-def number_grams(text: Text, words: int) -> Iterator[Grams]:
+def count_grams(text: Text, words: int, images: Integers, slots: Integers) -> Iterator[tuple[Table, Integers]]:
     """The n-grams of orders 1 to 4, one order after the other, over a vocabulary of `words` words.
 
-    A number stands for the pair of a shorter n-gram and a word, so that keys of any vocabulary fit 64 bits.
+    `images` (C,) and `slots` (C,) say where each caption belongs. With each table come the keys of its n-grams, sorted:
+    for the n-gram of each number, `number of all but its last word * words + last word`. A number stands for the pair
+    of a shorter n-gram and a word, so that keys of any vocabulary fit 64 bits.
     """
-    total = len(text.words)
-    captions = np.repeat(np.arange(len(text.lengths)), text.lengths)
-    rest = np.cumsum(text.lengths)[captions] - np.arange(total)  # words from each place to its caption's end
+    total, width = len(text.words), int(slots.max(initial=0)) + 1
+    owners = np.repeat(np.arange(len(text.lengths)), text.lengths)
+    rest = np.cumsum(text.lengths)[owners] - np.arange(total)  # words from each place to its caption's end
     numbers = text.words
     for order in range(1, MAX_ORDER + 1):
         starts = np.flatnonzero(rest >= order)
-        keys = numbers[starts] if order == 1 else numbers[starts] * words + text.words[starts + order - 1]
-        distinct, inverse = np.unique(keys, return_inverse=True)
+        found = numbers[starts] if order == 1 else numbers[starts] * words + text.words[starts + order - 1]
+        keys, inverse = np.unique(found, return_inverse=True)
         numbers = np.zeros(total, np.int64)
         numbers[starts] = inverse
-        yield Grams(captions[starts], inverse, distinct)
+        captions, size = owners[starts], len(keys)
+        entries, counts = np.unique((images[captions] * size + inverse) * width + slots[captions], return_counts=True)
+        pairs, places = np.divmod(entries, width)
+        yield Table(*np.divmod(pairs, max(1, size)), places, counts), keys
 
 
 @dataclass(frozen=True)
@@ -114,15 +101,12 @@ class Counts:
         places, owners = ranges(np.zeros_like(each), each)
         images, slots = np.concatenate([np.arange(count), owners]), np.concatenate([np.zeros_like(each), 1 + places])
         own, others, sizes = [], [], []
-        for found in number_grams(text, len(vocabulary)):
-            size = len(found.keys)
-            captions = images[found.captions], found.numbers, slots[found.captions]
-            table = Table.of(*captions, size, 1 + int(each.max(initial=0)))
+        for table, keys in count_grams(text, len(vocabulary), images, slots):
             is_candidate = table.slots == 0
             own.append(Table(*(column[is_candidate] for column in table)))
-            first, grams, slot, counts = (column[~is_candidate] for column in table)
-            others.append(Table(first, grams, slot - 1, counts))
-            sizes.append(size)
+            theirs = Table(*(column[~is_candidate] for column in table))
+            others.append(theirs._replace(slots=theirs.slots - 1))
+            sizes.append(len(keys))
         return cls(text.lengths[:count], text.lengths[count:], each, tuple(own), tuple(others), tuple(sizes))
 
 

@@ -8,27 +8,20 @@ I images
 
 import functools
 import importlib.resources
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captioner.errors import ConfigError
 from captioner.metrics.metric import Captions, Result
+from captioner.metrics.significance import Statistics, ratios
 
-NAMES = ("object_precision", "object_recall")
+_FOLDER = importlib.resources.files("captioner.metrics")
 
-COCO_CATEGORIES = frozenset(
-    """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
-    handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
-    surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
-    broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
-    mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
-    teddy bear, hair drier, toothbrush""".replace("\n    ", " ").split(", ")
-)
+COCO_CATEGORIES = frozenset((_FOLDER / "coco_categories.txt").read_text(encoding="utf-8").splitlines())
 """The 80 categories of COCO's instances; each is a concept of the list."""
 
 NOTHING = "nothing"
@@ -70,35 +63,36 @@ class NounList:
     @functools.cache
     def bundled(cls) -> Self:
         """The list that comes with this package."""
-        source = importlib.resources.files("captioner.metrics") / "object_words.txt"
+        source = _FOLDER / "object_words.txt"
         return cls.parse(source.read_text(encoding="utf-8"), source.name)
 
     @classmethod
     def parse(cls, text: str, source: str) -> Self:
         """Read the format of `object_words.txt`. Raises ConfigError that names the wrong line."""
-        named: dict[str, str] = {}
-        hinted: dict[str, set[str]] = {}
-        names: dict[str, int] = {}
-
-        def name(word: str, concept: str, number: int) -> None:
-            if named.setdefault(word, concept) != concept:
-                raise ConfigError(f"{source}:{number}: {word} is a {named[word]} already; add a ? to one of them")
-
+        words: list[tuple[str, str, int]] = []
+        hinted: dict[str, set[str]] = defaultdict(set)
+        concepts: dict[str, int] = {}
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.startswith("#"):
                 continue
             concept, colon, rest = (part.strip() for part in line.partition(":"))
             if not (concept and colon):
                 raise ConfigError(f"{source}:{number}: {line.strip()}: no concept; write `concept: word, word`")
-            names.setdefault(concept, number)
-            for word in filter(None, (word.strip() for word in rest.split(","))):
+            concepts.setdefault(concept, number)
+            for word in filter(None, map(str.strip, rest.split(","))):
                 if word.endswith("?"):
-                    hinted.setdefault(word[:-1], set()).add(concept)
+                    hinted[word[:-1]].add(concept)
                 else:
-                    name(word, concept, number)
-        for concept, number in names.items():
-            if concept != NOTHING and concept not in hinted.get(concept, ()):
-                name(concept, concept, number)
+                    words.append((word, concept, number))
+        words += [
+            (concept, concept, number)
+            for concept, number in concepts.items()
+            if concept != NOTHING and concept not in hinted.get(concept, ())
+        ]
+        named: dict[str, str] = {}
+        for word, concept, number in words:
+            if named.setdefault(word, concept) != concept:
+                raise ConfigError(f"{source}:{number}: {word} is a {named[word]} already; add a ? to one of them")
         longest: dict[str, int] = {}
         for phrase in (*named, *hinted):
             first, size = phrase.split(" ", 1)[0], phrase.count(" ") + 1
@@ -111,7 +105,7 @@ class NounList:
         possible: set[str] = set()
         for caption in captions:
             for _, _, concept, hints in self.phrases(caption.split()):
-                if concept and concept != NOTHING:
+                if concept:
                     named.append(concept)
                 possible.update(hints)
         return Objects(named, possible.union(named))
@@ -123,9 +117,9 @@ class NounList:
             size = 1
             for length in range(min(self.longest.get(words[place], 0), len(words) - place), 0, -1):
                 phrase = " ".join(words[place : place + length])
-                concept, hints = self.named.get(phrase), self.hinted.get(phrase)
+                concept, hints = self.named.get(phrase), self.hinted.get(phrase, frozenset())
                 if concept or hints:
-                    yield place, place + length, concept, hints or frozenset()
+                    yield place, place + length, None if concept == NOTHING else concept, hints
                     size = length
                     break
             place += size
@@ -134,8 +128,7 @@ class NounList:
         """Whether each of a caption's words, in lower case and without punctuation, belongs to an object's name."""
         flags = [False] * len(words)
         for start, stop, concept, _ in self.phrases(words):
-            if concept and concept != NOTHING:
-                flags[start:stop] = [True] * (stop - start)
+            flags[start:stop] = [concept is not None] * (stop - start)
         return flags
 
 
@@ -152,15 +145,8 @@ def object_words(captions: Captions) -> Result:
         own, expected = nouns.objects([candidate]), nouns.objects(others)
         mine, theirs = set(own.named), set(expected.named)
         rows.append((len(mine & expected.possible), len(mine), len(theirs & own.possible), len(theirs)))
-    statistics = np.array(rows, np.float64).reshape(-1, 4)
-    return Result.from_statistics(NAMES, statistics, object_words_of, "no caption names an object of the list")
-
-
-def object_words_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 2): precision and recall of statistics (..., 4), an image's or sums over images."""
-    with np.errstate(invalid="ignore"):
-        ratios: NDArray[np.float64] = statistics[..., ::2] / statistics[..., 1::2]
-    return ratios
+    statistics = Statistics(np.array(rows, np.float64).reshape(-1, 4), ratios)
+    return Result(("object_precision", "object_recall"), statistics, "no caption names an object of the list")
 
 
 def chair(

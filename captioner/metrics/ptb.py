@@ -1,10 +1,8 @@
-"""The PTB tokenizer of the official caption metrics, without Java.
+"""The tokenizers of captions; `tokenize` is the official metrics' PTB tokenizer, without Java.
 
-Equivalent to `PTBTokenizer -preserveLines -lowerCase` of CoreNLP 3.4.1 and coco-caption's removal of punctuation.
-Derived from the jar's output for test strings; docs/tokenizer.md says how closely it agrees.
-
-Like the jar it is a scanner: at each place the rule with the longest match wins, lookahead included, and the first of
-equally long ones. Most captions are only letters, spaces and a period, and take a fast path.
+It equals `PTBTokenizer -preserveLines -lowerCase` of CoreNLP 3.4.1 and coco-caption's removal of punctuation, and was
+derived from the jar's output for test strings; docs/tokenizer.md says how closely it agrees. Like the jar it scans: at
+each place the rule with the longest match wins. Most captions have only letters, spaces and a period: a fast path.
 """
 
 import re
@@ -51,7 +49,7 @@ def scan(text: str, start: int, end: int) -> list[str]:
             tokens += plain.group().lower().split()
             start = plain.end()
             continue
-        longest, stop, output = start, start + 1, _NOTHING
+        longest = start  # the last rule matches any character, so there is a longest match
         for pattern, its_output in _rules(text[start]):
             match = pattern.match(text, start)
             if match is not None and match.end() > longest:
@@ -60,9 +58,6 @@ def scan(text: str, start: int, end: int) -> list[str]:
             tokens.append(token)
         start = stop
     return tokens
-
-
-_NOTHING: Output = ""
 
 
 @lru_cache(maxsize=1024)

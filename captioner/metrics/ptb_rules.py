@@ -5,10 +5,20 @@ have bounds that the jar lacks (250 characters of an address, 20 parts of it), s
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
+from importlib.resources import files
 from typing import NamedTuple, TypeAlias
 
-from captioner.metrics import ptb_characters
+
+def _read_lists(file: str) -> dict[str, str]:
+    """The lists of a data file, which describes its format."""
+    lists: dict[str, str] = defaultdict(str)
+    for line in (files("captioner.metrics") / file).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, entries = line.partition(":")
+            lists[name] += entries
+    return lists
 
 
 def _characters(ranges: str) -> str:
@@ -16,10 +26,11 @@ def _characters(ranges: str) -> str:
     return "".join("-".join(f"\\u{int(end, 16):04x}" for end in span.split("-")) for span in ranges.split())
 
 
-_LETTERS = "A-Za-z" + _characters(ptb_characters.LETTERS)
-_DIGITS = "0-9" + _characters(ptb_characters.DIGITS)
-_MARKS = _characters(ptb_characters.MARKS)
-_SYMBOLS = _characters(ptb_characters.SYMBOLS)
+_CLASSES = {name: _characters(ranges) for name, ranges in _read_lists("ptb_characters.txt").items()}
+_LETTERS = "A-Za-z" + _CLASSES["letters"]
+_DIGITS = "0-9" + _CLASSES["digits"]
+_MARKS = _CLASSES["marks"]
+_SYMBOLS = _CLASSES["symbols"]
 
 # Old Unicode knew no capitals in Cherokee.
 _CAPITALS = "".join(c for c in map(chr, range(0x10000)) if c.isupper() and not "\u13a0" <= c <= "\u13f4")
@@ -63,34 +74,12 @@ _NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
 _ATTRIBUTE = rf"""{_NAME}(?:=(?:"[^"\n]{{0,250}}"|'[^'\n]{{0,250}}'))?"""
 _TAG = rf"<(?:{_NAME}(?: +{_ATTRIBUTE}){{0,20}} *(?:/ *)?|/{_NAME} *|[!?][A-Za-z-][^>\n]{{0,250}})>"
 
-# Abbreviations by the role of their period.
-# 1: it may also end a sentence, and is then two tokens.
-_ENDING = _words(
-    "jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu(?:rs)? fri "
-    "al apr ariz assn bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak esq est etc ext fla ga "
-    "inc ind intl jr kans? ky ltd md mich minn mo mont neb nev okla penn plc rd rt seq sq sr sys tel tenn "
-    r"univ va vt wisc? wyo ph\.d ed\.d "
-)
-# Abbreviations that are also words need their usual case.
-_ENDING_AS_WRITTEN = "(?=[A-Z])" + _words("ark az del ill la mass miss ore pa tex wash")
-_ENDING_AS_WRITTEN += "|(?ai:p?pt)[ey](?ai:s?)"
-# 2: something always follows: titles and the like.
-_TITLE = _words(
-    "adj adm adv alex assoc asst attys? ave brig capt cf cie c[mo]mdr col cpl dept det drs? elec ens ft gen "
-    "govs? hon insp invt jos lieut lt maj messrs mlle mme mrs? ms msgr mt natl pfc ph pres profs? pvt reps? "
-    "rev sens? sfc sgt spc ste? supts? treas vs wm cmdr "
-)
-_TITLE_AS_WRITTEN = "(?ai:m)[ft](?ai:g)"
-# 3: an abbreviation only where a number follows.
-_NUMBERED = _words("art ca figs? nos? op pp prop")
-
-_STARTERS = "(?=[A-Z])" + _words(
-    r"mr\. ms\. "
-    "a about according additionally after an as at but earlier he her here however if in it last many "
-    "more now once one other our she since so some such that the their then there these they this we "
-    "what when while yet you "
-)
-"""Before one of these a single letter's period ends the sentence, and an acronym's counts twice."""
+_LISTS = {name: _words(entries) for name, entries in _read_lists("ptb_words.txt").items()}
+_ENDING = rf"(?:{_LISTS['ending']}|(?=[A-Z]){_LISTS['capitalized']}|(?ai:p?pt)[ey](?ai:s?))"
+_TITLE = rf"(?:{_LISTS['title']}|(?ai:m)[ft](?ai:g))"
+_NUMBERED = _LISTS["numbered"]
+_STARTERS = f"(?=[A-Z]){_LISTS['starter']}"
+_EXTENSION = _LISTS["extension"]
 
 _ADDRESS = r"""[^ \t\n"<>|(){}\xa0]"""
 _DOMAIN = r"""[^ \t\n"<>|(){}.\xa0]"""
@@ -101,16 +90,7 @@ _HOST = r"""[^ \t\n"<>|.!?(){},]"""
 # No capitals and no digits, as in the jar.
 _SITE = r"""[^ \t\n"`'<>|.!?(){}$,-_]"""
 
-_EXTENSION = _words(
-    "bat bmp c class cgi cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps "
-    "py sql tar txt wav x xml zip "
-)
-
 _EYE = r"[-~x=<>^']"
-
-
-def _lower(token: str) -> str:
-    return token.lower()
 
 
 def _word(token: str) -> str:
@@ -137,22 +117,16 @@ def _ended(token: str) -> str:
     return token.lower() + " ."
 
 
-def _quotes(token: str) -> str:
-    return "".join(_QUOTES.get(c, c) for c in token)
+def _rename(token: str) -> str:
+    """Quotes, brackets, currencies and fractions as the jar writes them."""
+    return "".join(_NAMES.get(c, c.lower()) for c in token)
 
 
-def _symbol(token: str) -> str:
-    return _SYMBOL_NAMES.get(token, token.lower())
-
-
-_QUOTES = {
+_NAMES = {
     **dict.fromkeys("`\u2018\u201b\x91\u2039", "`"),
     **dict.fromkeys("\u2019\x92\u203a", "'"),
     **dict.fromkeys("\u201c\x93\xab", "``"),
     **dict.fromkeys("\u201d\x94\xbb", "''"),
-}
-
-_SYMBOL_NAMES = {
     "(": "-lrb-",
     ")": "-rrb-",
     "[": "-lsb-",
@@ -174,11 +148,14 @@ Output: TypeAlias = str | Callable[[str], str]
 
 
 class Rule(NamedTuple):
+    """A kind of token."""
+
     first: str
     """The inside of a character class: the characters that a match can begin with."""
     pattern: str
     """Its group 1 is the token, the rest is lookahead."""
-    output: Output
+    output: Output = str.lower
+    """The token as it is written, or what makes that of the matched text; an empty one is dropped."""
 
 
 _Q = r"'\u2019\x92&"
@@ -188,70 +165,68 @@ RULES = (
     Rule(
         "<&A-Za-z0-9",
         rf"((?:<|&lt;)?[A-Za-z0-9]{_ADDRESS}{{0,250}}@(?:{_DOMAIN}+\.)*{_DOMAIN}+(?:>|&gt;)?)",
-        _lower,
     ),
-    Rule("A-Za-z", rf"((?ai:https?)://{_LINK}+{_LINK_END})", _lower),
-    Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)", _lower),
-    Rule("#", rf"(#(?:[{_L}]++|{_ACCENTED})+)", _lower),
+    Rule("A-Za-z", rf"((?ai:https?)://{_LINK}+{_LINK_END})"),
+    Rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)"),
+    Rule("#", rf"(#(?:[{_L}]++|{_ACCENTED})+)"),
     # Words that are two tokens.
-    Rule("Cc", r"((?ai:can))(?ai:not)", _lower),
-    Rule("GgWw", r"((?ai:gon|wan))(?ai:na)", _lower),
-    Rule("Gg", r"((?ai:got))(?ai:ta)", _lower),
-    Rule("GgLl", r"((?ai:gim|lem))(?ai:me)", _lower),
-    Rule("'", "((?ai:'t))(?ai:is|was)", _lower),
+    Rule("Cc", r"((?ai:can))(?ai:not)"),
+    Rule("GgWw", r"((?ai:gon|wan))(?ai:na)"),
+    Rule("Gg", r"((?ai:got))(?ai:ta)"),
+    Rule("GgLl", r"((?ai:gim|lem))(?ai:me)"),
+    Rule("'", "((?ai:'t))(?ai:is|was)"),
     Rule("A-Za-z\xad", rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*){_NOT}", _word),
     Rule(_L + "&", rf"({_WORDS}){_APOSTROPHE}(?ai:s|m|d|re|ve|ll)", _word),
     # Endings.
     Rule(_Q, rf"({_APOSTROPHE}{_words('s m d re ve ll')})[^A-Za-z]", _straight),
-    Rule(_Q, rf"({_APOSTROPHE}{_words(f'em cause till? n{_APOSTROPHE}?')})", _lower),
+    Rule(_Q, rf"({_APOSTROPHE}{_words(f'em cause till? n{_APOSTROPHE}?')})"),
     Rule("'", r"(')[A-Za-z][^ \t\n\xa0]", "`"),
     Rule(_Q, rf"({_APOSTROPHE}{_words('s m d re ve ll')})", _straight),
     Rule("Nn", rf"({_NOT})", _straight),
     # Words with an apostrophe inside, before or after.
-    Rule(_Q, rf"({_APOSTROPHE}[0-9]0(?i:s))", _lower),
-    Rule(_Q, rf"({_APOSTROPHE}[0-9]{{2}}){_BLANK}", _lower),
-    Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})", _lower),
-    Rule(_LETTERS, rf"([{_LETTERS}]+(?ai:[aeiouy]){_TICK}[aeiouA-Z][{_LETTERS}]*)", _lower),
-    Rule("CEceLlNnOoSs", f"({_APOSTROPHE_WORDS})", _lower),
-    Rule("AaPp", r"((?ai:anti|pro)-)", _lower),
-    Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]", _lower),
-    Rule("DLJOdljo", rf"({_words('[dlj] ol')}{_APOSTROPHE})", _lower),
+    Rule(_Q, rf"({_APOSTROPHE}[0-9]0(?i:s))"),
+    Rule(_Q, rf"({_APOSTROPHE}[0-9]{{2}}){_BLANK}"),
+    Rule("A-Zn", rf"([A-HJ-XZn]{_TICK}[{_LETTERS}]{{2,}})"),
+    Rule(_LETTERS, rf"([{_LETTERS}]+(?ai:[aeiouy]){_TICK}[aeiouA-Z][{_LETTERS}]*)"),
+    Rule("CEceLlNnOoSs", f"({_APOSTROPHE_WORDS})"),
+    Rule("AaPp", r"((?ai:anti|pro)-)"),
+    Rule("Yy", rf"((?ai:y){_APOSTROPHE})[{_LETTERS}]"),
+    Rule("DLJOdljo", rf"({_words('[dlj] ol')}{_APOSTROPHE})"),
     # Words.
     Rule(_L + "&", rf"({_WORDS})", _word),
-    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}})", _lower),
-    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}{_PATH})", _lower),
-    Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:{_PATH})?)", _lower),
+    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}})"),
+    Rule("w", rf"(www\.(?:{_HOST}{{1,250}}\.){{1,20}}[a-zA-Z]{{2,4}}{_PATH})"),
+    Rule(r"^ \t\n", rf"((?:{_SITE}{{1,63}}\.){{1,8}}(?:com|net|org|edu)(?:{_PATH})?)"),
     # Abbreviations.
-    Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.){_BLANK}(?:[{_CAPITALS}]|{_BLANK}|{_TAG})", _ended),
-    Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)[^\0][^\0]", _lower),
-    Rule("A-Za-z", rf"((?:{_ENDING}|{_ENDING_AS_WRITTEN})\.)", _ended),
-    Rule("A-Za-z", rf"((?:{_TITLE}|{_TITLE_AS_WRITTEN})\.)", _lower),
+    Rule("A-Za-z", rf"({_ENDING}\.){_BLANK}(?:[{_CAPITALS}]|{_BLANK}|{_TAG})", _ended),
+    Rule("A-Za-z", rf"({_ENDING}\.)[^\0][^\0]"),
+    Rule("A-Za-z", rf"({_ENDING}\.)", _ended),
+    Rule("A-Za-z", rf"({_TITLE}\.)"),
     Rule("A-Za-z", rf"({_ACRONYM}\.){_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", _ended),
-    Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", _lower),
-    Rule("A-Za-z", rf"({_ACRONYM}\.|[A-Za-z]\.)", _lower),
-    Rule("A-Za-z", rf"({_NUMBERED}\.){_BLANK}?[{_D}]", _lower),
+    Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}"),
+    Rule("A-Za-z", rf"({_ACRONYM}\.|[A-Za-z]\.)"),
+    Rule("A-Za-z", rf"({_NUMBERED}\.){_BLANK}?[{_D}]"),
     # Numbers.
     Rule("-+.:,\xad\u066b\u066c" + _D, rf"([-+]?(?:{_NUMBER}))", _word),
     Rule(_D, rf"((?:[{_D}]{{1,4}}[- \xa0])?[{_D}]{{1,4}}\\?[/\u2044][{_D}]{{1,4}})", _spaced),
     Rule("(+0-9", rf"({_TELEPHONE})", _spaced),
-    Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)", _lower),
-    Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})", _lower),
+    Rule("\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089", "([\xb2\xb3\xb9\u2070\u2074-\u2079\u2080-\u2089]+)"),
+    Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})"),
     Rule(
         _L + _D + "&",
         rf"((?:[{_L}{_D}]++|{_ACCENTED})+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])",
-        _lower,
     ),
     # Joined words.
-    Rule(_LETTERS + _D, rf"({_JOINED})", _lower),
-    Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})", _lower),
+    Rule(_LETTERS + _D, rf"({_JOINED})"),
+    Rule("A-Za-z0-9", rf"({_EITHER}(?:\\?/{_EITHER}){{1,2}})"),
     Rule(_LETTERS + _D, rf"({_HYPHENED})", _word),
     Rule("A-Z", rf"({_COMPANY})", _word),
     Rule(_L + _D + "&", rf"((?:{_WORDS}|{_JOINED}|{_HYPHENED}|{_COMPANY})\.)[,;:\u3001]", _word),
-    Rule("CcFf", r"((?ai:c\+\+|[cf]#))", _lower),
-    Rule("A-Z$", r"([A-Z]*\$)", _lower),
+    Rule("CcFf", r"((?ai:c\+\+|[cf]#))"),
+    Rule("A-Z$", r"([A-Z]*\$)"),
     # Smileys.
     Rule("<>:;=", r"([<>]?[:;=][-o*']?[()DPdpO\\|@{\[\]])[^A-Za-z0-9]", _brackets),
-    Rule("-~x=<>^'", rf"({_EYE}_{_EYE})", _lower),
+    Rule("-~x=<>^'", rf"({_EYE}_{_EYE})"),
     Rule("(", rf"(\((?:{_EYE}[_.]?{_EYE}|[~x=<>^']-[~x=<>^'`])\))", _brackets),
     # Entities.
     Rule("&", r"((?ai:&amp;))", "&"),
@@ -259,38 +234,38 @@ RULES = (
     Rule("&", r"((?ai:&gt;))", ">"),
     Rule("&", r"((?ai:&nbsp;))", ""),
     Rule("&", r"((?ai:&md;)|&[mn]dash;)", "--"),
-    Rule("&", r"((?ai:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&#[0-9]+;|&QUOT;)", _lower),
-    Rule("-", r"(-(?ai:[lr][rsc]b)-)", _lower),
+    Rule("&", r"((?ai:&(?:ht|[lut]r|[tq]l|q[cr]|[co]dq);)|&#[0-9]+;|&QUOT;)"),
+    Rule("-", r"(-(?ai:[lr][rsc]b)-)"),
     # Quotes.
     Rule('"&', r"(\"|&quot;)[A-Za-z0-9$]", "``"),
     Rule('"&', r"(\"|&quot;)", "''"),
     Rule("'", r"('')", "''"),
     Rule("'&", r"('|&apos;)", "'"),
     Rule(
-        "`\x91-\x94\xab\xbb\u2018-\u201f\u2039\u203a", "([`\x91-\x94\xab\xbb\u2018-\u201f\u2039\u203a]{1,2})", _quotes
+        "`\x91-\x94\xab\xbb\u2018-\u201f\u2039\u203a", "([`\x91-\x94\xab\xbb\u2018-\u201f\u2039\u203a]{1,2})", _rename
     ),
     # Punctuation.
     Rule(r".", r"(\.{3,5}|\.(?:[ \xa0]\.){2,4})", "..."),
     Rule("\x85\u2026", "([\x85\u2026])", "..."),
-    Rule(r"\-", r"(-----+)", _lower),
+    Rule(r"\-", r"(-----+)"),
     Rule(r"\-", r"(--+)", "--"),
     Rule("\x96\x97\u2013-\u2015", "([\x96\x97\u2013-\u2015])", "--"),
-    Rule("!?", r"([!?]+)", _lower),
-    Rule("#", r"(##+)", _lower),
-    Rule("@", r"(@@+)", _lower),
-    Rule("_", r"(__+)", _lower),
-    Rule(r"*\\", r"(\*+|\\\*)", _lower),
+    Rule("!?", r"([!?]+)"),
+    Rule("#", r"(##+)"),
+    Rule("@", r"(@@+)"),
+    Rule("_", r"(__+)"),
+    Rule(r"*\\", r"(\*+|\\\*)"),
     Rule("<", r"(<<)", "<<"),
     Rule(">", r"(>>)", ">>"),
-    Rule(r"!-/:-@\[-`{-~", r"([!-/:-@\[-`{-~])", _symbol),
-    Rule("\x80\xa2-\xa4\u20a0\u20ac\xbc-\xbe\u2153\u2154\xad\u2044", "(.)", _symbol),
-    Rule(_SYMBOLS, "(.)", _lower),
+    Rule(r"!-/:-@\[-`{-~", r"([!-/:-@\[-`{-~])", _rename),
+    Rule("\x80\xa2-\xa4\u20a0\u20ac\xbc-\xbe\u2153\u2154\xad\u2044", "(.)", _rename),
+    Rule(_SYMBOLS, "(.)"),
     Rule(_SPACE[1:-1], f"({_SPACE}+)", ""),
     Rule(r"\s\S", r"([\s\S])", ""),
 )
 
 _SPLIT = _words("cannot gonna gotta gimme lemme wanna") + "(?![A-Za-z])"
-_SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_ENDING_AS_WRITTEN}|{_TITLE}|{_TITLE_AS_WRITTEN}|{_NUMBERED})\."
+_SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_TITLE}|{_NUMBERED})\."
 
 PLAIN_WORDS = re.compile(rf"(?:(?!{_SPLIT})[A-Za-z]+ {_SPACE}*)+")
 """Words that only the rule for words can match."""

@@ -10,13 +10,15 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captioner.errors import AnnotationError
 from captioner.metrics.cider import References, cider_scores
-from captioner.metrics.ngrams import Integers, Table, Text, Vocabulary, find, number_grams, offsets, ranges
+from captioner.metrics.ngrams import Integers, Table, Text, Vocabulary, count_grams, find, offsets, ranges
+from captioner.metrics.ptb import tokenize
 
 EOS = "<eos>"
 """The word that stands for the end of a caption."""
@@ -40,22 +42,18 @@ class CiderReward:
     def of(
         cls,
         references: Sequence[Sequence[str]],
-        tokenize: Callable[[Sequence[str]], Sequence[str]] | None = None,
+        tokenize: Callable[[Sequence[str]], Sequence[str]] = tokenize,
         *,
         eos: bool = True,
     ) -> "CiderReward":
-        """Of the references of each image; `tokenize` puts spaces between words, by default the PTB tokenizer does.
+        """Of the references of each image; `tokenize` separates words by spaces.
 
         `eos=False` leaves the end of captions out, of samples too: official CIDEr-D. Raises AnnotationError for an
         image without references, and for fewer than two images.
         """
-        if tokenize is None:
-            from captioner.metrics import ptb
-
-            tokenize = ptb.tokenize
-        sizes = [len(each) for each in references]
-        if 0 in sizes:
-            raise AnnotationError(f"image {sizes.index(0)}: no reference, so no reward; leave the image out")
+        sizes = np.array([len(each) for each in references], np.int64)
+        if not sizes.all():
+            raise AnnotationError(f"image {sizes.argmin()}: no reference, so no reward; leave the image out")
         if len(sizes) < 2:
             raise AnnotationError(
                 f"references of {len(sizes)} images: CIDEr weighs words by how rare they are among images; "
@@ -66,17 +64,14 @@ class CiderReward:
             captions = [f"{caption} {EOS}" for caption in captions]
         vocabulary, keys = Vocabulary(), []
         text = Text.of(captions, vocabulary)
-        each = np.array(sizes, np.int64)
-        slots, images = ranges(np.zeros_like(each), each)
+        slots, images = ranges(np.zeros_like(sizes), sizes)
 
         def tables() -> Iterator[tuple[Table, int]]:
-            for found in number_grams(text, len(vocabulary)):
-                keys.append(found.keys)
-                size = len(found.keys)
-                places = images[found.captions], found.numbers, slots[found.captions]
-                yield Table.of(*places, size, int(each.max())), size
+            for table, order_keys in count_grams(text, len(vocabulary), images, slots):
+                keys.append(order_keys)
+                yield table, len(order_keys)
 
-        counted = References.of(tables(), each, text.lengths)
+        counted = References.of(tables(), sizes, text.lengths)
         starts = offsets(np.array([len(order_keys) for order_keys in keys]))
         return cls(counted, list(vocabulary), np.concatenate(keys), starts, eos)
 
@@ -86,8 +81,10 @@ class CiderReward:
 
     def save(self, path: str | Path) -> None:
         """Write everything to an npz file of that very name."""
+        words = np.frombuffer("\n".join(self.words).encode(errors="surrogatepass"), np.uint8)
+        arrays: dict[str, Any] = {"words": words, "keys": self.keys, "starts": self.starts, "eos": np.array(self.eos)}
         with Path(path).open("wb") as file:
-            np.savez(file, **self._arrays())  # type: ignore[arg-type]
+            np.savez(file, **self.references._asdict(), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "CiderReward":
@@ -125,20 +122,14 @@ class CiderReward:
             first_new + new[word] if (number := known.get(word)) is None else number
             for word in chain.from_iterable(samples)
         ]
-        words = first_new + len(new)
-        unknown, tables = len(self.keys), []
+        words, rows = first_new + len(new), np.arange(len(lengths))
+        text, tables = Text(np.array(numbers, np.int64), lengths), []
         numbered = np.zeros(1, np.int64)  # of each n-gram one word shorter: its number in its order, or -1
-        for order, found in enumerate(number_grams(Text(np.array(numbers, np.int64), lengths), words)):
+        for order, (table, found) in enumerate(count_grams(text, words, rows, np.zeros_like(rows))):
             start, stop = self.starts[order : order + 2]
-            before, last = np.divmod(found.keys, words)
+            before, last = np.divmod(found, words)
             keys = np.where((numbered[before] < 0) | (last >= first_new), -1, numbered[before] * first_new + last)
             places, there = find(self.keys[start:stop], keys)
             numbered = np.where(there, places, -1)
-            table = Table.of(found.captions, found.numbers, 0, len(found.keys))
-            tables.append(table._replace(grams=np.where(there, places + start, unknown)[table.grams]))
+            tables.append(table._replace(grams=np.where(there, places + start, len(self.keys))[table.grams]))
         return tables
-
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        words = np.frombuffer("\n".join(self.words).encode(errors="surrogatepass"), np.uint8)
-        own = {"words": words, "keys": self.keys, "starts": self.starts, "eos": np.array(self.eos)}
-        return {**self.references._asdict(), **own}

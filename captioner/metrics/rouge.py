@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from captioner.metrics.metric import Captions, Result
+from captioner.metrics.significance import Statistics
 
 _BETA = 1.2
 
@@ -12,7 +13,7 @@ _BETA = 1.2
 def rouge_l(captions: Captions) -> Result:
     """ROUGE-L; words end at single spaces alone."""
     scores = map(_score, captions.candidates, captions.references)
-    return Result.from_mean("rouge_l", np.fromiter(scores, np.float64, len(captions.candidates)))
+    return Result(("rouge_l",), Statistics.mean(np.fromiter(scores, np.float64)))
 
 
 def _score(candidate: str, references: Sequence[str]) -> float:

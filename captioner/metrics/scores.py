@@ -1,6 +1,6 @@
 """All metrics of captions and their references, for the corpus and for every image.
 
-I images, in the candidates' order · M names of a metric
+I images, in the candidates' order · B resamples
 """
 
 import hashlib
@@ -9,8 +9,9 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,34 +24,22 @@ from captioner.metrics.cider import cider_d
 from captioner.metrics.meteor import meteor
 from captioner.metrics.metric import Captions, Result
 from captioner.metrics.object_words import object_words
-from captioner.metrics.ptb import LINE_BREAKS, TOKENIZERS
+from captioner.metrics.ptb import TOKENIZERS
 from captioner.metrics.rouge import rouge_l
 from captioner.metrics.significance import RESAMPLES, SEED, interval, resample
 from captioner.metrics.spice import check_folder, spice
 
 TokenizerName: TypeAlias = Literal["ptb", "char", "none"]
 
-METRICS: dict[str, Callable[[Captions], Result] | None] = {
+METRICS: dict[str, Callable[[Captions], Result]] = {
     "bleu": bleu,
     "rouge_l": rouge_l,
     "cider_d": cider_d,
     "meteor": meteor,
-    "spice": None,
     "object_words": object_words,
 }
-"""The metrics by the names that users give; `spice` needs its folder as well."""
+"""The metrics by the names that users give; there is also `spice`, which needs its folder."""
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider_d")
-
-ALIASES = {
-    "cider": "cider_d",
-    "ciderd": "cider_d",
-    "rouge": "rouge_l",
-    "objects": "object_words",
-    **{f"bleu_{order}": "bleu" for order in range(1, 5)},
-    **{f"bleu{order}": "bleu" for order in range(1, 5)},
-    **{f"object_{kind}": "object_words" for kind in ("precision", "recall")},
-}
-"""Names that users may mistake for a metric's -> the metric's name."""
 
 _VERSIONS = {"meteor": "meteor-1.5", "spice": "spice-1.0"}
 
@@ -64,7 +53,7 @@ class Scores:
     per_image: dict[str, NDArray[np.float64]]
     """(I,) each; NaN where a metric is undefined."""
     images: tuple[str, ...]
-    """(I,) the ids, as texts."""
+    """(I,) the ids, as strings."""
     signature: str
     """Everything that determines the numbers: version, tokenizer, metrics, references."""
     reasons: dict[str, str]
@@ -86,38 +75,33 @@ class Scores:
         return report | ({"reasons": self.reasons} if self.reasons else {})
 
     def intervals(self, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, tuple[float, float] | None]:
-        """95 % bootstrap intervals over images; None where a metric is undefined, and of one image."""
-        return self._spread(lambda index: resample(self.results[index].statistics, resamples, seed), self.corpus)
+        """95 % bootstrap intervals over images; None where a metric is undefined, and for a single image."""
+        samples = self._resample(resamples, seed)
+        return {name: self._interval(value, samples[name]) for name, value in self.corpus.items()}
 
     def compare(self, other: "Scores", resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, dict[str, Any]]:
-        """Metric -> `difference` (this minus the other) and its 95 % `interval`, the same images being drawn for both.
+        """Metric -> `difference` (this minus the other) and its 95 % `interval` over resamples of the same images.
 
-        Raises ConfigError where the two are not of the same images and references.
+        Raises ConfigError unless both are scores of the same images and references.
         """
         if (self.images, self.signature) != (other.images, other.signature):
             raise ConfigError(f"scores of {other.signature} cannot be compared with those of {self.signature}")
-
-        def pairs(index: int) -> NDArray[np.float64]:
-            mine, others = (each.results[index].statistics for each in (self, other))
-            return resample(mine, resamples, seed) - resample(others, resamples, seed)
-
-        differences: dict[str, float | None] = {}
+        samples, other_samples = (each._resample(resamples, seed) for each in (self, other))
+        compared = {}
         for name, value in self.corpus.items():
-            another = other.corpus[name]
-            differences[name] = None if value is None or another is None else value - another
-        found = self._spread(pairs, differences)
-        return {name: {"difference": differences[name], "interval": found[name]} for name in differences}
+            other_value = other.corpus[name]
+            difference = None if value is None or other_value is None else value - other_value
+            found = self._interval(difference, samples[name] - other_samples[name])
+            compared[name] = {"difference": difference, "interval": found}
+        return compared
 
-    def _spread(
-        self, values: Callable[[int], NDArray[np.float64]], corpus: Mapping[str, float | None]
-    ) -> dict[str, tuple[float, float] | None]:
-        """The interval of each metric that has a corpus value, from the resamples (B, M) of each result."""
-        found: dict[str, tuple[float, float] | None] = dict.fromkeys(corpus)
-        if len(self.images) > 1:
-            for index, result in enumerate(self.results):
-                for name, samples in zip(result.names, values(index).T, strict=True):
-                    found[name] = None if corpus[name] is None else interval(samples)
-        return found
+    def _resample(self, resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
+        """Metric -> its scores (B,) for resamples of the images."""
+        pairs = ((result.names, resample(result.statistics, resamples, seed).T) for result in self.results)
+        return {name: samples for names, columns in pairs for name, samples in zip(names, columns, strict=True)}
+
+    def _interval(self, value: float | None, samples: NDArray[np.float64]) -> tuple[float, float] | None:
+        return None if value is None or len(self.images) == 1 else interval(samples)
 
 
 def score_captions(
@@ -148,112 +132,89 @@ def score(
     metrics = check_metrics([metrics] if isinstance(metrics, str) else metrics, spice_dir)
     if tokenizer not in TOKENIZERS:
         raise ConfigError(f"tokenizer {tokenizer}: not known; choose from {', '.join(TOKENIZERS)}")
-    texts, all_references = _by_id(candidates, "candidates"), _by_id(references, "references")
-    if not texts:
+    candidates, references = _by_id(candidates, "candidates"), _by_id(references, "references")
+    if not candidates:
         raise InputError("no candidates: nothing to score; give a caption for each image")
-    images = tuple(texts)
-    own = [_candidate(image, text) for image, text in texts.items()]
-    others = [_references(image, all_references) for image in images]
+    for image, caption in candidates.items():
+        _check_text("candidates", image, caption)
+    used = {image: _references(image, references) for image in candidates}
 
-    sizes = [len(each) for each in others]
-    words = iter(_tokenized(tuple(chain.from_iterable(others)), tokenizer))
-    tokenized = [[next(words) for _ in range(size)] for size in sizes]
-    captions = Captions(TOKENIZERS[tokenizer](own), tokenized)
-    results = tuple(_compute(metric, captions, spice_dir) for metric in metrics)
+    words = iter(_tokenize(tuple(chain.from_iterable(used.values())), tokenizer))
+    tokenized = [list(islice(words, len(each))) for each in used.values()]
+    captions = Captions(TOKENIZERS[tokenizer](list(candidates.values())), tokenized)
+    compute = METRICS | {"spice": partial(spice, folder=spice_dir)}
+    results = tuple(compute[metric](captions) for metric in metrics)
 
-    unused = len(all_references) - len(images)
     corpus: dict[str, float | None] = {}
+    per_image: dict[str, NDArray[np.float64]] = {}
     reasons: dict[str, str] = {}
     for result in results:
-        for name, value in zip(result.names, result.corpus.tolist(), strict=True):
-            corpus[name] = None if np.isnan(value) else value
+        for name, value, column in zip(result.names, result.corpus.tolist(), result.per_image.T, strict=True):
+            corpus[name], per_image[name] = value, column
             if np.isnan(value):
-                reasons[name] = result.reason
-    return Scores(
-        corpus,
-        {name: result.per_image[:, column] for result in results for column, name in enumerate(result.names)},
-        images,
-        _signature(tokenizer, metrics, dict(zip(images, others, strict=True))),
-        reasons,
-        (f"{unused} images with references have no candidate; they are left out",) if unused else (),
-        captions,
-        results,
-    )
+                corpus[name], reasons[name] = None, result.undefined
+    unused = len(references) - len(used)
+    notes = (f"{unused} images with references have no candidate; they are left out",) if unused else ()
+    signature = _signature(tokenizer, metrics, used)
+    return Scores(corpus, per_image, tuple(candidates), signature, reasons, notes, captions, results)
 
 
 def check_metrics(metrics: Sequence[str], spice_dir: Path | None = None) -> tuple[str, ...]:
-    """The metrics, each once. Raises ConfigError for an unknown one, ResourceError for a SPICE that is not there."""
+    """The metrics, each once. Raises ConfigError for an unknown one, ResourceError for an incomplete SPICE."""
+    known = (*METRICS, "spice")
     for metric in metrics:
-        if metric not in METRICS:
-            known = [*METRICS, *ALIASES]
-            close = [ALIASES.get(name, name) for name in get_close_matches(metric.lower(), known, n=1)]
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}"
+        if metric not in known:
+            close = get_close_matches(metric.lower(), known, n=1, cutoff=0.55)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
             raise ConfigError(f"metric {metric}: not known; {hint}")
     if "spice" in metrics:
-        if spice_dir is None:
-            raise ConfigError("metric spice: needs the folder of SPICE 1.0; give spice_dir (--spice-dir)")
         check_folder(spice_dir)
     return tuple(dict.fromkeys(metrics))
 
 
-def _compute(metric: str, captions: Captions, spice_dir: Path | None) -> Result:
-    compute = METRICS[metric]
-    if compute is not None:
-        return compute(captions)
-    assert spice_dir is not None
-    return spice(captions, spice_dir)
-
-
 def _by_id(captions: Mapping[Any, Any], what: str) -> dict[str, Any]:
-    """The captions by ids as texts: JSON's keys are texts, COCO's ids are numbers."""
+    """The captions by ids as strings: JSON's keys are strings, COCO's ids are numbers."""
     if not isinstance(captions, Mapping):
         raise AnnotationError(f"{what}: {type(captions).__name__}, not a mapping; give a dict by image id")
     found: dict[str, Any] = {}
     for image, value in captions.items():
         if isinstance(image, bool) or not isinstance(image, int | np.integer | str):
-            raise AnnotationError(f"{what}: id {reprlib.repr(image)}: not an integer or a text; give one")
+            raise AnnotationError(f"{what}: id {reprlib.repr(image)}: not an integer or a string; give one")
         if str(image) in found:
-            raise AnnotationError(f"{what}: image {image}: twice, as a number and as a text; keep one of them")
+            raise AnnotationError(f"{what}: image {image}: twice, as a number and as a string; keep one of them")
         found[str(image)] = value
     return found
 
 
-def _candidate(image: str, caption: Any) -> str:
-    if not isinstance(caption, str):
-        raise AnnotationError(f"candidates: image {image}: {reprlib.repr(caption)} is not a text; give it one caption")
-    return caption.translate(LINE_BREAKS)
-
-
-def _references(image: str, references: Mapping[str, Any]) -> list[str]:
-    captions = references.get(image)
-    if captions is None or (isinstance(captions, list | tuple) and not captions):
-        raise AnnotationError(f"references: image {image}: none, though it has a candidate; add some, or leave it out")
+def _references(image: str, references: Mapping[str, Any]) -> Sequence[str]:
+    captions = [] if references.get(image) is None else references[image]
     if not isinstance(captions, list | tuple):
-        raise AnnotationError(
-            f"references: image {image}: {reprlib.repr(captions)} is not a list of texts; make it one"
-        )
+        given = reprlib.repr(captions)
+        raise AnnotationError(f"references: image {image}: {given} is not a list of strings; make it one")
+    if not captions:
+        raise AnnotationError(f"references: image {image}: none, though it has a candidate; add some, or leave it out")
     for caption in captions:
-        if not isinstance(caption, str):
-            raise AnnotationError(
-                f"references: image {image}: {reprlib.repr(caption)} is not a text; mend or remove it"
-            )
-    return [caption.translate(LINE_BREAKS) for caption in captions]
+        _check_text("references", image, caption)
+    return captions
+
+
+def _check_text(what: str, image: str, caption: Any) -> None:
+    if not isinstance(caption, str):
+        raise AnnotationError(f"{what}: image {image}: {reprlib.repr(caption)} is not a string; correct or remove it")
 
 
 @lru_cache(maxsize=1)
-def _tokenized(captions: tuple[str, ...], tokenizer: TokenizerName) -> Sequence[str]:
+def _tokenize(captions: tuple[str, ...], tokenizer: TokenizerName) -> Sequence[str]:
     """Tokenized references, cached: in training and in comparisons they are often those of the last call."""
     return TOKENIZERS[tokenizer](captions)
 
 
-def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, list[str]]) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
+def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, Sequence[str]]) -> str:
     try:
         release = version("captioner")
     except PackageNotFoundError:
-        release = "0+unknown"
-    counts = sorted({len(each) for each in references.values()})
+        release = "0+unknown"  # run from a checkout that is not installed
+    counts = sorted(map(len, references.values()))
     # White space changes no score, and some file formats change it.
     tidy = {image: [" ".join(text.split()) for text in texts] for image, texts in references.items()}
     content = json.dumps(tidy, sort_keys=True).encode()
@@ -262,21 +223,7 @@ def _signature(tokenizer: str, metrics: Sequence[str], references: Mapping[str, 
         "tok": tokenizer,
         "metrics": "+".join(_VERSIONS.get(metric, metric) for metric in metrics),
         "images": len(references),
-        "refs": counts[0] if len(counts) == 1 else f"{counts[0]}-{counts[-1]}",
+        "refs": f"{counts[0]}-{counts[-1]}" if counts[0] < counts[-1] else counts[0],
         "hash": hashlib.sha256(content).hexdigest()[:12],
     }
     return "|".join(f"{key}:{value}" for key, value in parts.items())
-
-
-ALIASES = {
-    "cider": "cider_d",
-    "ciderd": "cider_d",
-    "rouge": "rouge_l",
-    "objects": "object_words",
-    **{f"bleu_{order}": "bleu" for order in range(1, 5)},
-    **{f"bleu{order}": "bleu" for order in range(1, 5)},
-    **{f"object_{kind}": "object_words" for kind in ("precision", "recall")},
-}
-"""What a metric may also be called -> its name."""
-
-_VERSIONS = {"meteor": "meteor-1.5", "spice": "spice-1.0"}

@@ -1,6 +1,6 @@
 """Bootstrap intervals of scores over images (Efron and Tibshirani 1993, chapters 13 and 16).
 
-I images · B resamples · K statistics of an image · M metrics
+I images · B resamples · K statistics of an image · M names of a metric
 
 Every metric here is a function of sums over images, so a resample of images is a row of weights, and all resamples are
 one matrix product. BLEU's resamples are exact, not means of images. CIDEr-D keeps the n-gram weights of the whole set.
@@ -26,16 +26,23 @@ class Statistics(NamedTuple):
     values: NDArray[np.float64]
     """(I, K)"""
     combine: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    """Sums over images (..., K) -> values (..., M)."""
+    """An image's statistics, or sums over images, (..., K) -> scores (..., M)."""
 
     @classmethod
-    def mean(cls, per_image: NDArray[np.float64]) -> "Statistics":
-        """Of a metric that is the mean of its values (I, M)."""
-        return cls(per_image, lambda totals: totals / len(per_image))
+    def mean(cls, scores: NDArray[np.float64]) -> "Statistics":
+        """Of a metric that is the mean of its scores (I,)."""
+        return cls(np.column_stack([scores, np.ones(len(scores))]), ratios)
+
+
+def ratios(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., K / 2): each even column of statistics (..., K) over the next one; NaN for 0 / 0."""
+    with np.errstate(invalid="ignore"):
+        quotients: NDArray[np.float64] = statistics[..., ::2] / statistics[..., 1::2]
+    return quotients
 
 
 def resample(statistics: Statistics, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
-    """(B, M): values for images drawn with replacement.
+    """(B, M): scores of images drawn with replacement.
 
     The draws depend on the seed and the number of images alone, so that the rows of two systems are pairs.
     """

@@ -62,11 +62,9 @@ class SelfAttention(nn.Module):
         if cache is not None:
             keys, values = cache.append(keys, values)  # (R, H, S, d)
         total = keys.shape[2]
-        # PyTorch aligns is_causal to the upper left, which is correct only with an empty cache.
-        later_chunk = 1 < tokens < total
-        mask = (
-            torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens) if later_chunk else None
-        )
+        mask = None
+        if 1 < tokens < total:  # PyTorch aligns is_causal to the upper left, which is correct only with an empty cache
+            mask = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens)
         attended = fused_attention(queries, keys, values, mask, is_causal=tokens == total and tokens > 1)
         merged: Tensor = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
         return self.dropout(merged)  # type: ignore[no-any-return]
@@ -89,13 +87,10 @@ class CrossAttention(nn.Module):
         """features (B, N, D) -> keys and values (B, H, N, d), with the null patch last if there is one."""
         images, positions, width = features.shape
         projected = self.key_value(features).view(images, positions, 2, self.heads, width // self.heads)
-        keys, values = projected.permute(2, 0, 3, 1, 4)
+        projected = projected.permute(2, 0, 3, 1, 4)  # (2, B, H, N, d)
         if self.null is not None:
-            keys, values = (
-                torch.cat([part, null.expand(images, -1, -1, -1)], dim=2)
-                for part, null in zip((keys, values), self.null, strict=True)
-            )
-        return KeyValues(keys, values)
+            projected = torch.cat([projected, self.null[:, None].expand(-1, images, -1, -1, -1)], dim=3)
+        return KeyValues(projected[0], projected[1])
 
     def forward(self, x: Tensor, memory: KeyValues, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """x (R, T, D) -> attended (R, T, D), and with `return_weights` the weights (R, H, T, N).
@@ -106,7 +101,10 @@ class CrossAttention(nn.Module):
         rows, tokens, width = x.shape
         images = memory.keys.shape[0]
         queries = self.query(x).view(images, -1, self.heads, width // self.heads).transpose(1, 2)  # (B, H, C·T, d)
-        allowed = None if memory.keep is None else _allowed(memory.keep, images, rows, tokens)
+        allowed = None
+        if memory.keep is not None:
+            per_row = memory.keep.view(images, -1, 1, memory.keep.shape[-1]).expand(-1, rows // images, tokens, -1)
+            allowed = per_row.flatten(1, 2).unsqueeze(1)  # (B, 1, C·T, N)
         if return_weights:
             weights = attention_weights(queries, memory.keys, allowed)
             attended = weights @ memory.values
@@ -116,9 +114,3 @@ class CrossAttention(nn.Module):
             attended = fused_attention(queries, memory.keys, memory.values, allowed)
         merged = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
         return self.dropout(merged), weights
-
-
-def _allowed(keep: Tensor, images: int, rows: int, tokens: int) -> Tensor:
-    """`keep` (B or R, N) as the attention mask of folded queries, (B, 1, C·T, N)."""
-    per_row = keep.view(images, -1, 1, keep.shape[-1]).expand(-1, rows // images, tokens, -1)
-    return per_row.flatten(1, 2).unsqueeze(1)

@@ -56,10 +56,6 @@ class CaptionCache:
         """Tokens so far."""
         return self.layers[0].length
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (R, H, T, d) of a layer; return all of that layer so far."""
-        return self.layers[layer].append(keys, values)
-
     def select(self, rows: Tensor) -> None:
         """Keep these rows (R',) of every layer, in this order; a row may be named more than once."""
         rows = rows.to(torch.long)

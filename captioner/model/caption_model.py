@@ -42,12 +42,12 @@ class CaptionModel(nn.Module):
 
     def blind(self, memory: Memory) -> Memory:
         """The memory of as many blank images: only the null patches, or a gray picture if there are none."""
-        null = torch.tensor([source.name == "null" for source in memory.sources for _ in range(source.length)])
-        if bool(null.any()):
-            return memory.take(null.nonzero()[:, 0].to(memory.layers[0].keys.device))
-        height, width = self.encoder.image_size
-        gray = torch.full((memory.images, 3, height, width), GRAY, dtype=torch.uint8)
-        return self.encode(gray.to(memory.layers[0].keys.device))
+        device = memory.layers[0].keys.device
+        null = [position for position, source in enumerate(memory.sources) if source == "null"]
+        if null:
+            return memory.take(torch.tensor(null, device=device))
+        shape = memory.images, 3, *self.encoder.image_size
+        return self.encode(torch.full(shape, GRAY, dtype=torch.uint8, device=device))
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """images (B, 3, height, width) uint8, tokens (R, T) -> logits (R, T, V)."""

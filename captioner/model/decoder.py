@@ -14,7 +14,7 @@ from captioner.model.attention import CrossAttention, KeyValues, SelfAttention
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.dropout import Dropout
 from captioner.model.linear import Linear, linear
-from captioner.model.memory import Memory, Source
+from captioner.model.memory import Memory
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2)
 READS_THE_IMAGE = ("feature_", "cross_norm", "cross_attention")
@@ -78,12 +78,11 @@ class TextDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
         self._initialize()
 
-    def project(self, features: Tensor, source: str = "image") -> Memory:
+    def project(self, features: Tensor) -> Memory:
         """features (B, N, E) -> the keys and values of every layer, computed once an image; differentiable."""
         projected = self.feature_projection(self.feature_norm(features))
         layers = tuple(block.cross_attention.project(projected) for block in self.blocks)  # type: ignore[operator, union-attr]
-        null = (Source("null", 1),) if self.config.null_patch else ()
-        return Memory(layers, (Source(source, features.shape[1]), *null))
+        return Memory(layers, ("image",) * features.shape[1] + ("null",) * self.config.null_patch)
 
     def new_cache(self, capacity: int | None = None) -> CaptionCache:
         """An empty cache for up to `capacity` tokens a row; by default as many as there are positions."""

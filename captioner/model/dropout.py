@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-BYTES = 8
-"""Bytes in one 64-bit draw."""
-
 
 class Dropout(nn.Dropout):
     """`nn.Dropout`; on a CPU a rate of at least 1/512 is rounded to 1/256, and what remains is scaled accordingly."""
@@ -17,6 +14,6 @@ class Dropout(nn.Dropout):
         dropped = round(256 * self.p)
         if torch.compiler.is_compiling() or dropped in (0, 256) or x.device.type != "cpu":
             return super().forward(x)
-        draws = torch.empty(-(-x.numel() // BYTES), dtype=torch.int64).random_(-(2**63), None)
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # 8 bytes each
         kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * (kept * (256 / (256 - dropped))).to(x.dtype)

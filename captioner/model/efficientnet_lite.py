@@ -6,6 +6,7 @@ names of another implementation; timm's `tf_efficientnet_lite*` is the same netw
 
 import re
 from collections.abc import Mapping
+from itertools import groupby
 
 from torch import Tensor
 
@@ -24,7 +25,15 @@ BLOCK = re.compile(r"_blocks\.(\d+)\.([^.]+)\.(.+)")
 
 def lite_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of EfficientNet-Lite0, 1 or 2 to timm's names."""
-    places = _places(state)
+
+    def kernel_and_width(number: int) -> tuple[int, int]:
+        kernel = state[f"_blocks.{number}._depthwise_conv.weight"].shape[-1]
+        return kernel, state[f"_blocks.{number}._project_conv.weight"].shape[0]
+
+    # Their blocks are numbered throughout: a stage of timm's begins where the kernel or the width of blocks changes.
+    numbers = range(1 + max(int(match[1]) for key in state if (match := BLOCK.match(key))))
+    stages = enumerate(groupby(numbers, kernel_and_width))
+    places = [(stage, block) for stage, (_, run) in stages for block, _ in enumerate(run)]
     renamed = {}
     for key, tensor in state.items():
         match = BLOCK.fullmatch(key)
@@ -37,17 +46,3 @@ def lite_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             names = FIRST_STAGE if stage == 0 else LATER_STAGE
             renamed[f"blocks.{stage}.{block}.{names[module]}.{rest}"] = tensor
     return renamed
-
-
-def _places(state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """(stage, block) of every flat block: a stage begins where the width or the kernel of its blocks changes."""
-    places: list[tuple[int, int]] = []
-    previous = None
-    stage, block = -1, 0
-    for number in range(1 + max(int(match[1]) for key in state if (match := BLOCK.match(key)))):
-        kernel = state[f"_blocks.{number}._depthwise_conv.weight"].shape[-1]
-        width = state[f"_blocks.{number}._project_conv.weight"].shape[0]
-        stage, block = (stage + 1, 0) if (kernel, width) != previous else (stage, block + 1)
-        places.append((stage, block))
-        previous = (kernel, width)
-    return places

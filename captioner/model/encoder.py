@@ -2,8 +2,10 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,6 +27,8 @@ from captioner.text import first_line
 PACKAGE = "package:"
 CPU_IMAGES = 4
 """Images encoded at a time on a CPU: the features of a convolutional network then stay in its caches."""
+LAST_MAP: dict[str, Any] = {"indices": 1, "norm": False, "output_fmt": "NCHW", "intermediates_only": True}
+"""Options of timm's `forward_intermediates` that give the last feature map and nothing else."""
 WINDOWS = (1, 2, 4, 6, 7, 8, 12, 14, 16)
 """Image sizes must be multiples of the stride times one of these: windows of attention, in patches."""
 
@@ -45,18 +49,27 @@ class VisionEncoder(nn.Module):
         super().__init__()
         try:
             self.backbone = _backbone(config, pretrained, weights)
-        except (AssertionError, ValueError) as error:  # as transformers raise for an image size
-            raise _size_error(config, error) from error
-        defaults = resolve_model_data_config(self.backbone)
-        self.config = replace(
-            config,
-            image_size=config.image_size or defaults["input_size"][1:],
-            interpolation=config.interpolation or _interpolation(defaults["interpolation"]),
-        )
+            defaults = resolve_model_data_config(self.backbone)
+            self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+            self.image_size: tuple[int, int] = config.image_size or defaults["input_size"][1:]
+            self.width, *grid = _feature_map(self.backbone, self.image_size, own_size=defaults["input_size"][1:])
+        except Exception as error:  # whatever a backbone raises, it cannot take this size
+            if config.image_size is None or isinstance(error, ConfigError):
+                raise
+            raise _size_error(config.name, config.image_size, error) from error
+        if any(side % config.pool for side in grid):
+            fitting = ", ".join(str(k) for k in range(1, min(grid) + 1) if not any(side % k for side in grid))
+            raise ConfigError(
+                f"encoder.pool: {config.pool} does not divide the {grid[0]}x{grid[1]} patches of {config.name}; "
+                f"choose from {fitting}, or another encoder.image_size"
+            )
+        self.grid = grid[0] // config.pool, grid[1] // config.pool
         # Some families add their class token after the last feature map (CaiT, XCiT), or do not return it.
         offered = inspect.signature(self.backbone.forward_intermediates).parameters
         self.prefix: int = self.backbone.num_prefix_tokens if "return_prefix_tokens" in offered else 0
-        self.backbone.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+        self.patches = slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
+        own: Any = defaults["interpolation"] if defaults["interpolation"] in ("bilinear", "lanczos") else "bicubic"
+        self.config = replace(config, image_size=self.image_size, interpolation=config.interpolation or own)
         for module in self.backbone.modules():
             if isinstance(module, nn.LayerNorm) and config.norm_eps is not None:
                 module.eps = config.norm_eps
@@ -64,21 +77,7 @@ class VisionEncoder(nn.Module):
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
-        grid, self.width = self._layout(defaults["input_size"][1:])
-        self.grid = self._pooled(grid)
-        self._used: frozenset[str] = frozenset()  # names of the parameters that features depend on, once one is trained
         self.freeze("none")
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of the images it takes."""
-        assert self.config.image_size is not None
-        return self.config.image_size
-
-    @property
-    def patches(self) -> slice:
-        """Where the patches are among the N positions."""
-        return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
@@ -102,116 +101,90 @@ class VisionEncoder(nn.Module):
         `batch_norm` says whether running statistics of trained batch norms are updated. Raises ConfigError for k where
         timm does not group this backbone's layers.
         """
-        trained = self._names_to_train(train)
+        if train == "none" or train == 0:
+            self._trained: frozenset[str] = frozenset()
+        elif train == "all":
+            self._trained = self._used
+        else:
+            try:
+                groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+            except (AssertionError, AttributeError) as error:
+                raise ConfigError(
+                    f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
+                    "write none or all"
+                ) from error
+            used = [self._used.intersection(groups[number]) for number in sorted(groups)]
+            self._trained = frozenset().union(*[names for names in used if names][-train:])
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(name in trained)
-        self._trained = bool(trained)
+            parameter.requires_grad_(name in self._trained)
         self._batch_norm_frozen = batch_norm == "frozen"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Frozen parts stay in evaluation mode with everything inside them: running statistics, dropout, drop path."""
         super().train(mode)
-        if mode:
-            used = {id(parameter) for name, parameter in self.backbone.named_parameters() if name in self._used}
-            self._set_mode(self.backbone, used, parent_trained=False)
+        if not self._trained:
+            self.backbone.eval()
+        elif mode:
+            for name, part in self.backbone.named_modules():  # parents come first
+                inside = [key in self._trained for key in self._used if key.startswith(f"{name}." if name else "")]
+                # A part without parameters, such as drop path, follows its parent.
+                parent = self.backbone.get_submodule(name.rpartition(".")[0])
+                part.training = all(inside) if inside else parent.training
+        for part in self.backbone.modules():
+            if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
+                part.training = False
         return self
 
-    def _set_mode(self, part: nn.Module, used: set[int], *, parent_trained: bool) -> None:
-        """Training mode where a parameter of the part is trained; a part without parameters follows its parent, and
-        trains where all of the parent does."""
-        trained = {parameter.requires_grad for parameter in part.parameters() if id(parameter) in used}
-        part.training = True in trained or (not trained and parent_trained)
-        if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
-            part.training = False
-        for child in part.children():
-            self._set_mode(child, used, parent_trained=trained == {True} if trained else parent_trained)
-
-    def _names_to_train(self, train: Literal["none", "all"] | int) -> frozenset[str]:
-        """Parameters that features depend on: none, all, or those in the last k layer groups."""
-        if train == "none" or train == 0:
-            return frozenset()
-        self._used = self._used or self._find_used()
-        if train == "all":
-            return self._used
-        try:
-            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
-        except (AssertionError, AttributeError) as error:
-            raise ConfigError(
-                f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
-                "write none or all"
-            ) from error
-        useful = [self._used.intersection(groups[number]) for number in sorted(groups)]
-        return frozenset().union(*[names for names in useful if names][-train:])
-
-    def _find_used(self) -> frozenset[str]:
+    @cached_property
+    def _used(self) -> frozenset[str]:
         """The names of the parameters that features depend on.
 
         A few families keep parameters that the last feature map does not need (CrossViT, CoaT): a gradient would never
         reach them, which distributed training refuses.
         """
         self.backbone.eval().requires_grad_(True)
+        names, parameters = zip(*self.backbone.named_parameters(), strict=True)
         with torch.inference_mode(False), torch.enable_grad():
-            patches, prefix = self._intermediates(self.mean.new_zeros(1, 3, *self.image_size))
-        used = _ancestors([patches] if prefix is None else [patches, prefix])
-        return frozenset(name for name, parameter in self.backbone.named_parameters() if id(parameter) in used)
+            outputs = self._intermediates(self.mean.new_zeros(1, 3, *self.image_size))
+            sums = [output.sum() for output in outputs if output is not None]
+            gradients = torch.autograd.grad(sums, parameters, allow_unused=True)
+        return frozenset(name for name, each in zip(names, gradients, strict=True) if each is not None)
 
     def _intermediates(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """pixels (B, 3, height, width) -> the last feature map (B, E, h, w), and prefix tokens (B, P, E) if any."""
-        options: dict[str, Any] = {"indices": 1, "norm": False, "output_fmt": "NCHW", "intermediates_only": True}
-        if self.prefix:
-            [(patches, prefix)] = self.backbone.forward_intermediates(pixels, **options, return_prefix_tokens=True)
-            return patches, prefix
-        [patches] = self.backbone.forward_intermediates(pixels, **options)
-        return patches, None
-
-    def _pooled(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The grid after pooling. Raises ConfigError where the pool does not divide it."""
-        pool = self.config.pool
-        if grid[0] % pool or grid[1] % pool:
-            fitting = ", ".join(str(k) for k in range(1, min(grid) + 1) if grid[0] % k == 0 and grid[1] % k == 0)
-            raise ConfigError(
-                f"encoder.pool: {pool} does not divide the {grid[0]}x{grid[1]} patches of {self.config.name}; "
-                f"choose from {fitting}, or another encoder.image_size"
-            )
-        return grid[0] // pool, grid[1] // pool
-
-    def _layout(self, default_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-        """The grid (h, w) and E as they come out: a backbone's own `num_features` is wrong for some families."""
-        self.backbone.eval()
-        try:
-            with torch.no_grad():
-                patches, _ = self._intermediates(torch.zeros(1, 3, *self.image_size))
-        except (AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"encoder.name: {self.config.name} gives no feature map as other timm models do "
-                f"({first_line(error)}); choose another backbone"
-            ) from error
-        except Exception as error:
-            raise _size_error(self.config, error) from error
-        _, width, high, wide = patches.shape
-        stride = max(info["reduction"] for info in self.backbone.feature_info)
-        cut = any(
-            side % stride and cells * stride < side for side, cells in zip(self.image_size, (high, wide), strict=True)
-        )
-        if cut and self.image_size != default_size:
-            raise _size_error(self.config, ValueError(f"patches of {stride} pixels would not reach the photo's edge"))
-        return (high, wide), width
+        if not self.prefix:
+            return self.backbone.forward_intermediates(pixels, **LAST_MAP)[0], None
+        [(patches, prefix)] = self.backbone.forward_intermediates(pixels, **LAST_MAP, return_prefix_tokens=True)
+        return patches, prefix
 
 
-def _ancestors(outputs: list[Tensor]) -> set[int]:
-    """The ids of the parameters that autograd would give a gradient from these outputs."""
-    nodes: list[Any] = [output.grad_fn for output in outputs]
-    seen = set(nodes)
-    while nodes:
-        earlier = {node for node, _ in nodes.pop().next_functions if node is not None} - seen
-        seen |= earlier
-        nodes += earlier
-    return {id(node.variable) for node in seen if hasattr(node, "variable")}
+def _feature_map(backbone: Any, size: tuple[int, int], own_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """(E, h, w) as they come out of a backbone, whose `num_features` is wrong for some families.
+
+    Raises what the backbone raises for a size that it cannot take, and ValueError where patches would not reach the
+    edge of a photo of another size than its own.
+    """
+    with torch.no_grad():
+        [patches] = backbone.eval().forward_intermediates(torch.zeros(1, 3, *size), **LAST_MAP)
+    _, width, *grid = patches.shape
+    stride = _stride(backbone)
+    cut = any(side % stride and cells * stride < side for side, cells in zip(size, grid, strict=True))
+    if cut and size != own_size:
+        raise ValueError(f"patches of {stride} pixels would not reach the photo's edge")
+    return width, grid[0], grid[1]
+
+
+def _stride(backbone: Any) -> int:
+    return int(max(info["reduction"] for info in backbone.feature_info))
 
 
 def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> Any:
-    if not _is_known(config.name):
+    try:
+        known = timm.is_model(config.name) and timm.get_pretrained_cfg(config.name) is not None
+    except RuntimeError:  # the name ends in a tag, and timm has no such set of weights
+        known = False
+    if not known:
         close = get_close_matches(config.name, [*timm.list_models(), *timm.list_pretrained()])
         hint = f"; did you mean {' or '.join(close)}?" if close else "; `timm.list_models()` lists them"
         raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {config.name!r}{hint}")
@@ -227,11 +200,11 @@ def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> A
             ) from error
     state = _read_weights(weights)
     # A file may hold the classifier or not; in both cases every key must match.
-    attempts: list[dict[str, Any]] = [{}, {"num_classes": 0}]
-    for attempt in attempts:
-        overlay = {"state_dict": state, **attempt}
+    heads: list[dict[str, Any]] = [{}, {"num_classes": 0}]
+    for head in heads:
+        overlay = {"state_dict": state, **head}
         try:
-            return _create(config, {"pretrained": True, "pretrained_cfg_overlay": overlay, **attempt})
+            return _create(config, {"pretrained": True, "pretrained_cfg_overlay": overlay, **head})
         except (RuntimeError, KeyError) as error:
             failure = error
     raise ConfigError(
@@ -240,30 +213,19 @@ def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> A
     ) from failure
 
 
-def _is_known(name: str) -> bool:
-    """Whether timm has this model and, where the name ends in a tag, this set of its weights."""
-    try:
-        return timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
-    except RuntimeError:
-        return False
-
-
 def _create(config: EncoderConfig, options: dict[str, Any]) -> Any:
     """Transformers need the image size at construction; convolutional networks do not have the option."""
-    if config.image_size is not None:
-        try:
-            return timm.create_model(config.name, img_size=config.image_size, **options)
-        except TypeError:
-            pass
-    return timm.create_model(config.name, **options)
+    try:
+        return timm.create_model(config.name, img_size=config.image_size, **options)  # which leaves out None
+    except TypeError:
+        return timm.create_model(config.name, **options)
 
 
 def _read_weights(weights: str) -> Mapping[str, Tensor]:
     if weights.startswith(PACKAGE):
-        package = weights.removeprefix(PACKAGE).replace("-", "_")
         name = weights.removeprefix(PACKAGE)
         try:
-            with resources.as_file(resources.files(package) / "models") as folder:
+            with resources.as_file(resources.files(name.replace("-", "_")) / "models") as folder:
                 [file] = folder.glob("*.pth")
                 return lite_to_timm(torch.load(file, map_location="cpu", weights_only=True))
         except ModuleNotFoundError as error:
@@ -281,35 +243,16 @@ def _read_weights(weights: str) -> Mapping[str, Tensor]:
         raise ConfigError(f"encoder.weights: {weights} cannot be read ({first_line(error)})") from error
 
 
-def _size_error(config: EncoderConfig, error: Exception) -> Exception:
+def _size_error(name: str, size: tuple[int, int], error: Exception) -> ConfigError:
     """What is wrong with an image size, and the multiples that the backbone can take."""
-    if config.image_size is None:
-        return error
-    height, width = config.image_size
+    refused = f"encoder.image_size: {name} cannot take {size[0]}x{size[1]}"
     with torch.device("meta"):
-        backbone: Any = timm.create_model(config.name)
-    stride = max(info["reduction"] for info in backbone.feature_info)
-    for window in WINDOWS:
-        step = stride * window
-        sizes = (max(step, round(height / step) * step), max(step, round(width / step) * step))
-        if sizes != (height, width) and _takes(replace(config, image_size=sizes)):
-            return ConfigError(
-                f"encoder.image_size: {config.name} cannot take {height}x{width}; it can take multiples of {step}, "
-                f"such as {sizes[0]}x{sizes[1]}"
-            )
-    return ConfigError(f"encoder.image_size: {config.name} cannot take {height}x{width} ({first_line(error)})")
-
-
-def _takes(config: EncoderConfig) -> bool:
-    try:
-        with torch.device("meta"), torch.no_grad():
-            _create(config, {}).eval().forward_intermediates(
-                torch.zeros(1, 3, *(config.image_size or ())), indices=1, intermediates_only=True, norm=False
-            )
-    except Exception:  # whatever a backbone raises, it does not take this size
-        return False
-    return True
-
-
-def _interpolation(name: str) -> Any:
-    return name if name in ("bicubic", "bilinear", "lanczos") else "bicubic"
+        stride = _stride(timm.create_model(name))
+        for step in (stride * window for window in WINDOWS):
+            high, wide = (max(step, round(side / step) * step) for side in size)
+            if (high, wide) == size:
+                continue
+            with suppress(Exception):  # whatever a backbone raises, it does not take this size either
+                _feature_map(_create(EncoderConfig(name=name, image_size=(high, wide)), {}), (high, wide))
+                return ConfigError(f"{refused}; it can take multiples of {step}, such as {high}x{wide}")
+    return ConfigError(f"{refused} ({first_line(error)})")

@@ -38,10 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., I), weight (O, I), bias (O,) -> x Wᵀ + b (..., O), differentiable once."""
     if torch.compiler.is_compiling() or not by_onednn(x, weight):
         return F.linear(x, weight, bias)
-    trained = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(each.requires_grad for each in trained):
-        result: Tensor = _Linear.apply(x, weight, bias)
-        return result
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
     return onednn_product(x, weight, bias)
 
 
@@ -58,8 +56,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b by oneDNN; the weight may be in its own order."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 class _Linear(torch.autograd.Function):

@@ -1,8 +1,6 @@
 """What the decoder attends to.   B images · R rows · N memory positions · H heads · d head width"""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Self
 
 import torch
@@ -12,19 +10,12 @@ from captioner.model.attention import KeyValues
 
 
 @dataclass(frozen=True)
-class Source:
-    """A run of memory positions and their origin: `image`, `null`, or a name that the caller chose."""
-
-    name: str
-    length: int
-
-
-@dataclass(frozen=True)
 class Memory:
-    """One `KeyValues` per layer over the same N positions, and the origin of each position."""
+    """One `KeyValues` per layer over the same N positions, all with the same mask."""
 
     layers: tuple[KeyValues, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[str, ...]
+    """The origin of each position: `image` or `null`."""
 
     @property
     def images(self) -> int:
@@ -36,40 +27,25 @@ class Memory:
         """N, the positions that a word can attend to."""
         return self.layers[0].keys.shape[2]
 
-    def span(self, name: str) -> slice:
-        """The positions of the first source of this name."""
-        start = 0
-        for source in self.sources:
-            if source.name == name:
-                return slice(start, start + source.length)
-            start += source.length
-        raise KeyError(name)
-
     def select(self, images: Tensor) -> Self:
         """The memory of these images (B',), in this order, with the mask of all their rows."""
 
-        def chosen(part: Tensor) -> Tensor:
-            rows: Tensor = part.unflatten(0, (self.images, -1))[images].flatten(0, 1)
-            return rows
+        def rows(part: Tensor) -> Tensor:
+            return part.unflatten(0, (self.images, -1))[images].flatten(0, 1)  # type: ignore[no-any-return]
 
-        return self._mapped(
-            lambda each: KeyValues(
-                each.keys[images], each.values[images], None if each.keep is None else chosen(each.keep)
-            )
+        layers = tuple(
+            KeyValues(keys[images], values[images], None if keep is None else rows(keep))
+            for keys, values, keep in self.layers
         )
+        return replace(self, layers=layers)
 
     def take(self, positions: Tensor) -> Self:
         """The memory of these positions (N',) only, in this order."""
-        names = [source.name for source in self.sources for _ in range(source.length)]
-        runs = groupby(names[position] for position in positions.tolist())
-        taken = self._mapped(
-            lambda each: KeyValues(
-                each.keys[:, :, positions],
-                each.values[:, :, positions],
-                None if each.keep is None else each.keep[:, positions],
-            )
+        layers = tuple(
+            KeyValues(keys[:, :, positions], values[:, :, positions], None if keep is None else keep[:, positions])
+            for keys, values, keep in self.layers
         )
-        return replace(taken, sources=tuple(Source(name, len(list(run))) for name, run in runs))
+        return replace(self, layers=layers, sources=tuple(self.sources[position] for position in positions.tolist()))
 
     def mask(self, keep: Tensor) -> Self:
         """Hide from each row the positions where `keep` (B or R, N) is false, in addition to those hidden already.
@@ -83,30 +59,23 @@ class Memory:
             keep = fine & coarse.repeat_interleave(len(fine) // len(coarse), dim=0)
         if not bool(keep.any(dim=-1).all()):
             raise ValueError("a row of `keep` hides every memory position; leave at least one")
-        return self._mapped(lambda each: each._replace(keep=keep))
-
-    def _mapped(self, change: Callable[[KeyValues], KeyValues]) -> Self:
-        return replace(self, layers=tuple(change(each) for each in self.layers))
+        return replace(self, layers=tuple(each._replace(keep=keep) for each in self.layers))
 
 
 def concat(memories: list[Memory]) -> Memory:
     """The positions of several memories of the same B images side by side: more photos, tiles, neighbors."""
-    rows = max(len(m.layers[0].keep) if m.layers[0].keep is not None else m.images for m in memories)
-    masked = any(memory.layers[0].keep is not None for memory in memories)
-    return Memory(
-        layers=tuple(
-            KeyValues(
-                torch.cat([each.keys for each in layer], dim=2),
-                torch.cat([each.values for each in layer], dim=2),
-                torch.cat([_keep(each, rows) for each in layer], dim=1) if masked else None,
-            )
-            for layer in zip(*(memory.layers for memory in memories), strict=True)
-        ),
-        sources=tuple(source for memory in memories for source in memory.sources),
-    )
+    keep = None
+    if any(memory.layers[0].keep is not None for memory in memories):
+        masks = [_keep(memory) for memory in memories]
+        rows = max(len(mask) for mask in masks)
+        keep = torch.cat([mask.repeat_interleave(rows // len(mask), dim=0) for mask in masks], dim=1)
+    layers = []
+    for parts in zip(*(memory.layers for memory in memories), strict=True):
+        keys, values, _ = zip(*parts, strict=True)
+        layers.append(KeyValues(torch.cat(keys, dim=2), torch.cat(values, dim=2), keep))
+    return Memory(tuple(layers), tuple(source for memory in memories for source in memory.sources))
 
 
-def _keep(each: KeyValues, rows: int) -> Tensor:
-    images, _, positions, _ = each.keys.shape
-    keep = each.keep if each.keep is not None else each.keys.new_ones(images, positions, dtype=torch.bool)
-    return keep.repeat_interleave(rows // len(keep), dim=0)
+def _keep(memory: Memory) -> Tensor:
+    keys, _, keep = memory.layers[0]
+    return keys.new_ones(memory.images, memory.positions, dtype=torch.bool) if keep is None else keep

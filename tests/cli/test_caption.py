@@ -170,7 +170,7 @@ def test_an_empty_shard_writes_an_empty_file(caption: Caption, photos: Path) -> 
         assert (photos / f"o.{format}").read_text(encoding="utf-8")[:5] == content
 
 
-def test_failures_are_recorded_told_and_do_not_stop_the_rest(
+def test_failures_are_recorded_and_reported_and_do_not_stop_the_run(
     caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "empty.jpg").write_bytes(b"")
@@ -184,8 +184,8 @@ def test_failures_are_recorded_told_and_do_not_stop_the_rest(
     assert [record["path"] for record in records] == list(inputs)
     codes = [record.get("error", {}).get("code") for record in records]
     assert codes == ["empty", None, "not_an_image", "unreadable", "truncated"]
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
+    messages = capsys.readouterr().err.splitlines()
+    assert messages == [
         *(f"captioner: {record['error']['message']}" for record in records if "error" in record),
         "captioner: 1 captioned, 4 failed",
     ]
@@ -287,7 +287,7 @@ def test_two_photos_do_not_share_a_sidecar_unless_it_is_appended_to(
     words = ["photos/a.jpg", "photos/a.png", "--format", "sidecar", "--existing", existing]
     assert caption(*words) == (0 if count == 2 else 1)
     assert len((photos / "photos" / "a.txt").read_text().splitlines()) == count
-    assert ("belongs to another input already" in capsys.readouterr().err) == (count == 1)
+    assert ("another input has the sidecar photos/a.txt; rename the file" in capsys.readouterr().err) == (count == 1)
 
 
 def test_two_photos_do_not_share_a_coco_id(
@@ -330,7 +330,7 @@ def interrupt(model: str, photos: Path, launch: Callable[..., Any]) -> Callable[
         (signal.SIGKILL, -signal.SIGKILL, "lost sidecar"),
     ],
 )
-def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
+def test_an_interrupted_run_keeps_what_it_wrote_and_is_resumed(
     caption: Caption,
     interrupt: Callable[..., tuple[int, str]],
     photos: Path,
@@ -351,10 +351,10 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
         "coco": lambda: lines(journal) == 4,
         "sidecar": lambda: (part / "photos" / "ü.txt").exists(),
     }
-    found, told = interrupt(number, written[format], *words)
+    found, messages = interrupt(number, written[format], *words)
     assert found == code
     if number != signal.SIGKILL:
-        assert re.search(r"captioner: stopped: [23] captioned, 0 failed; continue with --resume\n", told)
+        assert re.search(r"captioner: stopped: [23] captioned, 0 failed; continue with --resume\n", messages)
     assert journal.exists()
     before = part.read_bytes() if part.is_file() else b""
     if format == "jsonl":
@@ -419,7 +419,7 @@ def test_a_full_disk_loses_nothing(
 
 
 @posix
-def test_resuming_looks_at_what_changed(
+def test_resume_checks_what_changed(
     caption: Caption,
     interrupt: Callable[..., tuple[int, str]],
     photos: Path,
@@ -481,7 +481,7 @@ def test_resuming_looks_at_what_changed(
         assert "not a journal of this program" in capsys.readouterr().err
 
 
-def test_resume_begins_where_there_is_nothing_to_resume(caption: Caption, out: Path) -> None:
+def test_resume_starts_a_new_run_if_there_is_nothing_to_resume(caption: Caption, out: Path) -> None:
     words = ["photos/a.jpg", "--format", "jsonl", "-o", out, "--resume"]
     out.with_name(f".{out.name}.journal.jsonl").write_text("")
     assert caption(*words) == 0

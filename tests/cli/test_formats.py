@@ -7,8 +7,7 @@ import json
 import pytest
 
 from captioner.caption import Caption, Captioned, CaptionWord
-from captioner.cli.formats import COLUMNS, Result, coco_document, coco_id, format_named
-from captioner.cli.output import encode
+from captioner.cli.formats import COLUMNS, Result, coco_document, coco_id, encode, format_named
 from captioner.errors import ImageError
 
 BEST = Caption(
@@ -50,7 +49,7 @@ def test_csv_has_a_row_a_caption() -> None:
     assert format_named("jsonl").header == ""
 
 
-def test_text_tells_the_path_only_where_there_are_several() -> None:
+def test_text_has_paths_only_for_several_inputs() -> None:
     assert render("text", "x.jpg", GOOD) == "x.jpg\ta dog runs\nx.jpg\ta cat\n"
     assert render("text", "x.jpg", GOOD, single=True) == render("sidecar", "x.jpg", GOOD) == "a dog runs\na cat\n"
 

@@ -82,7 +82,7 @@ def test_a_file_with_brackets_in_its_name_is_that_file(tree: Path) -> None:
 
 
 @pytest.mark.usefixtures("tree")
-def test_what_is_not_there_is_told() -> None:
+def test_missing_inputs_are_reported() -> None:
     assert find("none", "*.bmp", "z", "nowhere/*/x") == (
         [Input(os.path.join("z", "c.webp"), "c.webp")],
         [
@@ -91,7 +91,16 @@ def test_what_is_not_there_is_told() -> None:
             f"{os.path.join('nowhere', '*', 'x')}: no file matches".replace(os.sep, "/"),
         ],
     )
-    assert find("none", recursive=True) == ([], ["none: no images in this folder"])
+    assert find("none", "a.png", recursive=True)[1] == ["none: no images in this folder"]
+
+
+@pytest.mark.usefixtures("tree")
+def test_no_input_at_all_is_an_error() -> None:
+    complaints: list[str] = []
+    finder = Finder(recursive=False, stdin=io.BytesIO(), complain=complaints.append)
+    with pytest.raises(InputError, match=r"^none \*\.bmp -: no input found; name images, folders"):
+        list(finder.find(["none", "*.bmp", "-"]))
+    assert len(complaints) == 2
 
 
 @posix
@@ -107,7 +116,7 @@ def test_loops_of_links_are_not_followed_but_links_to_photos_are(tree: Path) -> 
 
 @posix
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_told(tree: Path) -> None:  # pragma: no cover
+def test_an_unreadable_folder_is_reported(tree: Path) -> None:  # pragma: no cover
     (tree / "z").chmod(0)
     found, complaints = find(".", recursive=True)
     (tree / "z").chmod(0o755)
@@ -116,7 +125,7 @@ def test_a_folder_that_cannot_be_read_is_told(tree: Path) -> None:  # pragma: no
 
 
 @pytest.mark.usefixtures("tree")
-def test_where_a_mirrored_tree_has_them() -> None:
+def test_paths_in_a_mirrored_tree() -> None:
     found, _ = find("z", "./z/c.webp", "../up.jpg", os.path.abspath("a.png"), recursive=True)
     assert [each.relative.replace(os.sep, "/") for each in found] == [
         *("c.webp", "deep/d.gif", "z/c.webp", "up.jpg", "a.png")
@@ -129,7 +138,7 @@ def test_lists_and_standard_input_name_files_and_folders(tree: Path) -> None:
     (tree / "list.txt").write_bytes(listed)
     assert paths("@list.txt") == ["a.png", "z/c.webp", "mä ü.jpg"]
     assert paths("-", stdin=listed) == ["a.png", "z/c.webp", "mä ü.jpg"]
-    assert paths("-", stdin=b"") == []
+    assert paths("-", "a.png", stdin=b"") == ["a.png"]
     assert paths("-", stdin="\ufeffonly.jpg".encode()) == ["only.jpg"]
 
 
@@ -185,7 +194,7 @@ def test_standard_input_is_read_without_a_lock() -> None:
         (["@no.txt"], False, InputError, "@no.txt: cannot read the list no.txt; check its path"),
     ],
 )
-def test_senseless_arguments(arguments: list[str], null: bool, error: type[Exception], message: str) -> None:
+def test_contradictory_arguments(arguments: list[str], null: bool, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised:
         find(*arguments, null=null)
     assert str(raised.value) == message

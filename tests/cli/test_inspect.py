@@ -128,7 +128,7 @@ def test_a_photo_is_never_overwritten_by_its_own_picture(model: str, tmp_path: P
     assert (tmp_path / "dog-2.png").exists()
 
 
-def test_a_bad_photo_is_reported_and_the_others_go_on(
+def test_a_bad_photo_is_reported_and_skipped(
     model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.jpg"
@@ -136,13 +136,13 @@ def test_a_bad_photo_is_reported_and_the_others_go_on(
     assert inspect(model, bad, photo, "-o", tmp_path / "out", "--caption", "a dog") == 1
     output = capsys.readouterr()
     assert output.out == f"{photo}\ta dog\n"
-    told, wrote = output.err.splitlines()
-    assert told.startswith(f"captioner: error: {bad}: ")
+    message, wrote = output.err.splitlines()
+    assert message.startswith(f"captioner: error: {bad}: ")
     assert wrote == f"captioner: wrote {tmp_path / 'out' / 'dog.png'}"
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["dog.png"]
 
 
-def test_folders_are_looked_into(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_are_searched(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("no photo")
     (tmp_path / "empty").mkdir()
     assert inspect(model, tmp_path, tmp_path / "empty", "-o", tmp_path / "out") == 1
@@ -229,7 +229,7 @@ def test_the_script_does_the_same(
     assert (tmp_path / "out" / "dog.png").read_bytes() == first
 
 
-def test_unknown_words_are_told(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_words_are_reported(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect(model, photo, "-o", tmp_path / "out", "--caption", "a zebrafish") == 0
     assert "does not know zebrafish: shown as <unk>" in capsys.readouterr().err
 

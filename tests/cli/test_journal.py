@@ -9,7 +9,7 @@ import pytest
 
 from captioner.caption import Caption, Captioned
 from captioner.cli.formats import Result
-from captioner.cli.journal import Journal, Line, full_disk_error, stamp, write_whole
+from captioner.cli.journal import Entry, Journal, full_disk_error, stamp
 from captioner.errors import ConfigError, ImageError, ResourceError
 
 SETTINGS = {"format": "jsonl"}
@@ -29,7 +29,7 @@ def photo(tmp_path: Path) -> Path:
 def written(photo: Path, result: Captioned | ImageError) -> Journal:
     """The journal of an interrupted run that had done one input, read again."""
     journal = Journal(photo.with_name("out"), SETTINGS, resume=False)
-    journal.add(Line(stamp(str(photo)), "out", 0, Result.of(str(photo), result, model="tiny")))
+    journal.add(Result.of(str(photo), result, model="tiny"), stamp(str(photo)), Path("out"), 0, "text\n")
     journal.close()
     return Journal(photo.with_name("out"), SETTINGS, resume=True)
 
@@ -64,10 +64,11 @@ def test_a_torn_line_is_dropped_and_written_over(photo: Path) -> None:
     assert list(journal.entries) == [str(photo)]
     journal.start()
     assert path.read_bytes() == whole
-    line = Line(None, "out", 7, Result.of("b.jpg", ImageError("no", "empty"), model="tiny"))
-    journal.add(line)
-    first, last = journal.lines()
-    assert (first.result.path, last) == (str(photo), line)
+    journal.add(Result.of("b\udce9.jpg", ImageError("no", "empty"), model="tiny"), None, Path("out"), 7, "ü\n")
+    first, last = journal.read()
+    sha256 = hashlib.sha256(b"photo").hexdigest()
+    assert first == Entry(str(photo), stamp(str(photo)), sha256, False, "out", 0, "text\n")
+    assert last == Entry("b\udce9.jpg", None, None, True, "out", 7, "ü\n")
     journal.remove()
     assert not path.exists()
 
@@ -92,8 +93,20 @@ def test_other_errors_of_the_system_stay_what_they_are() -> None:
         raise PermissionError(errno.EACCES, "no")
 
 
-def test_a_file_that_cannot_be_put_in_place_leaves_no_rest(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        write_whole(tmp_path / "folder", b"text")
-    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+@pytest.mark.parametrize(
+    ("content", "rest"),
+    [
+        ("old\nnew ü\n", b""),
+        ("old\nnew ü", b"\n"),
+        ("old\n", "new ü\n".encode()),
+        ("old", None),
+        ("old\nmew", None),
+        ("old\nnew ü\nmore", None),
+        (None, None),
+    ],
+)
+def test_what_an_interruption_left_unwritten(tmp_path: Path, content: str | None, rest: bytes | None) -> None:
+    target = tmp_path / "out"
+    if content is not None:
+        target.write_bytes(content.encode())
+    assert Entry("a.jpg", None, None, False, str(target), 4, "new ü\n").unwritten() == rest

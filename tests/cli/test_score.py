@@ -155,8 +155,8 @@ def test_invalid_flags(run: Runner, flags: list[str], code: int, message: str) -
     ("files", "message"),
     [
         ({"candidates": {"9": "a"}}, "references: image 9: none, though it has a candidate"),
-        ({"candidates": '{"1": NaN}'}, "candidates: image 1: nan is not a text"),
-        ({"candidates": [{"image_id": 1, "caption": None}]}, "candidates: image 1: None is not a text"),
+        ({"candidates": '{"1": NaN}'}, "candidates: image 1: nan is not a string"),
+        ({"candidates": [{"image_id": 1, "caption": None}]}, "candidates: image 1: None is not a string"),
         ({"candidates": '{"1": "a", "2": "b", "1": "a"}'}, "FOLDER/res.json: 1: a duplicate key; keep one of them"),
         (
             {"candidates": [{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}]},
@@ -171,7 +171,7 @@ def test_invalid_flags(run: Runner, flags: list[str], code: int, message: str) -
         ({"candidates": ""}, "FOLDER/res.json: not JSON"),
         ({"references": '{"1": ["a"], "1": ["b"]}'}, "FOLDER/refs.json: 1: a duplicate key"),
         ({"references": []}, "FOLDER/refs.json: neither COCO annotations nor"),
-        ({"references": {"1": [float("nan")], "2": ["a"], "3": ["a"]}}, "references: image 1: nan is not a text"),
+        ({"references": {"1": [float("nan")], "2": ["a"], "3": ["a"]}}, "references: image 1: nan is not a string"),
         ({"references": {"annotations": [{"image_id": 1}]}}, "FOLDER/refs.json: annotations[0]: not an object with"),
     ],
 )

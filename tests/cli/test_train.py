@@ -46,7 +46,7 @@ def test_a_run_is_named_after_its_configuration(train, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "tiny" / "model").is_dir()
 
 
-def test_resume_auto_goes_on_or_begins(train, tmp_path, capsys):
+def test_resume_auto_continues_or_starts(train, tmp_path, capsys):
     assert train("-o", tmp_path / "run", "--resume", "auto") == 0
     assert "nothing to resume" in capsys.readouterr().err
     assert train("-o", tmp_path / "run") == 2

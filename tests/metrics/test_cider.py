@@ -29,7 +29,7 @@ def test_one_image_alone_has_no_weights() -> None:
     found = cider_d(Captions(["a dog"], [["a dog"]]))
     assert np.isnan(found.corpus).all()
     assert np.isnan(found.per_image).all()
-    assert found.reason.startswith("one image alone")
+    assert found.undefined.startswith("one image alone")
 
 
 def test_another_length_is_punished_by_bigrams() -> None:

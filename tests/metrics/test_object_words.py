@@ -19,7 +19,6 @@ from captioner.metrics.object_words import (
     chair,
     image_categories,
     object_words,
-    object_words_of,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -129,14 +128,14 @@ def test_no_objects_have_no_precision() -> None:
 def test_scores_are_shares_and_a_caption_supports_itself(candidate: str, references: list[str]) -> None:
     found = object_words(Captions([candidate], [references]))
     assert (np.isnan(found.corpus) | ((found.corpus >= 0) & (found.corpus <= 1))).all()
-    np.testing.assert_array_equal(object_words_of(found.statistics.values)[0], found.corpus)
+    np.testing.assert_array_equal(found.per_image[0], found.corpus)
     own = object_words(Captions([candidate], [[candidate]])).corpus
     assert (np.isnan(own) | (own == 1)).all()
     more = object_words(Captions([candidate], [[*references, candidate]])).corpus[0]
     assert math.isnan(more) or more == 1
 
 
-def test_it_tells_the_right_image_from_another() -> None:
+def test_the_right_image_scores_higher_than_another() -> None:
     data = json.loads((GOLDEN / "coco_one_against_four.json").read_text(encoding="utf-8"))["tokenized"]
     candidates, references = list(data["candidates"].values()), list(data["references"].values())
     right = object_words(Captions(candidates, references)).corpus
@@ -163,7 +162,7 @@ def test_chair_without_mentions() -> None:
     assert math.isnan(chair([], []).sentences)
 
 
-def test_chair_wants_names_of_coco() -> None:
+def test_chair_takes_only_categories_of_coco() -> None:
     with pytest.raises(ConfigError, match="instances: sofa: no categories of COCO"):
         chair(["a sofa"], [{"sofa", "dog"}])
 

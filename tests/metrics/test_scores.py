@@ -161,14 +161,14 @@ NAN = float("nan")
         ({"9": "a"}, {}, "references: image 9: none, though it has a candidate; add some, or leave it out"),
         ({"9": "a"}, {"9": []}, "references: image 9: none, though"),
         ({"9": "a"}, {"9": None}, "references: image 9: none, though"),
-        ({"9": "a"}, {"9": "a dog"}, "references: image 9: 'a dog' is not a list of texts; make it one"),
-        ({"9": "a"}, {"9": ["a", NAN]}, "references: image 9: nan is not a text; mend or remove it"),
-        ({"9": NAN}, {"9": ["a"]}, "candidates: image 9: nan is not a text; give it one caption"),
-        ({"9": None}, {"9": ["a"]}, "candidates: image 9: None is not a text"),
-        ({"9": ["a"]}, {"9": ["a"]}, r"candidates: image 9: \['a'\] is not a text"),
-        ({9: "a", "9": "b"}, {"9": ["a"]}, "candidates: image 9: twice, as a number and as a text; keep one of them"),
-        ({NAN: "a"}, {"9": ["a"]}, "candidates: id nan: not an integer or a text; give one"),
-        ({"9": "a"}, {"9": ["a"], True: ["a"]}, "references: id True: not an integer or a text"),
+        ({"9": "a"}, {"9": "a dog"}, "references: image 9: 'a dog' is not a list of strings; make it one"),
+        ({"9": "a"}, {"9": ["a", NAN]}, "references: image 9: nan is not a string; correct or remove it"),
+        ({"9": NAN}, {"9": ["a"]}, "candidates: image 9: nan is not a string; correct or remove it"),
+        ({"9": None}, {"9": ["a"]}, "candidates: image 9: None is not a string"),
+        ({"9": ["a"]}, {"9": ["a"]}, r"candidates: image 9: \['a'\] is not a string"),
+        ({9: "a", "9": "b"}, {"9": ["a"]}, "candidates: image 9: twice, as a number and as a string; keep one of them"),
+        ({NAN: "a"}, {"9": ["a"]}, "candidates: id nan: not an integer or a string; give one"),
+        ({"9": "a"}, {"9": ["a"], True: ["a"]}, "references: id True: not an integer or a string"),
     ],
 )
 def test_captions_that_cannot_be_scored(candidates: Any, references: Any, message: str) -> None:
@@ -182,8 +182,13 @@ def test_nothing_to_score() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match="metric cider: not known; did you mean cider_d"):
-        score_captions(CANDIDATES, REFERENCES, metrics=["cider"])
+    similar = {"cider": "cider_d", "rouge": "rouge_l", "BLEU": "bleu", "bleu_4": "bleu", "spcie": "spice"}
+    similar |= dict.fromkeys(["objects", "object_precision", "object_recall"], "object_words")
+    for name, meant in similar.items():
+        with pytest.raises(ConfigError, match=rf"metric {name}: not known; did you mean {meant}\?"):
+            score_captions(CANDIDATES, REFERENCES, metrics=[name])
+    with pytest.raises(ConfigError, match="metric bertscore: not known; choose from bleu, rouge_l, cider_d, meteor,"):
+        score_captions(CANDIDATES, REFERENCES, metrics=["bertscore"])
     with pytest.raises(ConfigError, match="tokenizer word: not known; choose from ptb, char, none"):
         score_captions(CANDIDATES, REFERENCES, tokenizer="word")  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ def test_a_resample_of_bleu_is_the_bleu_of_the_captions_drawn(official: Official
 
 
 def test_memory_is_bounded_without_changing_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    statistics = Statistics.mean(np.arange(10.0)[:, None])
+    statistics = Statistics.mean(np.arange(10.0))
     expected = resample(statistics, 100, seed=1)
     monkeypatch.setattr(significance, "_DRAWS", 70)
     np.testing.assert_array_equal(resample(statistics, 100, seed=1), expected)
@@ -33,20 +33,20 @@ def test_memory_is_bounded_without_changing_the_draws(monkeypatch: pytest.Monkey
 
 def test_the_interval_of_a_mean_is_what_theory_tells() -> None:
     values = np.random.default_rng(5).normal(1.2, 0.67, 1000)
-    low, high = interval(resample(Statistics.mean(values[:, None]), 4000)[:, 0])
+    low, high = interval(resample(Statistics.mean(values), 4000)[:, 0])
     error = values.std() / np.sqrt(1000)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
 def test_two_systems_meet_on_the_same_images() -> None:
-    values = np.random.default_rng(5).normal(size=(50, 1))
+    values = np.random.default_rng(5).normal(size=50)
     difference = resample(Statistics.mean(values + 0.25)) - resample(Statistics.mean(values))
     np.testing.assert_allclose(difference, 0.25)
 
 
 def test_a_seed_decides() -> None:
-    statistics = Statistics.mean(np.arange(10.0)[:, None])
+    statistics = Statistics.mean(np.arange(10.0))
     np.testing.assert_array_equal(resample(statistics), resample(statistics))
     assert (resample(statistics, seed=1) != resample(statistics, seed=2)).any()
 

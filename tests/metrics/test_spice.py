@@ -1,4 +1,4 @@
-"""SPICE's adapter: what it asks for, how it starts the program, what it reads; the real one up to its parser."""
+"""SPICE's adapter: the files it needs, how it runs the program, what it reads; the real one up to its parser."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ import pytest
 from captioner.errors import ResourceError
 from captioner.metrics.java import find_java
 from captioner.metrics.metric import Captions
-from captioner.metrics.spice import JAR, check_folder, read_scores, spice, spice_command, spice_input
+from captioner.metrics.spice import JAR, check_folder, read_scores, spice
 
 CORENLP = ["lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"]
 DOWNLOAD = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
@@ -72,36 +72,12 @@ def test_a_jar_that_is_none(tmp_path: Path) -> None:
         check_folder(tmp_path)
 
 
-def test_the_command_is_the_official_one_without_its_cache(tmp_path: Path) -> None:
-    command = spice_command("java", tmp_path / "my spice", Path("in.json"), Path("out.json"))
-    assert command[:2] == ["java", "-Xmx8G"]
-    official = [
-        "-jar",
-        str((tmp_path / "my spice" / JAR).resolve()),
-        "in.json",
-        "-out",
-        "out.json",
-        "-subset",
-        "-silent",
-    ]
-    assert command[-7:] == official
-
-
-def test_what_the_program_is_asked() -> None:
-    assert json.loads(spice_input(Captions(["a dog", "café"], [["the dog"], ["a sign", "a café"]]))) == [
-        {"image_id": 0, "test": "a dog", "refs": ["the dog"]},
-        {"image_id": 1, "test": "café", "refs": ["a sign", "a café"]},
-    ]
-    with pytest.raises(ValueError, match="shorter"):
-        spice_input(Captions(["a dog", "a cat"], [["the dog"]]))
-
-
 def answer(image: int, score: float | None) -> dict[str, object]:
     empty = {"pr": 0.0, "re": 0.0, "f": 0.0, "fn": 1.0, "numImages": 1.0}
     return {"image_id": image, "scores": {"Relation": empty, "All": {**empty, "f": score}, "Object": empty}}
 
 
-def test_what_the_program_answers() -> None:
+def test_scores_are_those_of_the_images() -> None:
     found = read_scores([answer(1, 0.25), answer(0, 0.5)], 2)
     assert found.corpus == 0.375
     np.testing.assert_array_equal(found.per_image[:, 0], [0.5, 0.25])
@@ -114,7 +90,7 @@ def test_a_score_that_is_missing_is_no_zero(answers: list[dict[str, object]]) ->
     np.testing.assert_array_equal(found.per_image[:, 0], [0.5, math.nan])
 
 
-def test_the_program_that_cannot_parse_tells_so(tmp_path: Path) -> None:
+def test_the_error_of_a_program_without_a_parser(tmp_path: Path) -> None:
     """The real program; in place of the parser it finds files that are none."""
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None:
@@ -134,23 +110,38 @@ def test_the_program_that_cannot_parse_tells_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the program here is a shell script")
-def test_scores_go_from_the_program_to_the_images(jar_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Java that answers every question: what goes in and out is the adapter's."""
+def test_the_program_gets_the_captions_and_gives_the_scores(jar_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a Java that stores what it is asked, and answers with one over the number of references."""
     home = jar_only / "home"
     (home / "bin").mkdir(parents=True)
-    program = """
-        import json, sys
-        arguments = sys.argv[1:]
-        if "-jar" in arguments:
-            start = arguments.index("-jar") + 2
-            questions = json.load(open(arguments[start]))
-            scores = [{"image_id": q["image_id"], "scores": {"All": {"f": 1 / len(q["refs"])}}} for q in questions]
-            json.dump(scores[::-1], open(arguments[arguments.index("-out") + 1], "w"))
+    program = f"""
+        import json, pathlib, sys
+        *options, jar, asked, out, answered, subset, silent = sys.argv[1:] + 6 * [""] * ("-version" in sys.argv)
+        if asked:
+            questions = json.load(open(asked))
+            f = [1 / len(each["refs"]) for each in questions]
+            scores = [{{"image_id": image, "scores": {{"All": {{"f": value}}}}}} for image, value in enumerate(f)]
+            json.dump(scores[::-1], open(answered, "w"))
+            command = [*options, jar, out, subset, silent]
+            json.dump([command, str(pathlib.Path.cwd()), questions], open({str(home / "calls.json")!r}, "w"))
     """
     java = home / "bin" / "java"
     java.write_text(f"#!{sys.executable}\n" + "\n".join(line[8:] for line in program.splitlines()))
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(home))
-    found = spice(Captions(["a dog", "a cat"], [["a dog"], ["a cat", "cats"]]), complete(jar_only))
+    found = spice(Captions(["a dog", "café"], [["the dog"], ["a sign", "a café"]]), complete(jar_only))
     assert found.corpus == 0.75
     np.testing.assert_array_equal(found.per_image[:, 0], [1, 0.5])
+    command, folder, questions = json.loads((home / "calls.json").read_text())
+    # The official command, without its cache.
+    assert (command[0], command[-5:]) == ("-Xmx8G", ["-jar", str(jar_only / JAR), "-out", "-subset", "-silent"])
+    assert folder == str(jar_only)
+    assert questions == [
+        {"image_id": 0, "test": "a dog", "refs": ["the dog"]},
+        {"image_id": 1, "test": "café", "refs": ["a sign", "a café"]},
+    ]
+
+
+def test_each_candidate_has_references(jar_only: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        spice(Captions(["a dog", "a cat"], [["the dog"]]), complete(jar_only))

@@ -85,11 +85,11 @@ def test_the_layers_of_a_caption_go_together():
     assert cache.length == 0
     keys = [chunk(3, 2) for _ in range(3)]
     for layer in range(3):
-        cache.append(layer, keys[layer], -keys[layer])
+        cache.layers[layer].append(keys[layer], -keys[layer])
     assert cache.length == 2
     cache.select(torch.tensor([2, 0], dtype=torch.int32))
     new = chunk(2, 1)
     for layer in range(3):
-        all_keys, all_values = cache.append(layer, new, -new)
+        all_keys, all_values = cache.layers[layer].append(new, -new)
         assert_close(all_keys[:, :, :2], keys[layer][[2, 0]])
         assert_close(all_values, -all_keys)

@@ -217,8 +217,10 @@ def test_running_statistics_change_only_where_asked(batch_norm):
 
 def test_gradients_are_followed_only_where_something_is_trained(monkeypatch):
     passes = []
-    original = VisionEncoder._find_used
-    monkeypatch.setattr(VisionEncoder, "_find_used", lambda self: passes.append(self) or original(self))
+    original = VisionEncoder._intermediates
+    monkeypatch.setattr(
+        VisionEncoder, "_intermediates", lambda self, pixels: passes.append(self) or original(self, pixels)
+    )
     model = encoder("test_resnet", image_size=(64, 64))
     assert not passes
     for train in ("none", 0, "all", 1):

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from captioner.model.attention import attention_weights
-from captioner.model.memory import Memory, Source, concat
+from captioner.model.memory import Memory, concat
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 B, C, T, N, E = 2, 3, 5, 7, 6
@@ -16,13 +16,22 @@ def tokens():
     return torch.randint(11, (B * C, T))
 
 
-def test_size_sources_and_spans(build):
+def test_size_and_sources(build):
     memory = build().project(torch.randn(B, N, E))
     assert (memory.images, memory.positions) == (B, N + 1)
-    assert memory.sources == (Source("image", N), Source("null", 1))
-    assert (memory.span("image"), memory.span("null")) == (slice(0, N), slice(N, N + 1))
-    with pytest.raises(KeyError, match="tile"):
-        memory.span("tile")
+    assert memory.sources == ("image",) * N + ("null",)
+    assert build(null_patch=False).project(torch.randn(B, N, E)).sources == ("image",) * N
+
+
+def test_taken_positions_equal_positions_that_are_not_there(build, tokens):
+    decoder, features, kept = build(), torch.randn(B, N, E), torch.tensor([N, 3, 0, 2])
+    taken = decoder.project(features).take(kept)
+    assert taken.sources == ("null", "image", "image", "image")
+    expected = decoder(tokens, decoder.project(features[:, [3, 0, 2]])).logits
+    assert_close(decoder(tokens, taken).logits, expected, **CLOSE)
+    keep = torch.rand(B, N + 1) < 0.5
+    keep[:, N] = True
+    assert torch.equal(decoder.project(features).mask(keep).take(kept).layers[1].keep, keep[:, kept])
 
 
 def test_hidden_positions_equal_positions_that_are_not_there(build, tokens):
@@ -98,18 +107,17 @@ def test_select_equals_projecting_those_images(build, images, mask_rows):
 
 def test_concat_equals_projecting_both_at_once(build, tokens):
     decoder, one, other = build(null_patch=False), torch.randn(B, 3, E), torch.randn(B, 4, E)
-    both = concat([decoder.project(one, "left"), decoder.project(other, "right")])
+    both = concat([decoder.project(one), decoder.project(other)])
     at_once = decoder.project(torch.cat([one, other], dim=1))
     assert_close(decoder(tokens, both).logits, decoder(tokens, at_once).logits, **CLOSE)
-    assert both.sources == (Source("left", 3), Source("right", 4))
-    assert both.span("right") == slice(3, 7)
+    assert (both.positions, both.sources) == (7, at_once.sources)
 
 
 def test_concat_equals_the_log_sum_exp_merge_of_both(build):
     decoder = build()
-    parts = [decoder.project(torch.randn(B, n, E), name) for n, name in ((3, "a"), (4, "b"))]
+    parts = [decoder.project(torch.randn(B, n, E)) for n in (3, 4)]
     both = concat(parts)
-    assert both.sources == (Source("a", 3), Source("null", 1), Source("b", 4), Source("null", 1))
+    assert both.sources == (*["image"] * 3, "null", *["image"] * 4, "null")
     cross = decoder.blocks[0].cross_attention
     x = torch.randn(B * C, T, 16)
     queries = cross.query(x).view(B, C * T, 4, 4).transpose(1, 2)
