@@ -92,6 +92,17 @@ def test_an_error_of_a_source_is_raised_at_once():
         next(batches)
 
 
+def test_batches_before_an_error_of_a_source_are_handed_out():
+    def sources():
+        yield from range(3)
+        raise LookupError("no more")
+
+    batches = prefetch(sources(), slowly, 2, 1)
+    assert next(batches) == [0, 1]
+    with pytest.raises(LookupError, match="no more"):
+        next(batches)
+
+
 def test_an_error_of_reading_is_raised_in_place_of_its_batch():
     batches = prefetch([1, 2, 0, 4], lambda number: 4 // number, 2, 2)
     assert next(batches) == [4, 2]
