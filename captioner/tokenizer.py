@@ -4,17 +4,16 @@ Two kinds, both stored as one `tokenizer.json` that `tokenizers.Tokenizer.from_f
 
 `bpe`   byte-level byte-pair encoding, as GPT-2's. Any text comes back from its ids unchanged.
 `word`  one token for each word of plain lower-case text:
-        * Unicode is brought to NFKC and lower case, curly apostrophes become straight.
+        * Unicode is normalized to NFKC and lower case, curly apostrophes become straight.
         * A word is letters and digits with hyphens or apostrophes inside (`t-shirt`, `o'clock`); a number keeps its
           inner separators (`1,000`, `10:30`).
-        * The endings 's 're 've 'll 'd 'm and n't are tokens of their own, as in the Penn Treebank: `man's` is
-          `man` + `'s`, `can't` is `ca` + `n't`, and so are `man 's` and `ca n't`, as some data sets write them.
-          Decoding puts them back without a space.
+        * The endings 's 're 've 'll 'd 'm and n't are tokens of their own, as in the Penn Treebank: `man's` and
+          `man 's` are `man` + `'s`, `can't` and `ca n't` are `ca` + `n't`. Decoding joins them without a space.
         * Each symbol, and each of & # % @, is a token. Other punctuation and control characters are dropped.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,8 +29,6 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's only special token, which then stands for all four."""
-
-_BYTES = 256
 
 # Quotation marks 2018, 2019 and 201B, the modifier apostrophe and the prime.
 _APOSTROPHE = "[\u2018\u2019\u201b\u02bc\u2032]"
@@ -58,7 +55,7 @@ class Word:
 
 
 class Tokenizer:
-    """Text to ids and back. No text is encoded as `pad`, `bos` or `eos`, and only unknown words are as `unk`.
+    """Text to ids and back. No text is encoded as `pad`, `bos` or `eos`, and only unknown words as `unk`.
 
     Raises CheckpointError if `backend` is of neither kind or lacks special tokens.
     """
@@ -78,12 +75,9 @@ class Tokenizer:
         if config.kind == "bpe":
             return cls(_train_bpe(captions, config))
         backend = _word_backend()
-        words = _frequent_words(backend, captions, config.min_count)
-        if not words:
-            raise ConfigError(
-                f"tokenizer.min_count {config.min_count}: no word occurs that often in the captions; lower it"
-            )
-        _append(backend, words)
+        if not _add_words(backend, captions, config.min_count):
+            rare = f"tokenizer.min_count {config.min_count}: no word occurs that often in the captions"
+            raise ConfigError(f"{rare}; lower it")
         return cls(backend)
 
     def extend(self, captions: Iterable[str], min_count: int) -> "Tokenizer":
@@ -91,7 +85,7 @@ class Tokenizer:
         if self.kind == "bpe":
             return self
         backend = tokenizers.Tokenizer.from_str(self.to_str())
-        _append(backend, _frequent_words(backend, captions, min_count))
+        _add_words(backend, captions, min_count)
         return Tokenizer(backend)
 
     def encode(self, text: str) -> list[int]:
@@ -100,7 +94,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end token; invalid UTF-8 becomes U+FFFD."""
-        return self._text([ids[position] for position in self._positions(ids)])
+        return self._text(ids, self._positions(ids))
 
     def words(self, ids: Sequence[int]) -> list[Word]:
         """The words of `decode(ids)` with their punctuation: joined by spaces, they are the caption.
@@ -112,8 +106,8 @@ class Tokenizer:
             if not groups or self._begins_word(ids[position]):
                 groups.append([])
             groups[-1].append(position)
-        texts = (self._text([ids[position] for position in group]).strip() for group in groups)
-        return [Word(text, group[0], group[-1] + 1) for text, group in zip(texts, groups, strict=True) if text]
+        words = (Word(self._text(ids, group).strip(), group[0], group[-1] + 1) for group in groups)
+        return [word for word in words if word.text]
 
     @property
     def suppressed(self) -> tuple[int, ...]:
@@ -123,11 +117,6 @@ class Tokenizer:
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def __contains__(self, word: str) -> bool:
-        """Whether `word` can be generated: every part of it has a token."""
-        ids = self.encode(word)
-        return bool(ids) and self.unk not in ids
-
     def to_str(self) -> str:
         """The content of `tokenizer.json`."""
         return self._backend.to_str(pretty=True)
@@ -136,34 +125,23 @@ class Tokenizer:
     def from_str(cls, content: str, source: str = "tokenizer.json") -> "Tokenizer":
         """The tokenizer in the content of a `tokenizer.json`. Raises CheckpointError naming `source`."""
         try:
-            backend = tokenizers.Tokenizer.from_str(content)
+            return cls(tokenizers.Tokenizer.from_str(content))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library raises bare Exception, and panics that are not one
-            raise CheckpointError(f"{source}: not a tokenizer file ({error}); take one saved with a model") from error
-        try:
-            return cls(backend)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write `tokenizer.json`. Raises CheckpointError where that is not possible."""
-        try:
-            Path(path).write_text(self.to_str(), encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot write the tokenizer ({error.strerror}); check the folder") from error
+        except BaseException as error:  # the library raises bare Exception, and panics that are not one
+            raise CheckpointError(f"{source}: not a tokenizer file ({error}); take one saved with a model") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read `tokenizer.json`. Raises CheckpointError if it is missing or unusable."""
         try:
-            content = Path(path).read_text(encoding="utf-8")
+            # Bytes that are not UTF-8 become surrogates, which `from_str` refuses.
+            content = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot read the tokenizer ({error.strerror}); give a whole model folder"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path}: not a tokenizer file (not UTF-8); take one saved with a model") from error
+            reason = f"cannot read the tokenizer ({error.strerror})"
+            raise CheckpointError(f"{path}: {reason}; give a whole model folder") from error
         return cls.from_str(content, source=str(path))
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -172,13 +150,9 @@ class Tokenizer:
 
     def _positions(self, ids: Sequence[int]) -> list[int]:
         """The positions of text in `ids`. GPT-2 starts and ends with the same token, so the first one is skipped."""
-        positions = []
-        for position in range(int(bool(ids) and ids[0] == self.bos), len(ids)):
-            if ids[position] == self.eos:
-                break
-            if ids[position] not in (self.pad, self.bos):
-                positions.append(position)
-        return positions
+        start = int(bool(ids) and ids[0] == self.bos)
+        stop = ids.index(self.eos, start) if self.eos in ids[start:] else len(ids)
+        return [position for position in range(start, stop) if ids[position] not in (self.pad, self.bos)]
 
     def _begins_word(self, token_id: int) -> bool:
         """Whether the decoder puts white space before this token if it follows a letter."""
@@ -186,16 +160,16 @@ class Tokenizer:
         text: str = self._backend.decoder.decode(["a", token])
         return text[1:2].isspace()
 
-    def _text(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+    def _text(self, ids: Sequence[int], positions: list[int]) -> str:
+        return self._backend.decode([ids[position] for position in positions], skip_special_tokens=False)
 
 
 def _kind(backend: tokenizers.Tokenizer) -> Literal["word", "bpe"]:
     model, decoder = backend.model, backend.decoder
-    if isinstance(model, models.WordLevel) and model.token_to_id(model.unk_token) is not None:
-        if None not in (backend.normalizer, backend.pre_tokenizer, decoder):
-            return "word"
-    elif isinstance(model, models.BPE) and isinstance(decoder, decoders.ByteLevel):
+    parts = (backend.normalizer, backend.pre_tokenizer, decoder)
+    if isinstance(model, models.WordLevel) and model.token_to_id(model.unk_token) is not None and None not in parts:
+        return "word"
+    if isinstance(model, models.BPE) and isinstance(decoder, decoders.ByteLevel):
         return "bpe"
     raise CheckpointError("neither a word-level nor a byte-level BPE tokenizer; convert the model from one that is")
 
@@ -215,7 +189,8 @@ def _writable(text: str) -> str:
 
 def _word_backend() -> tokenizers.Tokenizer:
     """A word-level tokenizer with special tokens only."""
-    backend = tokenizers.Tokenizer(_word_model({token: place for place, token in enumerate(SPECIAL)}))
+    special = {token: place for place, token in enumerate(SPECIAL)}
+    backend = tokenizers.Tokenizer(models.WordLevel(special, unk_token=SPECIAL[3]))
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     backend.normalizer = normalizers.Sequence(
         [
@@ -233,34 +208,26 @@ def _word_backend() -> tokenizers.Tokenizer:
     return backend
 
 
-def _word_model(vocabulary: Mapping[str, int]) -> models.WordLevel:
-    return models.WordLevel(dict(vocabulary), unk_token=SPECIAL[3])
-
-
-def _frequent_words(backend: tokenizers.Tokenizer, captions: Iterable[str], min_count: int) -> list[str]:
-    """Words that occur at least `min_count` times, by frequency, then alphabetically."""
+def _add_words(backend: tokenizers.Tokenizer, captions: Iterable[str], min_count: int) -> int:
+    """Add the new words that occur at least `min_count` times, by frequency, then alphabetically; their number."""
     counts: Counter[str] = Counter()
     for caption in captions:
         text = backend.normalizer.normalize_str(_writable(caption))
         counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
-    frequent = [word for word, count in counts.items() if count >= min_count]
-    return sorted(frequent, key=lambda word: (-counts[word], word))
-
-
-def _append(backend: tokenizers.Tokenizer, words: Iterable[str]) -> None:
-    """Add the words that `backend` does not know, at the next free ids."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    new = [word for word, count in counts.items() if count >= min_count and word not in vocabulary]
+    new.sort(key=lambda word: (-counts[word], word))
     free = max(vocabulary.values()) + 1
-    new = [word for word in words if word not in vocabulary]
-    backend.model = _word_model(vocabulary | {word: free + place for place, word in enumerate(new)})
+    vocabulary |= {word: free + place for place, word in enumerate(new)}
+    backend.model = models.WordLevel(vocabulary, unk_token=SPECIAL[3])
+    return len(new)
 
 
 def _train_bpe(captions: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
-    smallest = len(SPECIAL) + _BYTES
+    smallest = len(SPECIAL) + 256
     if config.vocabulary_size < smallest:
-        raise ConfigError(
-            f"tokenizer.vocabulary_size {config.vocabulary_size}: byte-level BPE needs at least {smallest}; raise it"
-        )
+        size = f"tokenizer.vocabulary_size {config.vocabulary_size}"
+        raise ConfigError(f"{size}: byte-level BPE needs at least {smallest}; raise it")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

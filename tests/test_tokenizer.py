@@ -145,7 +145,7 @@ def test_training_on_literals_does_not_make_them_tokens(kind: Literal["word", "b
 
 @BOTH
 def test_copies_keep_literals_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     copies = [
         Tokenizer.load(tmp_path / "tokenizer.json"),
         Tokenizer.from_str(tokenizer.to_str()),
@@ -163,7 +163,7 @@ def test_copies_keep_literals_apart(tokenizer: Tokenizer, tmp_path: Path) -> Non
 
 @BOTH
 def test_file_is_read_by_the_library_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ids = tokenizer.encode("A man's dog can't see")
     assert plain.encode("A man's dog can't see").ids == ids
@@ -212,13 +212,18 @@ def test_words_join_to_the_caption(tokenizer: Tokenizer, data: st.DataObject) ->
     assert all(word.start < word.stop and word.text for word in words)
 
 
-def test_contains_means_it_can_be_written() -> None:
+def knows(tokenizer: Tokenizer, word: str) -> bool:
+    ids = tokenizer.encode(word)
+    return bool(ids) and tokenizer.unk not in ids
+
+
+def test_known_words_have_a_token_for_each_part() -> None:
     for word in ("dog", "Dog", "man's", "can\u2019t"):
-        assert word in WORD
+        assert knows(WORD, word)
     for word in ("zebra", "zebra's", "", "."):
-        assert word not in WORD
-    assert "zebra" in BPE
-    assert "" not in BPE
+        assert not knows(WORD, word)
+    assert knows(BPE, "zebra")
+    assert not knows(BPE, "")
 
 
 def test_extend_appends_new_words() -> None:
@@ -226,7 +231,7 @@ def test_extend_appends_new_words() -> None:
     assert vocabulary(extended) == [*vocabulary(WORD), "zebra", "lynx"]
     assert extended.decode(extended.encode("A zebra's lynx")) == "a zebra's lynx"
     assert len(extended) == len(WORD) + 2
-    assert "zebra" not in WORD
+    assert not knows(WORD, "zebra")
     assert WORD.extend([], 1).to_str() == WORD.to_str()
     assert BPE.extend(["zebra"], 1) is BPE
 
@@ -249,7 +254,7 @@ def test_endless_words_do_not_stop_the_regex_engine() -> None:
 def test_lone_surrogates_are_replaced(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("dog \ud83d") == tokenizer.encode("dog ?")
     trained = Tokenizer.train(["dog\ud83d dog"], TokenizerConfig(kind=tokenizer.kind, min_count=1))
-    assert "dog" in trained
+    assert knows(trained, "dog")
 
 
 def test_gpt2_file_uses_its_one_special_token() -> None:
@@ -304,8 +309,6 @@ def test_missing_paths_are_named(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere" / "tokenizer.json"
     with pytest.raises(CheckpointError, match=r"nowhere.*cannot read"):
         Tokenizer.load(missing)
-    with pytest.raises(CheckpointError, match=r"nowhere.*cannot write"):
-        WORD.save(missing)
 
 
 @BOTH
