@@ -1,9 +1,10 @@
-"""Images in, captions out: the one place where photos, network, search and words meet."""
+"""Captioning images: photos, network, search and tokenizer together."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, overload
@@ -59,29 +60,25 @@ class Captioner:
         if int8 and (self.device.type != "cpu" or not AVAILABLE):
             raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
         self.int8 = int8
-        self._packed: TextDecoder | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed decoder, which cannot be pickled; it is made again when it is needed."""
-        return self.__dict__ | {"_packed": None}
-
-    @property
+    @cached_property
     def _decoder(self) -> TextDecoder:
         """The model's decoder, packed at its first use."""
-        if self._packed is None:
-            self._packed = pack(self.model.decoder, int8=self.int8)
-        return self._packed
+        return pack(self.model.decoder, int8=self.int8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the packed decoder, which cannot be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_decoder"}
 
     @classmethod
     def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:
         """A captioner from a model folder, a training checkpoint (.ckpt), or the bundled model.
 
         `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`; `int8` decodes with weights rounded to 8 bits, which is
-        faster and changes a few captions. Raises CheckpointError where the model cannot be loaded, ResourceError where
-        the machine lacks the device or cannot use int8.
+        faster and changes a few captions. Raises CheckpointError if the model cannot be loaded, ResourceError if the
+        machine lacks the device or cannot use int8.
         """
-        source = model_folder(model)
-        network, tokenizer = load_model(source)
+        network, tokenizer = load_model(model_folder(model))
         return cls(network, tokenizer, name=str(model), device=_device(device), int8=int8)
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
@@ -96,10 +93,7 @@ class Captioner:
     def __call__(self, images: list[ImageSource], *, search: Strategy = ...) -> list[Caption]: ...
 
     def __call__(
-        self,
-        images: ImageSource | list[ImageSource],
-        *,
-        search: Strategy = BeamSearch(),  # noqa: B008
+        self, images: ImageSource | list[ImageSource], *, search: Strategy = BeamSearch()
     ) -> Caption | list[Caption]:
         """The caption of an image, or a list of captions for a list of images.
 
@@ -120,31 +114,28 @@ class Captioner:
         self,
         photos: Sequence[Photo],
         *,
-        search: Strategy = BeamSearch(),  # noqa: B008
+        search: Strategy = BeamSearch(),
         prefix: str = "",
         region: Region | None = None,
         hide: Region | None = None,
     ) -> list[Caption]:
         """Captions of prepared photos, all in one batch; the options are those of `stream`.
 
-        Raises ConfigError for a prefix or region that no photo can have, ImageError where a photo shows nothing of the
-        region. Where memory does not suffice for the batch, PyTorch's error passes through.
+        Raises ConfigError for a prefix or region that no photo can have, ImageError if a photo shows nothing of the
+        region, and PyTorch's own error if memory runs out.
         """
         if not photos:
             return []
-        with torch.inference_mode():
-            memory = self._memory(photos, region, hide)
-        keys = [photo.key for photo in photos]
-        found = caption_memory(
-            self._decoder, self.tokenizer, memory, search, prefix=self._prefix_tokens(prefix), keys=keys
-        )
+        memory = self._memory(photos, region, hide)
+        tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
+        found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys)
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
 
     def stream(
         self,
         sources: Iterable[ImageSource],
         *,
-        search: Strategy = BeamSearch(),  # noqa: B008
+        search: Strategy = BeamSearch(),
         prefix: str = "",
         region: Region | None = None,
         hide: Region | None = None,
@@ -155,10 +146,9 @@ class Captioner:
         """Captions in the order of the sources, as they arrive; an unusable image yields its error.
 
         `prefix` holds the first words of every caption; `region` hides everything outside it, `hide` everything inside.
-        `workers` threads read photos, and another one iterates over `sources`. A batch is captioned as soon as it is
-        full, or as soon as its photos are read and no more sources have arrived. Memory use does not grow with the
-        number of sources; when memory runs out, batches are halved. Raises ResourceError where it does not suffice for
-        one image.
+        `workers` threads read photos, and another one iterates over `sources`. A batch is captioned once it is full, or
+        once its photos are read and no more sources arrive. Memory use does not grow with the number of sources; when
+        memory runs out, batches are halved. Raises ResourceError if it does not suffice for one image.
         """
         self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
 
@@ -194,13 +184,13 @@ class Captioner:
         image: ImageSource,
         *,
         caption: str | None = None,
-        search: Strategy = BeamSearch(),  # noqa: B008
+        search: Strategy = BeamSearch(),
         region: Region | None = None,
         hide: Region | None = None,
         tiles: tuple[int, int] = (1, 1),
         method: Method = "relevance",
     ) -> AttentionTrace:
-        """Which patches each word of a caption looked at: the model's own caption, or any `caption`.
+        """Which patches each word of a caption attended to: the model's own caption, or any `caption`.
 
         `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory.
         Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too long for the
@@ -214,9 +204,8 @@ class Captioner:
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
         if tiles == (1, 1):
+            memory = self._memory([photo], region, hide)
             view = View(encoder.grid, encoder.prefix, photo.geometry)
-            with torch.inference_mode():
-                memory = self._memory([photo], region, hide)
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
@@ -229,24 +218,16 @@ class Captioner:
         else:
             tokens = self._caption_tokens(caption)
         trace = AttentionTrace.of(
-            self._decoder,
-            memory,
-            tokens,
-            self.tokenizer,
-            view=view,
-            photo=opened.image,
-            method=method,
-            blind=blind,
+            self._decoder, memory, tokens, self.tokenizer, view=view, photo=opened.image, method=method, blind=blind
         )
         weights = self.model.config.hallucination if method == "relevance" else ()
         return replace(trace, hallucination=hallucination_probabilities(trace, weights)) if weights else trace
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know; a trace shows them as `<unk>`."""
-        if self.tokenizer.kind != "word":
-            return []
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
+    @torch.inference_mode()
     def _memory(self, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
         """The memory of a batch, masked outside `region` and inside `hide`."""
         memory = self.model.encode(torch.stack([photo.pixels for photo in photos]).to(self.device))
@@ -259,47 +240,40 @@ class Captioner:
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device))
 
+    @torch.inference_mode()
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
-        """One memory of the photo's tiles, and the large grid that their patches make together."""
-        rows, columns = tiles
-        encoder = self.model.encoder
-        size = encoder.image_size
+        """One memory of the photo's tiles, and the large grid that their patches form."""
+        encoder, (rows, columns) = self.model.encoder, tiles
+        height, width = encoder.image_size
         if not 1 <= rows <= photo.height or not 1 <= columns <= photo.width or rows * columns > MAX_TILES:
             raise ConfigError(f"tiles {rows}x{columns}: give 1x1 to {MAX_TILES} tiles, none of less than a pixel")
-        whole = Geometry.of(*photo.size, size=(rows * size[0], columns * size[1]), fit="squash")
+        whole = Geometry.of(*photo.size, size=(rows * height, columns * width), fit="squash")
         assert encoder.config.interpolation is not None
         pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
-        cut = pixels.unflatten(2, (columns, size[1])).unflatten(1, (rows, size[0])).permute(1, 3, 0, 2, 4).flatten(0, 1)
-        with torch.inference_mode():
-            every = self.model.encode(cut.to(self.device))
-        memory = concat([every.select(torch.tensor([tile])) for tile in range(rows * columns)])
-        high, wide = encoder.grid
-        places = torch.arange(memory.positions).view(rows, columns, -1)
-        prefix, patches, null = places.split(
-            [encoder.prefix, high * wide, every.positions - encoder.prefix - high * wide], 2
-        )
+        cut = pixels.unflatten(2, (columns, width)).unflatten(1, (rows, height)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        encoded = self.model.encode(cut.to(self.device))
+        memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
+        positions = torch.arange(memory.positions).view(rows, columns, -1)
+        prefix, patches, null = positions.tensor_split((encoder.prefix, encoder.patches.stop), dim=2)
         # Patch (y, x) of tile (r, c) is patch (r·h + y, c·w + x) of the large grid.
-        laid = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
-        order = torch.cat([prefix.flatten(), laid.flatten(), null.flatten()]).tolist()
+        high, wide = encoder.grid
+        ordered = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
+        order = torch.cat([prefix.flatten(), ordered.flatten(), null.flatten()]).tolist()
         return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
 
     def _prefix_tokens(self, text: str) -> tuple[int, ...]:
-        if unknown := self.unknown_words(text):
-            raise ConfigError(
-                f"prefix {text!r}: the model does not know {', '.join(unknown)}; use words it was trained on"
-            )
+        if unknown := ", ".join(self.unknown_words(text)):
+            raise ConfigError(f"prefix {text!r}: the model does not know {unknown}; use words it was trained on")
         return tuple(self.tokenizer.encode(text))
 
     def _caption_tokens(self, text: str) -> list[int]:
-        tokens = [*self.tokenizer.encode(text), self.tokenizer.eos]
-        most = self.model.decoder.config.max_length
-        if len(tokens) == 1:
+        tokens = self.tokenizer.encode(text)
+        if not tokens:
             raise ConfigError(f"caption {text[:40]!r}: no words in it; give at least one")
+        most = self.model.decoder.config.max_length - 1
         if len(tokens) > most:
-            raise ConfigError(
-                f"caption {text[:40]!r}...: {len(tokens) - 1} tokens, this model takes {most - 1}; shorten it"
-            )
-        return tokens
+            raise ConfigError(f"caption {text[:40]!r}...: {len(tokens)} tokens, this model takes {most}; shorten it")
+        return [*tokens, self.tokenizer.eos]
 
 
 def model_folder(model: str | Path) -> Path:
