@@ -1,4 +1,4 @@
-"""Captions as people read them: text, words and probabilities, from what a search over image memory finds."""
+"""Captions of image memory: text, words and probabilities."""
 
 import math
 from collections.abc import Sequence

@@ -34,22 +34,15 @@ IMAGE_EXTENSIONS = frozenset(
         *(".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
     )
 )
-"""Lower-case suffixes by which a folder is searched for images. A file's format is told by its bytes."""
+"""Lower-case suffixes by which a folder is searched for images. A file's format is detected from its bytes."""
 MAX_PIXELS = 50_000_000
 MAX_DRAFT_PIXELS = 89_000_000
 """The limit for a JPEG, which can be decoded at half its size."""
 MAX_FILE_BYTES = 256 * 2**20
 
 # Plugins are called by class: `Image.open` would add a warning about size (global state) and MPO's table of frames.
-DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
-    "AVIF": AvifImageFile,
-}
+PLUGINS = (AvifImageFile, BmpImageFile, GifImageFile, JpegImageFile, PngImageFile, TiffImageFile, WebPImageFile)
+DECODERS: dict[str | None, Callable[[io.BytesIO], ImageFile]] = {plugin.format: plugin for plugin in PLUGINS}
 SIGNATURES = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -57,7 +50,7 @@ SIGNATURES = {
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
-"""Sizes of a BMP's second header, as texts may start with `BM` too."""
+"""Sizes of a BMP's second header: text may start with `BM`, too."""
 HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
 REFUSED = {
     "SVG, XML or HTML": (b"<",),
@@ -87,10 +80,10 @@ UPRIGHT = {
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """A decoded photo, and what had to be done to it."""
+    """A decoded photo, with notes about how it was decoded."""
 
     name: str
-    """How messages refer to its source."""
+    """How messages refer to its source, on one line."""
     image: Image.Image
     """Upright, RGB, without metadata."""
     notes: tuple[str, ...]
@@ -104,9 +97,10 @@ def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedI
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
     Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that is cut short yields the part that
-    can be decoded. Pillow's warnings about odd metadata pass through: no global filter is touched.
+    can be decoded. Pillow's warnings about odd metadata pass through.
     """
-    name, data = _name(source), source if isinstance(source, bytes) else b""
+    name = printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
+    data = source if isinstance(source, bytes) else b""
     notes: list[str] = []
     try:
         if isinstance(source, str | os.PathLike):
@@ -130,11 +124,6 @@ def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedI
         raise _image_error(name, data, error) from error
     upright.info = {}  # an orientation in it would be applied again where the picture is saved and opened
     return OpenedImage(name, upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
-
-
-def _name(source: ImageSource) -> str:
-    """How messages refer to a source, on one line."""
-    return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
 
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:
@@ -254,7 +243,7 @@ def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> 
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:
-    """Whether bytes are missing, by the error or by the file's own account of its size."""
+    """Whether bytes are missing, judged by the error and by the size that the file states."""
     message, number = str(error).lower(), data[4:8]
     return not isinstance(error, MemoryError) and (
         isinstance(error.__cause__, struct.error | EOFError | IndexError)
@@ -295,7 +284,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Colors in sRGB, transparency on white, deep grays scaled; `image` itself where nothing is to be done."""
+    """Colors in sRGB, transparency on white, deep grays scaled; `image` itself if it is plain RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_gray_to_rgb(image, notes)
     profile = image.info.get("icc_profile")

@@ -20,7 +20,7 @@ Region: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """An image ready for the network. The original, which is much larger, is not kept."""
+    """An image ready for the network, without the original, which is much larger."""
 
     name: str
     """How messages refer to it."""
@@ -45,14 +45,14 @@ class Photo:
     def shown_patches(self, region: Region | None, hide: Region | None, grid: tuple[int, int]) -> NDArray[np.bool_]:
         """(h, w): the patches inside `region` and outside `hide`, at least one.
 
-        Raises ConfigError for regions that no photo has, ImageError where this one's shape leaves nothing of them.
+        Raises ConfigError for regions that no photo has, ImageError if the shape of this one leaves nothing of them.
         """
         shown = np.ones(grid, dtype=bool) if region is None else self.geometry.patches_in(region, grid)
         if hide is not None:
             shown = shown & ~self.geometry.patches_in(hide, grid)
         if shown.any():
             return shown
-        if self.geometry.fit == "squash":  # which every photo fills alike
+        if self.geometry.fit == "squash":  # the same patches for every photo
             raise ConfigError("region and hide: no patch of the photo is left; enlarge region, or hide less")
         parts = " without ".join(",".join(f"{each:g}" for each in part) for part in (region, hide) if part)
         raise ImageError(

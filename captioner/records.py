@@ -1,4 +1,4 @@
-"""Records: what is reported about an image, as plain data for JSON. The same for command line, service and Ray."""
+"""Records: what is reported about an image, as plain data for JSON."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 LOW_CONFIDENCE = "low_confidence"
 DIGITS = 4
-"""Decimals of a caption's numbers: further ones depend on the shape of the batch."""
+"""Decimals of a caption's numbers; further ones depend on the shape of the batch."""
 TRACE_DIGITS = 6
-"""Decimals of a trace's numbers: float32 shares have no more."""
+"""Decimals of a trace's numbers: the precision of float32."""
 MEASURES = ("entropy", "peak", "null_mass", "prefix_mass", "padding_mass")
 
 
@@ -22,8 +22,8 @@ def caption_record(
 ) -> dict[str, Any]:
     """The record of an input, as JSONL holds it; `{"path", "error"}` for one that failed.
 
-    `prepend` is put before `caption`, but not into `captions`, which are the model's own. A caption below
-    `min_confidence` gets the note `low_confidence`.
+    `prepend` goes before `caption`, but not into `captions`, the model's own. A confidence below `min_confidence` adds
+    the note `low_confidence`.
     """
     if isinstance(outcome, ImageError):
         return {"path": path, "error": {"code": outcome.code, "message": str(outcome)}}
@@ -54,10 +54,22 @@ def trace_record(
     `null_mass` is null where the model has no null patch.
     """
     chosen = trace.select(layer, head, heads)
-    measures = {name: getattr(chosen, name).tolist() for name in MEASURES}
+    missing = [None] * len(trace.words)
+    columns: dict[str, Sequence[float | None]] = {"log_prob": trace.log_probs, "need": trace.needs or missing}
+    columns |= {name: getattr(chosen, name).tolist() for name in MEASURES}
     if not trace.has_null_patch:
-        measures["null_mass"] = [None] * len(trace.words)
-    record: dict[str, Any] = {
+        columns["null_mass"] = missing
+    words = []
+    for place, text in enumerate(trace.words):
+        word: dict[str, Any] = {"text": text}
+        for name, values in columns.items():
+            value = values[place]
+            word[name] = None if value is None else round(value, TRACE_DIGITS)
+        word["map"] = [[round(value, TRACE_DIGITS) for value in row] for row in chosen.patches(place).tolist()]
+        if place in trace.hallucination:
+            word["hallucination"] = round(trace.hallucination[place], TRACE_DIGITS)
+        words.append(word)
+    return {
         "caption": trace.text,
         "grid": list(trace.grid),
         "geometry": trace.geometry.to_dict(),
@@ -65,20 +77,8 @@ def trace_record(
         "layer": "mean" if layer is None else layer,
         "head": "mean" if head is None else head,
         **({"heads": [list(pair) for pair in heads]} if heads else {}),
-        "words": [],
+        "words": words,
     }
-    for place, text in enumerate(trace.words):
-        numbers = {
-            "log_prob": trace.log_probs[place],
-            "need": trace.needs[place] if trace.needs else None,
-            **{name: values[place] for name, values in measures.items()},
-        }
-        word = {name: None if value is None else round(value, TRACE_DIGITS) for name, value in numbers.items()}
-        word["map"] = [[round(value, TRACE_DIGITS) for value in row] for row in chosen.patches(place).tolist()]
-        if place in trace.hallucination:
-            word["hallucination"] = round(trace.hallucination[place], TRACE_DIGITS)
-        record["words"].append({"text": text, **word})
-    return record
 
 
 def _caption(caption: "Caption") -> dict[str, Any]:

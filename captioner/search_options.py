@@ -1,4 +1,4 @@
-"""Searches as people ask for them: a method, a length, a number of captions."""
+"""A search as flags and requests describe it, without loading torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -20,12 +20,12 @@ DEFAULT_BEAM = 5
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What flags and requests say about a search; it loads no torch until `strategy` is called."""
+    """The options of a search; `strategy` loads torch."""
 
     method: Method = "beam"
     length: Length = "medium"
     captions: int = 1
-    """Captions an image; greedy search finds one."""
+    """Captions per image; greedy search finds one."""
     beam: int | None = None
     """Beams; None means 5, or `captions` if that is more."""
     max_length: int | None = None
@@ -37,13 +37,12 @@ class SearchOptions:
     seed: int = 0
 
     def strategy(self) -> "Strategy":
-        """The search. Raises ConfigError where its numbers do not fit together."""
+        """The search. Raises ConfigError if its numbers do not fit together."""
         from captioner.generation import BeamSearch, Greedy, Sampling
 
         least, most, penalty = LENGTHS[self.length]
         if self.max_length is not None:
-            most = self.max_length
-            least = min(least, most - 1)
+            least, most = min(least, self.max_length - 1), self.max_length
         if self.method == "greedy":
             return Greedy(min_length=least, max_length=most)
         if self.method == "sample":
