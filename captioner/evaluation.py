@@ -5,7 +5,7 @@ I images · B images of a batch · N memory positions · E encoder width
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -49,7 +49,7 @@ class CaptionStatistics:
     vocabulary: int
     """Different words."""
     novel: float | None
-    """Captions that the training split does not hold; None without a training split."""
+    """Captions that are not in the training split; None without one."""
     mean_length: float
     """Words, without punctuation."""
     shortest: int
@@ -59,9 +59,9 @@ class CaptionStatistics:
     repeated_bigrams: float
     """Captions that repeat a bigram."""
     cut_off: float
-    """Captions that stop at the longest length allowed, or on a word such as `a` or `with`."""
+    """Captions that end at the maximum length, or on a word such as `a` or `with`."""
     object_precision: float | None
-    """Share of the objects that captions name that a reference names too; None where they name none."""
+    """Objects that captions name and a reference supports, among all they name; None where they name none."""
     object_recall: float | None
 
 
@@ -106,16 +106,16 @@ def caption_features(
     captions: dict[ImageId, Caption] = {}
     decoder = pack(decoder)
     for images, source in batches:
-        first = {image: place for place, image in reversed(list(enumerate(images))) if image not in captions}
-        if not first:
+        places = {image: place for place, image in reversed(list(enumerate(images))) if image not in captions}
+        if not places:
             continue
-        places = torch.tensor(sorted(first.values()))
-        chosen = [images[place] for place in places.tolist()]
+        chosen = sorted(places, key=places.__getitem__)
+        rows = torch.tensor([places[image] for image in chosen])
         if isinstance(source, Tensor):
             with torch.inference_mode():
-                memory = decoder.project(source[places.to(source.device)].to(decoder.token_embedding.weight.dtype))
+                memory = decoder.project(source[rows.to(source.device)].to(decoder.token_embedding.weight.dtype))
         else:
-            memory = source.select(places.to(source.layers[0].keys.device))
+            memory = source.select(rows.to(source.layers[0].keys.device))
         found = caption_memory(decoder, tokenizer, memory, search, keys=[str(image) for image in chosen])
         captions.update((image, best) for image, [best, *_] in zip(chosen, found, strict=True))
     return captions
@@ -156,30 +156,27 @@ def caption_statistics(
 ) -> CaptionStatistics:
     """Statistics of tokenized captions (I).
 
-    `cut_off` (I,) says whether a caption was stopped at the longest length; `known` are the tokenized captions of the
-    training split.
+    `cut_off` (I,) says which reached the maximum length; `known` are the tokenized captions of the training split.
     """
     split = [candidate.split() for candidate in captions.candidates]
-    words = [word for caption in split for word in caption]
-    pairs = [list(pairwise(caption)) for caption in split]
-    flat = [pair for each in pairs for pair in each]
-    lengths = [len(caption) for caption in split]
-    references = [reference for each in captions.references for reference in each]
+    bigrams = [list(pairwise(words)) for words in split]
+    lengths = [len(words) for words in split]
+    reference_lengths = [len(reference.split()) for each in captions.references for reference in each]
+    vocabulary = set(chain.from_iterable(split))
     precision, recall = map(_nan_to_none, object_words(captions).corpus.tolist())
     return CaptionStatistics(
         distinct_captions=len(set(map(tuple, split))) / len(split),
-        distinct_1=len(set(words)) / max(1, len(words)),
-        distinct_2=len(set(flat)) / max(1, len(flat)),
-        vocabulary=len(set(words)),
-        novel=fmean(" ".join(caption) not in known for caption in split) if known else None,
+        distinct_1=len(vocabulary) / max(1, sum(lengths)),
+        distinct_2=len(set(chain.from_iterable(bigrams))) / max(1, sum(map(len, bigrams))),
+        vocabulary=len(vocabulary),
+        novel=fmean(" ".join(words) not in known for words in split) if known else None,
         mean_length=fmean(lengths),
         shortest=min(lengths),
         longest=max(lengths),
-        reference_length=fmean(len(reference.split()) for reference in references),
-        repeated_bigrams=fmean(len(set(each)) < len(each) for each in pairs),
+        reference_length=fmean(reference_lengths),
+        repeated_bigrams=fmean(len(set(each)) < len(each) for each in bigrams),
         cut_off=fmean(
-            stopped or (bool(caption) and caption[-1] in BAD_ENDINGS)
-            for caption, stopped in zip(split, cut_off, strict=True)
+            stopped or not BAD_ENDINGS.isdisjoint(words[-1:]) for words, stopped in zip(split, cut_off, strict=True)
         ),
         object_precision=precision,
         object_recall=recall,

@@ -84,13 +84,10 @@ class NounList:
                     hinted[word[:-1]].add(concept)
                 else:
                     words.append((word, concept, number))
-        words += [
-            (concept, concept, number)
-            for concept, number in concepts.items()
-            if concept != NOTHING and concept not in hinted.get(concept, ())
-        ]
         named: dict[str, str] = {}
-        for word, concept, number in words:
+        for word, concept, number in (*words, *((name, name, number) for name, number in concepts.items())):
+            if word == concept and (concept == NOTHING or concept in hinted.get(concept, ())):
+                continue
             if named.setdefault(word, concept) != concept:
                 raise ConfigError(f"{source}:{number}: {word} is a {named[word]} already; add a ? to one of them")
         longest: dict[str, int] = {}

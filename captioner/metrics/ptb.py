@@ -8,7 +8,6 @@ each place the rule with the longest match wins. Most captions have only letters
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
-from types import MappingProxyType
 
 from captioner.metrics.ptb_rules import PLAIN_LINE, PLAIN_WORDS, RULES, Output
 
@@ -82,7 +81,9 @@ def tokenize_none(captions: Sequence[str]) -> list[str]:
     return [" ".join(caption.split()) for caption in captions]
 
 
-TOKENIZERS: Mapping[str, Callable[[Sequence[str]], list[str]]] = MappingProxyType(
-    {"ptb": tokenize, "char": tokenize_chars, "none": tokenize_none}
-)
+TOKENIZERS: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
+    "ptb": tokenize,
+    "char": tokenize_chars,
+    "none": tokenize_none,
+}
 """The tokenizers by the names that `--tokenizer` takes."""

@@ -28,9 +28,8 @@ def _characters(ranges: str) -> str:
 
 _CLASSES = {name: _characters(ranges) for name, ranges in _read_lists("ptb_characters.txt").items()}
 _LETTERS = "A-Za-z" + _CLASSES["letters"]
-_DIGITS = "0-9" + _CLASSES["digits"]
-_MARKS = _CLASSES["marks"]
-_SYMBOLS = _CLASSES["symbols"]
+_L = _LETTERS + _CLASSES["marks"] + r"\xad"
+_D = "0-9" + _CLASSES["digits"]
 
 # Old Unicode knew no capitals in Cherokee.
 _CAPITALS = "".join(c for c in map(chr, range(0x10000)) if c.isupper() and not "\u13a0" <= c <= "\u13f4")
@@ -41,8 +40,6 @@ def _words(words: str) -> str:
     return f"(?ai:{'|'.join(words.split())})"
 
 
-_L = _LETTERS + _MARKS + r"\xad"
-_D = _DIGITS
 _SPACE = r"[ \t\xa0\u2000-\u200a\u3000]"
 _BLANK = r"[ \t\xa0\u2000-\u200a\u3000\n]"
 # Which apostrophes count differs from rule to rule: `'em` and `d`or`, but not `` `em ``.
@@ -57,7 +54,7 @@ _APOSTROPHE_WORDS = _words(
 # Words: an entity is a letter in them, soft hyphens are dropped, and marks end all but the plainest.
 _ACCENTED = r"&(?ai:[aeiou](?:acute|grave|uml));"
 _WORD = rf"(?:[{_L}]|{_ACCENTED})(?:[{_L}{_D}]++|{_ACCENTED})*"
-_ALNUM = rf"[{_LETTERS}{_DIGITS}]"
+_ALNUM = rf"[{_LETTERS}{_D}]"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 _WORDS = rf"{_WORD}(?:[.!?]{_WORD})*"
 _PART = rf"(?:(?ai:[dlo]){_TICK}{_ALNUM}{{2,}}|{_ALNUM}+)"
@@ -65,7 +62,7 @@ _JOINED = rf"{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*"
 _EITHER = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _HYPHENED = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]{{0,250}}(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\xad]+))+"
 _COMPANY = r"[A-Z]+(?:(?:(?ai:&amp;)|[+&])[A-Z]+)+"
-_NUMBER = rf"[{_DIGITS}]*(?:[.:,\xad\u066b\u066c][{_DIGITS}]+)+|[{_DIGITS}]+"
+_NUMBER = rf"[{_D}]*(?:[.:,\xad\u066b\u066c][{_D}]+)+|[{_D}]+"
 
 _TELEPHONE = r"(?:\([0-9]{2,3}\)[- \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
 _TELEPHONE += r"[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
@@ -77,9 +74,7 @@ _TAG = rf"<(?:{_NAME}(?: +{_ATTRIBUTE}){{0,20}} *(?:/ *)?|/{_NAME} *|[!?][A-Za-z
 _LISTS = {name: _words(entries) for name, entries in _read_lists("ptb_words.txt").items()}
 _ENDING = rf"(?:{_LISTS['ending']}|(?=[A-Z]){_LISTS['capitalized']}|(?ai:p?pt)[ey](?ai:s?))"
 _TITLE = rf"(?:{_LISTS['title']}|(?ai:m)[ft](?ai:g))"
-_NUMBERED = _LISTS["numbered"]
 _STARTERS = f"(?=[A-Z]){_LISTS['starter']}"
-_EXTENSION = _LISTS["extension"]
 
 _ADDRESS = r"""[^ \t\n"<>|(){}\xa0]"""
 _DOMAIN = r"""[^ \t\n"<>|(){}.\xa0]"""
@@ -205,7 +200,7 @@ RULES = (
     Rule("A-Za-z", rf"({_ACRONYM}\.){_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}", _ended),
     Rule("A-Za-z", rf"([A-Za-z])\.{_BLANK}+(?:{_STARTERS}|{_TAG}){_BLANK}"),
     Rule("A-Za-z", rf"({_ACRONYM}\.|[A-Za-z]\.)"),
-    Rule("A-Za-z", rf"({_NUMBERED}\.){_BLANK}?[{_D}]"),
+    Rule("A-Za-z", rf"({_LISTS['numbered']}\.){_BLANK}?[{_D}]"),
     # Numbers.
     Rule("-+.:,\xad\u066b\u066c" + _D, rf"([-+]?(?:{_NUMBER}))", _word),
     Rule(_D, rf"((?:[{_D}]{{1,4}}[- \xa0])?[{_D}]{{1,4}}\\?[/\u2044][{_D}]{{1,4}})", _spaced),
@@ -214,7 +209,7 @@ RULES = (
     Rule("0-9", "([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})"),
     Rule(
         _L + _D + "&",
-        rf"((?:[{_L}{_D}]++|{_ACCENTED})+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_EXTENSION})(?:{_BLANK}|[.,?!])",
+        rf"((?:[{_L}{_D}]++|{_ACCENTED})+(?:\.[{_LETTERS}{_D}]+){{0,20}}\.{_LISTS['extension']})(?:{_BLANK}|[.,?!])",
     ),
     # Joined words.
     Rule(_LETTERS + _D, rf"({_JOINED})"),
@@ -259,13 +254,13 @@ RULES = (
     Rule(">", r"(>>)", ">>"),
     Rule(r"!-/:-@\[-`{-~", r"([!-/:-@\[-`{-~])", _rename),
     Rule("\x80\xa2-\xa4\u20a0\u20ac\xbc-\xbe\u2153\u2154\xad\u2044", "(.)", _rename),
-    Rule(_SYMBOLS, "(.)"),
+    Rule(_CLASSES["symbols"], "(.)"),
     Rule(_SPACE[1:-1], f"({_SPACE}+)", ""),
     Rule(r"\s\S", r"([\s\S])", ""),
 )
 
 _SPLIT = _words("cannot gonna gotta gimme lemme wanna") + "(?![A-Za-z])"
-_SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_TITLE}|{_NUMBERED})\."
+_SHORTENED = rf"(?:[A-Za-z]|{_ENDING}|{_TITLE}|{_LISTS['numbered']})\."
 
 PLAIN_WORDS = re.compile(rf"(?:(?!{_SPLIT})[A-Za-z]+ {_SPACE}*)+")
 """Words that only the rule for words can match."""

@@ -20,7 +20,6 @@ from captioner.errors import ResourceError
 from captioner.metrics.java import find_java
 from captioner.metrics.meteor import JAR, PARAPHRASES, meteor
 from captioner.metrics.metric import Captions
-from tests.metrics.conftest import Official
 
 CANDIDATE, REFERENCES = "a man is riding a wave", ["a guy surfs on a big wave", "the man rides a wave ."]
 
@@ -41,25 +40,53 @@ def java() -> None:
         pytest.skip(str(error))
 
 
-def scores(*captions: tuple[str, list[str]]) -> list[float]:
-    """METEOR of each candidate with its references, by one start of the program, which takes seconds."""
-    candidates, references = zip(*captions, strict=True)
-    values: list[float] = meteor(Captions(candidates, references)).per_image[:, 0].tolist()
-    return values
+ODD = {
+    "plain": (CANDIDATE, REFERENCES),
+    "empty candidate": ("", REFERENCES),
+    "empty reference": (CANDIDATE, [""]),
+    "both empty": ("", [""]),
+    "empty and others": (CANDIDATE, ["", *REFERENCES]),
+    "separator in candidate": (CANDIDATE.replace(" is ", " ||| is "), REFERENCES),
+    "separator in reference": (CANDIDATE, [" ||| ".join(REFERENCES)]),
+    "line breaks": (CANDIDATE.replace(" is ", "\nis\r"), [each.replace(" a ", "\r\na ") for each in REFERENCES]),
+}
 
 
 @pytest.fixture(scope="module")
-def expected() -> float:
-    """METEOR of the plain caption."""
-    [value] = scores((CANDIDATE, REFERENCES))
-    assert value > 0
-    return value
+def odd() -> dict[str, float]:
+    """METEOR of odd captions, and of any texts that Hypothesis makes up, each followed by the plain caption.
+
+    One call of METEOR takes seconds to start, so there is one for all of them.
+    """
+    captions = dict(ODD)
+
+    @settings(max_examples=200)
+    @given(st.text(st.characters()), st.lists(st.text(st.characters()), max_size=3))
+    def collect(candidate: str, references: list[str]) -> None:
+        captions[f"any {len(captions)}"] = (candidate, references)
+        captions[f"plain {len(captions)}"] = (CANDIDATE, REFERENCES)
+
+    collect()
+    candidates, references = zip(*captions.values(), strict=True)
+    scores = meteor(Captions(candidates, references)).per_image[:, 0].tolist()
+    return dict(zip(captions, scores, strict=True))
 
 
-def test_equals_the_official_tool(official: Official) -> None:
-    found = meteor(official.captions)
-    np.testing.assert_allclose(found.corpus.item(), official.corpus["meteor"], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.per_image[:, 0], official.per_image["meteor"], rtol=0, atol=1e-12)
+def test_empty_captions(odd: dict[str, float]) -> None:
+    assert [odd["empty candidate"], odd["empty reference"], odd["both empty"]] == [0, 0, 0]
+    assert odd["empty and others"] == odd["plain"] > 0
+
+
+def test_separators_inside_captions(odd: dict[str, float]) -> None:
+    assert odd["separator in candidate"] == odd["line breaks"] == odd["plain"]
+    assert odd["separator in reference"] == odd["plain"]  # as in the official tool: it is two references
+
+
+def test_any_text_has_a_score_and_the_next_caption_its_own(odd: dict[str, float]) -> None:
+    plain = [score for name, score in odd.items() if name.startswith("plain ")]
+    assert len(plain) >= 50
+    assert set(plain) == {odd["plain"]}
+    assert all(0 <= score <= 1 for score in odd.values())
 
 
 @pytest.mark.parametrize(
@@ -67,7 +94,7 @@ def test_equals_the_official_tool(official: Official) -> None:
     [
         pytest.param("abstract48S/candsB", marks=pytest.mark.slow),
         pytest.param("coco_karpathy_test/xe", marks=pytest.mark.slow),
-        "flickr8k_test_loo/human5",
+        pytest.param("flickr8k_test_loo/human5", marks=pytest.mark.slow),
         "nlg_eval_example/hyp",
     ],
 )
@@ -82,37 +109,10 @@ def test_equals_the_official_tool_on_shared_sets(run: str, load_shared: Callable
     np.testing.assert_allclose(found.per_image["meteor"], per_image, rtol=0, atol=1e-9)
 
 
-def test_empty_captions(expected: float) -> None:
-    empty = scores(("", REFERENCES), (CANDIDATE, [""]), ("", [""]), (CANDIDATE, ["", *REFERENCES]))
-    assert empty == [0, 0, 0, expected]
-
-
+@pytest.mark.slow
 def test_no_captions() -> None:
     found = meteor(Captions([], []))
     assert (found.per_image.shape, found.statistics.values.shape) == ((0, 1), (0, 23))
-
-
-def test_separators_inside_captions(expected: float) -> None:
-    found = scores(
-        (CANDIDATE.replace(" is ", " ||| is "), REFERENCES),
-        (CANDIDATE, [" ||| ".join(REFERENCES)]),  # as in the official tool: it is two references
-        (CANDIDATE.replace(" is ", "\nis\r"), [each.replace(" a ", "\r\na ") for each in REFERENCES]),
-    )
-    assert found == [expected] * 3
-
-
-def test_any_text_has_a_score_and_the_next_caption_its_own(expected: float) -> None:
-    captions: list[tuple[str, list[str]]] = []
-
-    @settings(max_examples=200)
-    @given(st.text(st.characters()), st.lists(st.text(st.characters()), max_size=3))
-    def collect(candidate: str, references: list[str]) -> None:
-        captions.append((candidate, references))
-
-    collect()
-    found = scores(*(each for caption in captions for each in (caption, (CANDIDATE, REFERENCES))))
-    assert set(found[1::2]) == {expected}
-    assert all(0 <= value <= 1 for value in found)
 
 
 def test_each_candidate_has_references() -> None:
@@ -139,13 +139,14 @@ def test_a_program_that_dies_is_an_error_with_its_message(elsewhere: Path) -> No
         meteor(Captions([CANDIDATE], [REFERENCES]))
 
 
-def test_odd_paths_and_decimal_commas(expected: float, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_odd_paths_and_decimal_commas(odd: dict[str, float], elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(distribution("pycocoevalcap").locate_file("pycocoevalcap/meteor"))  # type: ignore[arg-type]
     for name in (Path(JAR), PARAPHRASES):
         shutil.copyfile(source / name, elsewhere / name)
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
     monkeypatch.setenv("LC_ALL", "C")
-    assert scores((CANDIDATE, REFERENCES)) == [expected]
+    assert meteor(Captions([CANDIDATE], [REFERENCES])).corpus == odd["plain"]
 
 
 @pytest.mark.slow
@@ -162,9 +163,9 @@ def test_an_interruption_ends_the_program() -> None:
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 4)
+        signal.setitimer(signal.ITIMER_REAL, 4)  # less than a start takes
         try:
-            meteor(Captions(["the sea"] * 4_000_000, [["a wave"]] * 4_000_000))
+            meteor(Captions(["the sea"] * 500_000, [["a wave"]] * 500_000))
         except KeyboardInterrupt:
             print("interrupted")
         try:
@@ -173,7 +174,7 @@ def test_an_interruption_ends_the_program() -> None:
             print("no child is left")
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "interrupted\nno child is left\n"
 
 

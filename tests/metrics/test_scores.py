@@ -116,6 +116,15 @@ def test_equal_the_official_tool_at_work(monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_allclose(scores.per_image[name], per_image, rtol=0, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "official",
+    [
+        "edge_cases",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("clipscore_bad", "clipscore_good")),
+        pytest.param("coco_one_against_four", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
 def test_meteor_equals_the_official_tool(official: Official) -> None:
     try:
         scores = score(official.candidates, official.references, ["meteor"])
