@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.training.run import find_checkpoint, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # chatty, and partly advertisements
+    for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # chatty
         logging.getLogger(library).setLevel(logging.ERROR)
     resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
     if arguments.resume and resume is None:

@@ -1,1 +1,1 @@
-"""Captioned pictures: annotation files, their formats, and batches made of them."""
+"""Captioned images: annotation files, their formats, and batches."""

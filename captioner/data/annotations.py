@@ -1,7 +1,7 @@
-"""Captioned pictures, and everything that goes wrong in the files that list them.
+"""Captioned images, and the checks of the files that list them.
 
-A reader (formats.py) turns a file into a `Listing`, unchecked. `check` lists every problem of a listing; `validated`
-turns it into a `CaptionSet`, or raises.
+A reader (formats.py) turns a file into an unchecked `Listing`. `check` lists all of its problems; `validated` turns it
+into a `CaptionSet`, or raises.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from captioner.images import open_image
 from captioner.text import printable
 
 MAX_CAPTION_CHARACTERS = 2000
-"""Longer captions are refused: most likely a file was pasted into the wrong field."""
+"""Longest caption that is accepted."""
 PROBLEMS_NAMED = 3
-"""Problems that an error message quotes; the rest are counted."""
+"""Number of problems that an error message names; the rest are counted."""
 HARMLESS = frozenset({"bom", "nan", "no_captions", "control_character", "text_without_picture"})
-"""Codes that do not stop a data set from loading: training on the rest is not wrong."""
+"""Codes of problems that do not stop a data set from loading."""
 
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # JSON can hold lone surrogates, UTF-8 cannot
-NO_NAME = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")  # all but Python's for file names that are not UTF-8
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and lone surrogates, which JSON can hold and UTF-8 cannot
+NO_NAME = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")  # Python keeps bytes of names that are not UTF-8 in the others
 
 JsonObject = dict[str, object]
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One picture with at least one caption, cleaned."""
+    """An image with its cleaned captions, at least one."""
 
     image_id: int | str
     source: Path | bytes
@@ -46,14 +46,14 @@ class CaptionedImage:
 
     @property
     def path(self) -> Path:
-        """Its file, for callers that take data sets of files only."""
+        """The image's file, for callers that only take files."""
         assert isinstance(self.source, Path)
         return self.source
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captioned pictures in the order of their file; `root` is the image folder."""
+    """Captioned images in the order of their file; `root` is the image folder."""
 
     images: tuple[CaptionedImage, ...]
     root: Path
@@ -66,7 +66,7 @@ class CaptionSet:
         return tuple(sorted({image.split for image in self.images if image.split is not None}))
 
     def split(self, name: str) -> "CaptionSet":
-        """The pictures of one split. Raises AnnotationError, which lists the splits there are."""
+        """The images of one split. Raises AnnotationError, which names the existing splits, if there are none."""
         if images := tuple(image for image in self.images if image.split == name):
             return CaptionSet(images, self.root)
         names = ", ".join(self.split_names) or "none"
@@ -75,7 +75,7 @@ class CaptionSet:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: a stable code, the file and place, and what is wrong there."""
+    """A problem of a data set: a stable code, the place, and a message."""
 
     code: str
     where: str
@@ -84,7 +84,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ListedCaption:
-    """A caption as found: `text` may be anything JSON can hold."""
+    """An unchecked caption; `text` may be any JSON value."""
 
     text: object
     where: str
@@ -92,7 +92,7 @@ class ListedCaption:
 
 @dataclass(frozen=True)
 class ListedImage:
-    """A picture as an annotation file describes it, unchecked."""
+    """An unchecked image, as an annotation file describes it."""
 
     image_id: int | str
     file_name: str
@@ -103,25 +103,25 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Listing:
-    """What an annotation file says, and what was wrong while reading it; `root` is the image folder."""
+    """The content of an annotation file, and the problems found in reading it; `root` is the image folder."""
 
     source: Path
     root: Path
     images: tuple[ListedImage, ...]
     problems: tuple[Problem, ...] = ()
     has_splits: bool = True
-    """Whether the file names splits; else they were assigned."""
+    """Whether the file names splits; otherwise they were assigned."""
 
 
 def clean_caption(text: str) -> str:
-    """The caption with control characters and runs of white space turned into single spaces."""
+    """Replace control characters and runs of white space with single spaces."""
     return " ".join(CONTROLS.sub(" ", text).split())
 
 
 def safe_path(root: Path, file_name: str) -> Path:
-    """`root / file_name`, for a name that is relative, written with `/`, and holds no `..`.
+    """`root / file_name`, for a relative name that is written with `/` and has no `..`.
 
-    An annotation file may come from strangers, and must not name files elsewhere on the machine. The folder is the
+    An annotation file may come from strangers and must not name files outside the image folder. The folder is the
     user's own, so links in it are followed. Raises AnnotationError with code `unsafe_path`.
     """
     reason = None
@@ -139,7 +139,7 @@ def safe_path(root: Path, file_name: str) -> Path:
 
 
 def check(listing: Listing, decode: bool = True) -> list[Problem]:
-    """Every problem of a listing, harmless ones too; `decode` also opens every picture."""
+    """All problems of a listing, harmless ones too; `decode` also opens every image."""
     paths = _usable_paths(listing)
     problems = [*_problems(listing), *_same_bytes(listing, paths)]
     if decode:
@@ -152,9 +152,9 @@ def check(listing: Listing, decode: bool = True) -> list[Problem]:
 
 
 def validated(listing: Listing) -> CaptionSet:
-    """The listing as a CaptionSet, without the pictures that nobody captioned.
+    """The listing as a CaptionSet, without images that have no captions.
 
-    Raises AnnotationError on any problem that is not HARMLESS. Bytes of pictures are not read here: `check` does that.
+    Raises AnnotationError on any problem that is not HARMLESS. Images are not opened; `check` does that.
     """
     kept = replace(listing, images=tuple(image for image in listing.images if image.captions))
     stopping = [problem for problem in _problems(kept) if problem.code not in HARMLESS]
@@ -164,7 +164,7 @@ def validated(listing: Listing) -> CaptionSet:
         check = f"captioner data check --annotations {listing.source} --images {listing.root}"
         raise AnnotationError(printable(f"{named}{more}; run `{check}` for the whole list"))
     if not kept.images:
-        raise AnnotationError(f"{listing.source}: no picture has a caption; see data/README.md for the layouts")
+        raise AnnotationError(f"{listing.source}: no image has a caption; see data/README.md for the layouts")
     images = []
     for image in kept.images:
         texts = tuple(clean_caption(str(caption.text)) for caption in image.captions)
@@ -173,7 +173,7 @@ def validated(listing: Listing) -> CaptionSet:
 
 
 def read_text(path: Path, where: str, problems: list[Problem]) -> str:
-    """A file as UTF-8 text; a byte order mark is dropped, bytes that are not UTF-8 are replaced, both are noted."""
+    """Read UTF-8 text. A byte order mark is dropped and invalid bytes are replaced; both are added to `problems`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -188,7 +188,7 @@ def read_text(path: Path, where: str, problems: list[Problem]) -> str:
 
 
 def parse_json(text: str, where: str, problems: list[Problem]) -> object:
-    """JSON read strictly: NaN and Infinity become null and are noted; None, noted, where it is null or no JSON."""
+    """Parse JSON; None if it is invalid or null. That, and NaN or Infinity, read as null, are added to `problems`."""
     literals: list[str] = []
     try:
         data: object = json.loads(text, parse_constant=literals.append)
@@ -198,12 +198,13 @@ def parse_json(text: str, where: str, problems: list[Problem]) -> object:
     if data is None:
         problems.append(Problem("json", where, "is null"))
     if literals:
-        problems.append(Problem("nan", where, f"holds {', '.join(sorted(set(literals)))}, no JSON; read as null"))
+        names = ", ".join(sorted(set(literals)))
+        problems.append(Problem("nan", where, f"holds {names}, which is not valid JSON; read as null"))
     return data
 
 
 def records(data: object, key: str, where: str, problems: list[Problem]) -> Iterator[tuple[str, JsonObject]]:
-    """The objects of the list `data[key]`, each with its place; what is no object is noted."""
+    """The objects of the list `data[key]`, each with its place; anything else is added to `problems`."""
     found = data.get(key) if isinstance(data, dict) else None
     if not isinstance(found, list):
         problems.append(Problem("structure", where, f'has no list "{key}" at its top'))
@@ -217,12 +218,12 @@ def records(data: object, key: str, where: str, problems: list[Problem]) -> Iter
 
 
 def is_identifier(value: object) -> bool:
-    """Whether a JSON value can name a picture or caption: a whole number or a non-empty string."""
+    """Whether a JSON value can identify an image or caption: a whole number or a non-empty string."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value != "")
 
 
 def is_new(identifier: object, place: str, seen: dict[object, str], code: str, problems: list[Problem]) -> bool:
-    """Whether no record before had this id; `seen` maps each id to its place, a repetition is noted under `code`."""
+    """Whether this id is new. `seen` maps ids to places; a repeated id is added to `problems` with this code."""
     if identifier in seen:
         problems.append(Problem(code, place, f"repeats id {identifier!r} of {seen[identifier]}"))
         return False
@@ -233,9 +234,9 @@ def is_new(identifier: object, place: str, seen: dict[object, str], code: str, p
 def coco_images(
     data: object, where: str, problems: list[Problem], folder: str = "", split: str | None = None
 ) -> list[ListedImage]:
-    """The pictures of a COCO captions file with their captions, grouped by pycocotools once every record is sound.
+    """The images of a COCO captions file; valid records are grouped by pycocotools.
 
-    `folder` goes before each file name; `split` is taken where a picture names none.
+    `folder` is put before each file name; `split` is that of images that name none.
     """
     images: list[JsonObject] = []
     image_places: dict[object, str] = {}
@@ -260,7 +261,7 @@ def coco_images(
     from pycocotools.coco import COCO
 
     coco = COCO()
-    # Only the two lists: with a stray "categories" the index asks captions for a category_id.
+    # Only the two lists: with "categories", the index expects each caption to have a category_id.
     coco.dataset = {"images": images, "annotations": annotations}
     with redirect_stdout(io.StringIO()):
         coco.createIndex()
@@ -285,7 +286,7 @@ def _name(image: ListedImage) -> str:
 
 
 def _problems(listing: Listing) -> Iterator[Problem]:
-    """Every problem that can be found without reading a picture's bytes."""
+    """All problems that can be found without opening an image."""
     yield from listing.problems
     splits: defaultdict[str, set[str]] = defaultdict(set)
     for image in listing.images:
@@ -320,7 +321,7 @@ def _caption_problems(caption: ListedCaption) -> Iterator[Problem]:
 
 
 def _usable_paths(listing: Listing) -> dict[str, Path]:
-    """The pictures that are there, each once, by normalized name."""
+    """The existing files of a listing by normalized name."""
     paths: dict[str, Path] = {}
     for image in listing.images:
         with suppress(AnnotationError):
@@ -331,7 +332,7 @@ def _usable_paths(listing: Listing) -> dict[str, Path]:
 
 
 def _same_bytes(listing: Listing, paths: dict[str, Path]) -> Iterator[Problem]:
-    """Pictures of different splits and names with the same bytes; only files of equal size are read."""
+    """Images with the same bytes in different splits; only files of equal size are read."""
     splits = {_name(image): image.split for image in listing.images if image.split is not None}
     by_size: defaultdict[object, list[str]] = defaultdict(list)
     for name in sorted(splits.keys() & paths.keys()):
@@ -341,7 +342,7 @@ def _same_bytes(listing: Listing, paths: dict[str, Path]) -> Iterator[Problem]:
             continue
         by_hash: defaultdict[object, list[str]] = defaultdict(list)
         for name in of_one_size:
-            with suppress(OSError):  # a picture that cannot be read is reported by opening it
+            with suppress(OSError):  # an image that cannot be read is reported by opening it
                 by_hash[hashlib.sha256(paths[name].read_bytes()).digest()].append(name)
         for same in by_hash.values():
             if len({splits[name] for name in same}) > 1:

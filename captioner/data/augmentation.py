@@ -1,4 +1,4 @@
-"""Augmentation of training photos: a crop, a flip where no caption says left or right, and color."""
+"""Augmentation of training photos: crop, flip unless a caption says left or right, and color."""
 
 import re
 from collections.abc import Iterable
@@ -8,19 +8,19 @@ from PIL import Image, ImageEnhance
 
 SIDES = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
 CROP_AREA = (0.5, 1.0)
-"""Share of the photo that a crop keeps: captions speak of the whole scene, so less is cut than for classification."""
+"""Share of the photo's area that a crop keeps; more than for classification, as captions describe the whole scene."""
 CROP_RATIO = (3 / 4, 4 / 3)
 COLOR = (0.7, 1.3)
 """Factors for brightness, contrast and saturation."""
 
 
 def may_flip(captions: Iterable[str]) -> bool:
-    """Whether a mirrored photo still fits its captions."""
+    """Whether the captions still describe the mirrored photo."""
     return not any(SIDES.search(caption) for caption in captions)
 
 
 def augment(image: Image.Image, rng: np.random.Generator, *, flip: bool) -> Image.Image:
-    """A random view of an RGB photo; the same generator state gives the same view."""
+    """A random view of an RGB photo."""
     width, height = image.size
     share = rng.uniform(*CROP_AREA)
     ratio = np.exp(rng.uniform(*np.log(CROP_RATIO)))

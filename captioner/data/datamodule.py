@@ -1,4 +1,4 @@
-"""Loaders for Lightning: batches of images with their captions, ordered by seed and epoch."""
+"""Lightning's data module: training and validation loaders."""
 
 import signal
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ from captioner.errors import ConfigError
 from captioner.tokenizer import Tokenizer
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals after which a run saves itself and ends; SLURM sends SIGUSR1 before it takes a machine away."""
+"""Signals on which a run saves a checkpoint and stops; SLURM can send SIGUSR1 before it ends a job."""
 
 
 def split_mosaics(config: DataConfig, train: CaptionSet, val: CaptionSet, seed: int) -> dict[str, Mosaics]:
-    """The mosaics of the training and the validation split, where the configuration asks for any.
+    """The mosaics of the training and validation splits; none if `data.mosaics` is 0.
 
-    Raises ConfigError where a training split is too small for them.
+    Raises ConfigError if the training split is too small for mosaics.
     """
     if not config.mosaics:
         return {}
-    made = {config.train_split: Mosaics.of(len(train), seed), config.val_split: Mosaics.of(len(val), seed)}
-    if made[config.train_split] is None:
+    mosaics = {config.train_split: Mosaics.of(len(train), seed), config.val_split: Mosaics.of(len(val), seed)}
+    if mosaics[config.train_split] is None:
         raise ConfigError("data.mosaics: a mosaic takes four photos, and there are fewer to train on; set it to 0")
-    return {split: mosaics for split, mosaics in made.items() if mosaics is not None}
+    return {split: each for split, each in mosaics.items() if each is not None}
 
 
 class CaptionDataModule(pl.LightningDataModule):
-    """Training and validation batches of a captioned data set, from photos or from a feature store."""
+    """Training and validation loaders of a captioned data set, from photos or from a feature store."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class CaptionDataModule(pl.LightningDataModule):
 
     @property
     def train_batches(self) -> int:
-        """Training batches of an epoch, as one process sees them."""
+        """Training batches of an epoch in one process."""
         return self._sampler(self.train_set, shuffle=True).trained
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The images, and where training sees mosaics a mosaic of each."""
+        """Loaders of the images and, if there are mosaics, of one mosaic of each image."""
         whole = self._loader(self.val_set, shuffle=False)
         return [whole, self._loader(self.val_set, shuffle=False, mosaics=True)] if self.val_set.mosaics else [whole]
 
@@ -85,7 +85,7 @@ class CaptionDataModule(pl.LightningDataModule):
         workers = self.config.workers
         return DataLoader(
             dataset,
-            batch_size=None,  # the sampler plans whole batches, which the dataset collates
+            batch_size=None,  # the sampler yields plans of whole batches
             sampler=self._sampler(dataset, shuffle, mosaics),
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -111,17 +111,18 @@ class CaptionDataModule(pl.LightningDataModule):
         )
 
     def _progress(self) -> tuple[int, int]:
-        """The epoch that begins or is resumed, and how many of its batches are done."""
+        """The epoch that starts or is resumed, and how many of its batches are done."""
         if self.trainer is None:
             return 0, 0
         loop: Any = self.trainer.fit_loop
-        # A resumed run asks for its first batch before Lightning counts the epoch that was finished; batches it knows.
+        # A run resumed after an epoch asks for its first batch before Lightning has counted that epoch, though it has
+        # counted the batches.
         batches, whole = loop.epoch_loop.batch_progress, self.train_batches
         epoch: int = max(loop.epoch_progress.current.processed, batches.total.processed // whole)
         return epoch, batches.current.processed % whole if loop.restarting else 0
 
 
 def _ignore_signals(worker: int) -> None:
-    """The main process acts on signals: it saves the run, and ends its workers."""
+    """Leave signals to the main process, which saves a checkpoint and stops its workers."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)

@@ -31,24 +31,24 @@ from captioner.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with the tokens of those of its captions that are trained together."""
+    """An image with the tokens of some of its captions."""
 
     image_id: int | str
     encoded: Tensor
     """Pixels (3, height, width) uint8, or stored features (N, E) float16."""
     captions: tuple[list[int], ...]
-    """Start token, words, end token of each."""
+    """Each with start and end token."""
     corner: int = -1
-    """The corner of a mosaic in which the image is, or -1 where it is alone."""
+    """The image's corner in its mosaic, or -1 if it is not in one."""
     objects: tuple[list[int], ...] = ()
-    """Of each caption of a mosaic, the places of the tokens that name objects."""
+    """In mosaics: the positions of the tokens that name objects, of each caption."""
 
 
 class Batch(NamedTuple):
     """B images with C captions each; R = B·C rows, those of one image adjacent."""
 
     images: Tensor | None
-    """(B, 3, height, width) uint8, or None where features are stored."""
+    """(B, 3, height, width) uint8, or None if features are stored."""
     features: Tensor | None
     """(B, N, E) float16 from the feature store, or None."""
     tokens: Tensor
@@ -57,20 +57,20 @@ class Batch(NamedTuple):
     """(R,) int64: tokens without padding."""
     image_ids: list[int | str]
     corners: Tensor
-    """(B,) int64: the corner of a mosaic in which the image is, or -1 where it is alone."""
+    """(B,) int64: each image's corner in its mosaic, or -1 if it is not in one."""
     objects: Tensor
-    """(R, T) bool: tokens of words that name objects, in mosaics only."""
+    """(R, T) bool: tokens that name objects, in mosaics only."""
     weight: float = 1.0
     """See `BatchPlan`."""
 
     @property
     def predicts(self) -> Tensor:
-        """(R, T - 1) bool: the inputs that have a next token."""
+        """(R, T - 1) bool: the inputs that have a next token to predict."""
         return torch.arange(1, self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
 
 
 def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
-    """One batch of samples with equally many captions each, all of pixels or all of features."""
+    """Batch samples with equally many captions each, all of pixels or all of features."""
     rows = [torch.tensor(tokens) for sample in samples for tokens in sample.captions]
     tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
     objects = torch.zeros_like(tokens, dtype=torch.bool)
@@ -93,10 +93,10 @@ def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
 
 @dataclass(eq=False)
 class CaptionDataset(Dataset[Batch]):
-    """Batches by their plans, from photos or from stored features.
+    """Maps a batch plan to its batch, from photos or from stored features.
 
-    `augmented` gives every photo a random view, of which a store holds some. Raises AnnotationError where a photo
-    cannot be read, naming it.
+    `augmented` takes a random view of each photo, from the store if there is one. Raises AnnotationError, naming the
+    photo, if one cannot be read.
     """
 
     images: Sequence[CaptionedImage]
@@ -110,19 +110,19 @@ class CaptionDataset(Dataset[Batch]):
 
     @cached_property
     def tokens(self) -> list[list[list[int]]]:
-        """Those of every caption of every image."""
+        """The tokens of every caption, by image."""
         return [[framed(self.tokenizer, text, self.max_length) for text in image.captions] for image in self.images]
 
     @property
     def lengths(self) -> list[list[int]]:
-        """Tokens of every caption of every image."""
+        """The number of tokens of every caption, by image."""
         return [[len(tokens) for tokens in captions] for captions in self.tokens]
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         return collate([self.sample(group) for group in plan.groups], self.tokenizer.pad, plan.weight)
 
     def sample(self, group: Group) -> Sample:
-        """An image, alone or in a mosaic, with the captions that the group names."""
+        """The image or mosaic of a group, with the group's captions."""
         image = self.images[group.image]
         captions = tuple(self.tokens[group.image][caption] for caption in group.captions)
         if group.mosaic is None:
@@ -147,7 +147,7 @@ class CaptionDataset(Dataset[Batch]):
 
 
 def read_photo(image: CaptionedImage) -> Image:
-    """The photo, upright. Raises AnnotationError, as a data set with photos that cannot be read is wrong."""
+    """Open a photo upright. Raises AnnotationError, naming the photo, if it cannot be read."""
     try:
         return open_image(image.source).image
     except ImageError as error:
@@ -157,14 +157,14 @@ def read_photo(image: CaptionedImage) -> Image:
 
 
 def mosaic_name(split: str | None, mosaic: int) -> str:
-    """What a feature store calls a mosaic of a split."""
+    """The name of a split's mosaic in a feature store."""
     return f"mosaic {split} {mosaic}"
 
 
 def view_pixels(
     photo: Image, encoder: EncoderConfig, image: CaptionedImage, seed: int | None = None
 ) -> NDArray[np.uint8]:
-    """Pixels (3, height, width) of a photo as the encoder takes it, augmented where a seed is given."""
+    """A photo's pixels (3, height, width) for the encoder, augmented if a seed is given."""
     assert encoder.image_size is not None
     assert encoder.interpolation is not None
     if seed is not None:
@@ -174,7 +174,7 @@ def view_pixels(
 
 
 def object_places(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    """The places of a framed caption's tokens that belong to words that name objects."""
+    """The positions of the tokens in a framed caption that belong to object words."""
     words = tokenizer.words(tokens[1:])
     names = ["".join(c for c in word.text.lower() if c.isalnum() or c in "'-") for word in words]
     flags = NounList.bundled().are_objects(names)
@@ -184,5 +184,5 @@ def object_places(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
 
 
 def framed(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:
-    """A caption's tokens from start to end token; one too long is cut, and has no end token to learn from."""
+    """A caption's tokens with start and end token, cut to `max_length`; a cut caption has no end token."""
     return [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos][:max_length]

@@ -1,8 +1,7 @@
-"""A store of encoder features computed once.   views V a photo · N = P + h·w positions · E encoder width
+"""A store of encoder features.   N = P + h·w positions · E encoder width
 
-A folder with `index.json` (the key and the rows of each photo) and `features.f16`, a plain array (rows, N, E) of
-float16 that is memory-mapped. A store is opened only with the key it was made for. While it grows there is a
-`progress.json` instead of the index.
+A folder with `index.json` (the key, and the rows of each photo) and `features.f16`, a memory-mapped array (rows, N, E)
+of float16. A store opens only with the key it was made for. An unfinished store has a `progress.json`, and no index.
 """
 
 import hashlib
@@ -28,26 +27,26 @@ ARRAY = "features.f16"
 PROGRESS = "progress.json"
 LOCK = ".lock"
 KEPT_EVERY = 512
-"""Views between two writes of progress.json."""
+"""Number of views between two writes of progress.json."""
 FINGERPRINT_BYTES = 16384
-"""Bytes of a photo that are hashed."""
+"""Number of leading bytes of a photo that are hashed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreKey:
-    """What features depend on; any difference makes a store stale."""
+    """Everything features depend on; a store with another key is stale."""
 
     encoder: Mapping[str, Any]
     """The encoder's resolved configuration."""
     weights: str
     """A hash of its weights."""
     transform: str
-    """How views are made of a photo."""
+    """The version and number of views, and the mosaics."""
     files: str
     """A hash of the photos' names and contents."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON would give it back."""
+        """The key as JSON reads it back."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
@@ -61,12 +60,12 @@ class FeatureStore:
         self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r", shape=shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A loader's worker maps the file itself; its content is not sent."""
+        """Pickle without the array: each process maps the file itself."""
         return FeatureStore, (self.folder, self._rows, self._array.shape)
 
     @classmethod
     def open(cls, folder: Path, key: StoreKey) -> "FeatureStore | None":
-        """The finished store of `folder`, or None where there is none. Raises ConfigError where it is stale."""
+        """The finished store of `folder`, None if there is none. Raises ConfigError if it is stale or damaged."""
         if not (folder / INDEX).exists():
             return None
         try:
@@ -97,10 +96,10 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """Fills a store in order; it exists for readers only once `finish` has run.
+    """Writes a store view by view; `finish` makes it readable.
 
-    `done` views are there already where an earlier writer of the same key was interrupted. Raises ResourceError where
-    the disk has no room.
+    `done` is the number of views written so far, some by an interrupted writer with the same key. Raises ResourceError
+    if the disk has no room.
     """
 
     def __init__(self, folder: Path, key: StoreKey, *, views: Mapping[str, int], shape: tuple[int, int]) -> None:
@@ -114,11 +113,11 @@ class FeatureWriter:
         self.done = self._views_done(total, shape, size)
         folder.mkdir(parents=True, exist_ok=True)
         if not self.done:
-            (folder / PROGRESS).unlink(missing_ok=True)  # that of other features, which are discarded
+            (folder / PROGRESS).unlink(missing_ok=True)  # of other features, which are discarded
             (folder / ARRAY).unlink(missing_ok=True)
             require_space(folder, size, "features")
             with (folder / ARRAY).open("wb") as file:
-                if hasattr(os, "posix_fallocate"):  # a map into a hole would end the process where the disk is full
+                if hasattr(os, "posix_fallocate"):  # or writing to a sparse file on a full disk would kill the process
                     os.posix_fallocate(file.fileno(), 0, max(1, size))
                 file.truncate(size)
         self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r+", shape=(total, *shape))
@@ -149,10 +148,15 @@ class FeatureWriter:
         write_whole(self.folder / name, json.dumps(content).encode())
 
 
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk of `folder`, which need not exist yet."""
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(existing).free
+
+
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise ResourceError where the disk of `folder`, which need not exist yet, has no room for so many bytes."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
+    """Raise ResourceError if the disk of `folder` has less than `needed` bytes free."""
+    free = free_space(folder)
     if free < needed:
         raise ResourceError(
             f"{folder}: {what} take about {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free; "
@@ -161,7 +165,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def hash_photos(photos: Iterable[tuple[str, Path | bytes]]) -> str:
-    """A hash of photos: their names, sizes and first bytes, so that a copied data set keeps its features."""
+    """A hash of photos' names, sizes and first bytes, which a copied data set keeps."""
     digest = hashlib.sha256()
     for name, source in sorted(photos, key=lambda photo: photo[0]):
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:

@@ -1,18 +1,17 @@
-"""Readers of the layouts in which people keep captions; data/README.md shows each."""
+"""Readers of the caption formats described in data/README.md."""
 
 import csv
 import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from captioner.data.annotations import (
     CaptionSet,
-    JsonObject,
     ListedCaption,
     ListedImage,
     Listing,
@@ -39,9 +38,9 @@ SOURCES: dict[Format, tuple[str, ...]] = {
     "flickr8k": ("captions.txt", "Flickr8k.token.txt"),
     "karpathy": ("dataset*.json", "captions.json"),
 }
-"""The annotation files looked for in a root, in this order; with none of them it is a folder of .txt files."""
+"""Annotation files to look for in a root, in this order; a root without any is a folder of .txt files."""
 IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset")
-"""Where the pictures may lie in a root, else they lie in the root itself. The odd spelling is Flickr8k's own."""
+"""Image folders to look for in a root, before the root itself. "Flicker8k" is Flickr8k's own spelling."""
 FLICKR8K_SPLITS = {"train": "train", "dev": "val", "test": "test"}
 FOLDER_SPLITS = ("train", "val", "test")
 PATH_NAMES = ("path", "file_name", "image")
@@ -57,9 +56,9 @@ def load_captions(
     images: str | Path | None = None,
     format: Format = "auto",
 ) -> CaptionSet:
-    """The captioned pictures of a folder, or of an annotation file and an image folder; see `read_listing`.
+    """The captioned images of a folder, or of an annotation file and an image folder; see `read_listing`.
 
-    Raises InputError where nothing is found, AnnotationError on problems that would make training wrong.
+    Raises InputError if nothing is found, AnnotationError on problems that would make training wrong.
     """
     return validated(read_listing(root, annotations, images, format))
 
@@ -70,19 +69,19 @@ def read_listing(
     images: str | Path | None = None,
     format: Format = "auto",
 ) -> Listing:
-    """What a data set says about itself, unchecked.
+    """The unchecked content of a data set.
 
-    `annotations` and `images` are looked for inside `root`, then as given; without `root` it is the folder of the
-    annotation file. A set that names no split at all gets `assign_splits`.
+    `annotations` and `images` are looked for inside `root`, then as given; `root` defaults to the folder of the
+    annotation file. A data set without splits gets those of `assign_splits`.
     """
     if root is None and annotations is None:
         raise InputError("no captions given; name a folder or an annotation file")
     base = Path(root) if root is not None else Path(annotations or "").parent
     if not base.is_dir():
-        raise InputError(f"{base}: no such folder; name one that holds captions and pictures")
+        raise InputError(f"{base}: no such folder; name one that holds captions and images")
     pictures = _inside(root, images) if images is not None else _image_folder(base)
     if not pictures.is_dir():
-        raise InputError(f"{pictures}: no such folder; name the one with the pictures")
+        raise InputError(f"{pictures}: no such folder; name the one with the images")
     sources = [_inside(root, annotations)] if annotations is not None else _find_sources(base, format)
 
     problems: list[Problem] = []
@@ -94,10 +93,10 @@ def read_listing(
         listed = [image for file in sources for image in _official_coco_images(file, problems)]
     else:
         source = sources[0]
-        listed = _reader(source, format)(source, problems)
+        listed = _read(source, format, problems)
     if not listed and not problems:
         looked_for = ", ".join(dict.fromkeys(name for names in SOURCES.values() for name in names))
-        raise InputError(f"{source}: no captions; looked for {looked_for} and pictures with .txt files beside them")
+        raise InputError(f"{source}: no captions; looked for {looked_for} and images with .txt files beside them")
     has_splits = any(image.split for image in listed)
     if not has_splits:
         listed = assign_splits(listed)
@@ -105,9 +104,9 @@ def read_listing(
 
 
 def assign_splits(images: Iterable[ListedImage]) -> list[ListedImage]:
-    """`train` and `val` from a hash of each picture's name: a tenth is val, at least one of two.
+    """Assign `train` and `val` by a hash of each image's name: a tenth is val, at least one if there are two.
 
-    It depends on no order and no machine. Pictures without captions get none.
+    The order of the images does not matter. Images without captions get no split.
     """
     listed = list(images)
     names = sorted({image.file_name for image in listed if image.captions}, key=_digest)
@@ -132,7 +131,7 @@ def _image_folder(base: Path) -> Path:
 
 
 def _find_sources(base: Path, format: Format) -> list[Path]:
-    """The annotation file of a root; several only for COCO's own layout of one file a split."""
+    """The annotation file of a root; several only in COCO's own layout of one file a split."""
     patterns = [name for names in SOURCES.values() for name in names] if format == "auto" else SOURCES.get(format, ())
     for pattern in patterns:
         found = sorted(base.glob(pattern))
@@ -146,34 +145,33 @@ def _find_sources(base: Path, format: Format) -> list[Path]:
     return []
 
 
-def _reader(source: Path, format: Format) -> Callable[[Path, list[Problem]], list[ListedImage]]:
-    by_format: dict[Format, Callable[[Path, list[Problem]], list[ListedImage]]] = {
-        "coco": _json_images,
-        "karpathy": _json_images,
-        "flickr8k": _flickr8k_images,
-        "csv": _csv_images,
-        "jsonl": _jsonl_images,
-    }
+def _read(source: Path, format: Format, problems: list[Problem]) -> list[ListedImage]:
     by_suffix: dict[str, Format] = {".json": "coco", ".jsonl": "jsonl", ".csv": "csv", ".txt": "flickr8k"}
     known = by_suffix.get(source.suffix.lower()) if format == "auto" else format
-    if known not in by_format:
-        raise AnnotationError(f"{source}: no annotation file of a known kind; say which with --format")
-    return by_format[known]
+    if known not in SOURCES:
+        raise AnnotationError(f"{source}: unknown kind of annotation file; name its format with --format")
+    text = read_text(source, source.name, problems)
+    if known in ("coco", "karpathy"):
+        return _json_images(text, source.name, problems)
+    if known == "flickr8k":
+        return _flickr8k_images(text, source, problems)
+    rows = _csv_rows if known == "csv" else _jsonl_rows
+    return _grouped(rows(text, source.name, problems))
 
 
-def _json_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
-    """COCO or Karpathy: the latter keeps `sentences` in each picture, so the content tells, whatever was said."""
-    data = parse_json(read_text(source, source.name, problems), source.name, problems)
+def _json_images(text: str, where: str, problems: list[Problem]) -> list[ListedImage]:
+    """COCO or Karpathy, whichever was requested: only the latter has `sentences` in its images."""
+    data = parse_json(text, where, problems)
     if data is None:
         return []
     listed = data.get("images") if isinstance(data, dict) else None
     if isinstance(listed, list) and any(isinstance(image, dict) and "sentences" in image for image in listed[:1]):
-        return _karpathy_images(data, source.name, problems)
-    return coco_images(data, source.name, problems)
+        return _karpathy_images(data, where, problems)
+    return coco_images(data, where, problems)
 
 
 def _official_coco_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
-    """`annotations/captions_train2017.json` describes the pictures in `train2017/` and is the split `train`."""
+    """`annotations/captions_train2017.json` describes the images in `train2017/` and is the split `train`."""
     where = f"{source.parent.name}/{source.name}"
     folder = source.stem.removeprefix("captions_")
     data = parse_json(read_text(source, where, problems), where, problems)
@@ -210,13 +208,10 @@ def _karpathy_images(data: object, where: str, problems: list[Problem]) -> list[
     return images
 
 
-def _flickr8k_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
-    """Either form of Flickr8k; with its three split lists, pictures that none of them names are left out."""
-    text = read_text(source, source.name, problems)
-    if text.partition("\n")[0].strip().lower() == "image,caption":
-        listed = _grouped(_csv_rows(text, source.name, problems))
-    else:
-        listed = _grouped(_token_rows(text, source.name, problems))
+def _flickr8k_images(text: str, source: Path, problems: list[Problem]) -> list[ListedImage]:
+    """Either form of Flickr8k; if its split lists are beside it, images that none of them names are left out."""
+    rows = _csv_rows if text.partition("\n")[0].strip().lower() == "image,caption" else _token_rows
+    listed = _grouped(rows(text, source.name, problems))
     files = {split: source.parent / f"Flickr_8k.{name}Images.txt" for name, split in FLICKR8K_SPLITS.items()}
     lists = {split: read_text(file, file.name, problems).split() for split, file in files.items() if file.is_file()}
     if not lists:
@@ -240,10 +235,6 @@ def _token_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]
             problems.append(Problem("structure", place, "is not name#number, a tab, a caption"))
 
 
-def _csv_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
-    return _grouped(_csv_rows(read_text(source, source.name, problems), source.name, problems))
-
-
 def _csv_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
@@ -265,32 +256,27 @@ def _csv_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
         problems.append(Problem("structure", f"{where}:{reader.line_num}", f"is not CSV: {error}"))
 
 
-def _jsonl_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
-    return _grouped(_jsonl_rows(read_text(source, source.name, problems), source.name, problems))
-
-
 def _jsonl_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
-    # Not splitlines(): JSON text may hold U+2028, which is no line's end there.
+    # Not splitlines(): it would also split at U+2028, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), start=1):
         place = f"{where}:{number}"
         record = parse_json(line, place, problems) if line.strip() else None
-        if isinstance(record, dict):
-            yield from _jsonl_row(record, place, problems)
-        elif record is not None:
+        if record is None:
+            continue
+        if not isinstance(record, dict):
             problems.append(Problem("structure", place, "is not a JSON object"))
-
-
-def _jsonl_row(record: JsonObject, place: str, problems: list[Problem]) -> Iterable[Row]:
-    name = next((record[key] for key in PATH_NAMES if key in record), None)
-    captions, split = record.get("captions", [record.get("caption")]), record.get("split")
-    if isinstance(name, str) and isinstance(captions, list) and isinstance(split, str | None):
-        yield name, split or None, [ListedCaption(caption, place) for caption in captions], place
-    else:
-        problems.append(Problem("structure", place, 'needs "path" (text) and "caption" (text) or "captions" (a list)'))
+            continue
+        name = next((record[key] for key in PATH_NAMES if key in record), None)
+        captions, split = record.get("captions", [record.get("caption")]), record.get("split")
+        if isinstance(name, str) and isinstance(captions, list) and isinstance(split, str | None):
+            yield name, split or None, [ListedCaption(caption, place) for caption in captions], place
+        else:
+            message = 'needs "path" (text) and "caption" (text) or "captions" (a list)'
+            problems.append(Problem("structure", place, message))
 
 
 def _grouped(rows: Iterable[Row]) -> list[ListedImage]:
-    """One picture for all rows of one file name and split, in the order of first appearance."""
+    """One image for all rows with the same file name and split, in the order of first appearance."""
     captions: defaultdict[tuple[str, str | None], list[ListedCaption]] = defaultdict(list)
     places: dict[tuple[str, str | None], str] = {}
     for name, split, found, place in rows:
@@ -300,7 +286,7 @@ def _grouped(rows: Iterable[Row]) -> list[ListedImage]:
 
 
 def _folder_images(root: Path, problems: list[Problem]) -> list[ListedImage]:
-    """Pictures with a .txt file of the same name beside them, one caption a line."""
+    """Images with a .txt file of the same name beside them, one caption a line."""
     listed = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not _is_loop(Path(folder, name)))
@@ -313,12 +299,12 @@ def _folder_images(root: Path, problems: list[Problem]) -> list[ListedImage]:
             listed.append(ListedImage(name, name, tuple(captions), split, name))
         for text in sorted(texts - {picture.with_suffix(".txt") for picture in pictures}):
             where = text.relative_to(root).as_posix()
-            problems.append(Problem("text_without_picture", where, "no picture of this name beside it; not read"))
+            problems.append(Problem("text_without_picture", where, "no image of this name beside it; not read"))
     return listed
 
 
 def _is_loop(folder: Path) -> bool:
-    """Whether a folder is a link to one that holds it."""
+    """Whether a folder is a link to one of its parents."""
     return folder.is_symlink() and any(parent.resolve() == folder.resolve() for parent in folder.absolute().parents)
 
 

@@ -1,4 +1,4 @@
-"""2x2 mosaics of photos: a caption describes one of the four, so where its words should look is known without boxes.
+"""2x2 mosaics of photos: a caption describes one of the four, so the right region is known without boxes.
 
 M mosaics · h·w patches
 """
@@ -19,14 +19,14 @@ CORNERS = 4
 
 @dataclass(frozen=True)
 class Mosaics:
-    """As many mosaics as photos; each photo is in about four of them, in different corners."""
+    """As many mosaics as photos; each photo is in about four of them, once in each corner."""
 
     layout: tuple[tuple[int, ...], ...]
     """(M, 4): the photos of each mosaic, by corner."""
 
     @classmethod
     def of(cls, photos: int, seed: int) -> "Mosaics | None":
-        """The mosaics of this many photos, drawn by seed; None where there are fewer than four."""
+        """Random mosaics of this many photos, None if there are fewer than four."""
         if photos < CORNERS:
             return None
         random = np.random.default_rng([seed, photos])
@@ -38,7 +38,7 @@ class Mosaics:
 
     @cached_property
     def places(self) -> dict[int, list[tuple[int, int]]]:
-        """Photo -> the mosaics that it is in, and its corner there."""
+        """The mosaics of each photo, and its corner in each."""
         found: dict[int, list[tuple[int, int]]] = {}
         for number, photos in enumerate(self.layout):
             for corner, photo in enumerate(photos):
@@ -47,7 +47,7 @@ class Mosaics:
 
 
 def mosaic_pixels(photos: Sequence[Image.Image], encoder: EncoderConfig) -> NDArray[np.uint8]:
-    """Four photos, by corner, each squashed into its quarter of the encoder's input: (3, height, width)."""
+    """The encoder's input (3, height, width), with each of four photos squashed into its corner."""
     assert encoder.image_size is not None
     assert encoder.interpolation is not None
     height, width = encoder.image_size
@@ -61,18 +61,18 @@ def mosaic_pixels(photos: Sequence[Image.Image], encoder: EncoderConfig) -> NDAr
 
 
 def corner_box(corner: int) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of a corner, in fractions of the mosaic."""
+    """(left, top, right, bottom) of a corner, as fractions of the mosaic."""
     row, column = divmod(corner, 2)
     return column / 2, row / 2, (column + 1) / 2, (row + 1) / 2
 
 
 def corner_shares(grid: tuple[int, int]) -> NDArray[np.float32]:
-    """(4, h·w): how much of each patch's area lies in each corner."""
+    """(4, h·w): the share of each patch's area that lies in each corner."""
     rows, columns = (_halves(count) for count in grid)
     return np.stack([np.outer(row, column).ravel() for row in rows for column in columns]).astype(np.float32)
 
 
 def _halves(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(count,): the share of each of `count` equal parts that lies in the first half, and in the second."""
+    """The share (count,) of each of `count` equal parts that lies in the first half, and in the second."""
     first = np.clip(count / 2 - np.arange(count), 0, 1)
     return first, 1 - first

@@ -1,4 +1,4 @@
-"""Which images and captions make a batch, by seed and epoch.   W processes, each with a rank"""
+"""The images and captions of each batch, by seed and epoch.   W processes"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,17 @@ from torch.utils.data import Sampler
 from captioner.data.mosaics import Mosaics
 
 LENGTH_JITTER = 2.0
-"""Tokens of noise on the length by which images are sorted, so that batches differ from epoch to epoch."""
+"""Noise, in tokens, on the lengths by which images are sorted, so that batches differ between epochs."""
 
 
 class Group(NamedTuple):
-    """One image of a batch, the captions of it that are trained together, and the seed of its view."""
+    """An image of a batch, the captions it is trained with, and the seed of its view."""
 
     image: int
     captions: tuple[int, ...]
     seed: int
     mosaic: tuple[int, int] | None = None
-    """The mosaic that shows it, and its corner there."""
+    """The mosaic that shows the image, and its corner there."""
 
 
 class BatchPlan(NamedTuple):
@@ -30,8 +30,8 @@ class BatchPlan(NamedTuple):
 
     groups: list[Group]
     weight: float = 1.0
-    """The batch's share of the tokens that its optimizer step predicts, in all processes. It is 0 for a repeated
-    batch, which keeps processes in step and counts for nothing."""
+    """The batch's share of the tokens that its optimizer step predicts in all processes; 0 for a repeated batch, which
+    keeps processes in step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,8 @@ class GroupSampler(Sampler[BatchPlan]):
     """Every caption once an epoch, in batches of images with equally many captions of similar length.
 
     The order depends on the seed and the epoch alone. `progress` gives the epoch and how many of its batches are done;
-    an iteration starts after those. Rank `rank` takes every `world`-th batch. Each rank yields `len(self)` batches:
-    where they run out, earlier ones are repeated with weight 0. An optimizer step spans `accumulate` batches of every
-    rank, of those that are `trained`.
+    iteration starts after those. Rank `rank` takes every `world`-th batch. All ranks yield `len(self)` batches: if
+    they run out, earlier ones are repeated with weight 0. An optimizer step takes `accumulate` batches of each rank.
     """
 
     lengths: Sequence[Sequence[int]]
@@ -60,7 +59,7 @@ class GroupSampler(Sampler[BatchPlan]):
 
     @property
     def trained(self) -> int:
-        """Batches of a rank that are trained in an epoch: `limit` is their number or, if a float, their share."""
+        """Batches of a rank that an epoch trains on; `limit` is their largest number or, if a float, their share."""
         if self.limit is None:
             return len(self)
         return min(len(self), self.limit) if isinstance(self.limit, int) else int(len(self) * self.limit)
@@ -81,7 +80,7 @@ class GroupSampler(Sampler[BatchPlan]):
         return -(-total // self.world)
 
     def _weights(self, batches: list[list[Group]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        """(batches of a rank, W): each batch's share of the tokens of its step."""
+        """(batches of a rank, W): each batch's share of its step's tokens."""
         tokens = np.zeros((-(-len(batches) // self.world), self.world))
         tokens.flat[: len(batches)] = [
             sum(self.lengths[group.image][caption] - 1 for group in batch for caption in group.captions)
@@ -119,7 +118,7 @@ class GroupSampler(Sampler[BatchPlan]):
 
 
 def _parts(count: int, most: int) -> list[range]:
-    """`count` captions in as few runs of at most `most` as possible, of nearly equal size."""
+    """`count` captions in as few ranges of at most `most` as possible, of nearly equal size."""
     parts = -(-count // most)
     edges = [round(count * part / parts) for part in range(parts + 1)] if parts else [0]
     return [range(start, stop) for start, stop in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Where object words of mosaics look: measures, and the loss that teaches words to point.
+"""Attention of object words in mosaics: metrics, and a loss that teaches words to attend to their own photo.
 
 R caption rows · T tokens · K object words · L layers · H heads · N memory positions, h·w of them patches
 """
@@ -10,13 +10,13 @@ from captioner.data.dataset import Batch
 from captioner.data.mosaics import corner_shares
 
 SMALLEST_SHARE = 1e-6
-"""Shares of attention are clamped to at least this, so that logarithms and quotients are finite."""
+"""Lower bound of attention shares, so that logarithms and quotients are finite."""
 
 
 def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], patches: slice) -> Tensor:
-    """The share of the attention on patches that K object words of mosaics put on their own photo: (K, L, H).
+    """How much of their attention on patches K object words of mosaics put on their own photo: (K, L, H).
 
-    weights (R, L, H, T - 1, N) of the steps that predict the tokens after the first.
+    weights (R, L, H, T - 1, N) are those of the steps that predict the tokens after the first.
     """
     rows = len(batch.tokens) // len(batch.corners)
     corners = batch.corners.repeat_interleave(rows)
@@ -28,7 +28,7 @@ def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], patches: slic
 
 
 def pointing_loss(shares: Tensor) -> Tensor:
-    """-log of the share (K, L, H), averaged over layers and heads, of a word's attention on its own photo."""
+    """The mean over words of -log of the share (K, L, H), averaged over layers and heads, as `pointing` gives it."""
     return -shares.mean(dim=(1, 2)).clamp(min=SMALLEST_SHARE).log().mean()
 
 

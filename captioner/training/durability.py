@@ -1,13 +1,11 @@
-"""Training that survives signals, kills, full disks and losses that are not finite.
+"""Training that survives signals, kills, full disks and non-finite losses.
 
-A checkpoint is written whole or not at all. A run that resumes from it ends with the weights of an uninterrupted one.
+Checkpoints are written atomically. A resumed run ends with the same weights as an uninterrupted one.
 """
 
 import json
 import logging
 import math
-import os
-import shutil
 import signal
 import threading
 import time
@@ -19,15 +17,14 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from torch.optim import Optimizer
 
 from captioner.checkpoint import load_training_file
-from captioner.config import Config, TrainingConfig
-from captioner.config_files import to_dict
+from captioner.config import TrainingConfig
 from captioner.data.datamodule import SIGNALS
 from captioner.data.dataset import Batch
-from captioner.data.features import require_space
+from captioner.data.features import free_space, require_space
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 from captioner.files import write_whole
 from captioner.text import first_line
@@ -42,24 +39,24 @@ MAY_CHANGE = (
     *(f"training.{name}" for name in ("epochs", "patience", "sample_captions", "threads", "trainer")),
     *(f"training.{name}" for name in ("nonfinite_steps", "checkpoint_minutes")),
 )
-"""Settings that may differ when a run is resumed; a fingerprint tells whether the captions are the same."""
+"""Prefixes of the settings that may change when a run is resumed; its captions are compared by a fingerprint."""
 NOTHING, SAVE, STOP = range(3)
-"""What a process wants after a step; the highest of all processes is done."""
+"""What a process asks for after a step; all processes do the highest of their requests."""
 
 
 class WholeCheckpoints(CheckpointIO):
-    """Checkpoints of plain data, each of which replaces an older one only once it is on the disk."""
+    """Reads and writes checkpoints of plain data; a new one replaces the old one only once it is on disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises ResourceError where the file cannot be written; what was there before stays."""
+        """Raises ResourceError if the file cannot be written; the old file is kept."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(Path(path), lambda file: torch.save(checkpoint, file), sync=True)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
-            free = shutil.disk_usage(Path(path).parent).free
+            free = free_space(Path(path).parent)
             reason = getattr(error, "strerror", None) or first_line(error)
             raise ResourceError(
-                f"{path}: cannot be written ({reason}; {free / 2**20:.0f} MiB free); what was there before is whole: "
+                f"{path}: cannot be written ({reason}; {free / 2**20:.0f} MiB free); earlier checkpoints are intact: "
                 "make room, or repair the folder, and continue with --resume auto"
             ) from error
 
@@ -71,10 +68,10 @@ class WholeCheckpoints(CheckpointIO):
 
 
 class Durability(Checkpoint):
-    """Saves `folder/last.ckpt` every so many minutes, before each validation, after each epoch, and on a signal.
+    """Saves `folder/last.ckpt` every `checkpoint_minutes`, before each validation, after each epoch, and on a signal.
 
-    A step whose gradient is not finite changes no weight; too many in a row raise TrainingError, and so do weights that
-    are not finite. A signal raises Interrupted after the current step; a second one acts at once.
+    Steps with a non-finite gradient are skipped. Too many in a row raise TrainingError, and so do non-finite weights.
+    A signal raises Interrupted after the current step; a second signal kills the process.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], config: TrainingConfig) -> None:
@@ -89,14 +86,14 @@ class Durability(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
-        if trainer.is_global_zero:  # which holds the lock of the folder: whoever wrote these is dead
+        if trainer.is_global_zero:  # it holds the folder's lock, so nobody writes these any more
             for partial in self.path.parent.glob(".*.partial"):
                 partial.unlink()
-        there = sum(each.stat().st_size for each in self.path.parent.glob("*.ckpt"))
-        # The last one, the best one, and one being written.
-        require_space(self.path.parent, 3 * _checkpoint_bytes(task) - there, "checkpoints")
-        trainer.should_stop |= stopped_early(trainer)  # a run that is resumed after it had ended
-        if trainer.received_sigterm:  # before this hook
+        existing = sum(each.stat().st_size for each in self.path.parent.glob("*.ckpt"))
+        # The last, the best, and one being written.
+        require_space(self.path.parent, 3 * _checkpoint_bytes(task) - existing, "checkpoints")
+        trainer.should_stop |= stopped_early(trainer)  # a finished run that is resumed
+        if trainer.received_sigterm:  # before our handlers are installed
             self._signal = signal.SIGTERM
         if threading.current_thread() is threading.main_thread():
             self._handlers_before = {each: signal.signal(each, self._handle) for each in SIGNALS}
@@ -112,21 +109,22 @@ class Durability(Checkpoint):
         for each in trained:
             each.grad = None
         self._nonfinite += 1
-        log.warning("step %d: loss or gradient not finite; step skipped", trainer.global_step)
+        log.warning("step %d: non-finite loss or gradient; step skipped", trainer.global_step)
         if self._nonfinite >= self.config.nonfinite_steps:
-            self._fail(f"loss or gradient not finite in {self._nonfinite} steps up to step {trainer.global_step}")
+            self._fail(f"non-finite loss or gradient in {self._nonfinite} steps up to step {trainer.global_step}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Batch, index: int
     ) -> None:
         left = trainer.num_training_batches - 1 - index
         if isinstance(trainer.val_check_batch, int):
-            left = min(left, -(index + 1) % trainer.val_check_batch)
-        # Resuming after the last batch would skip its validation; within a step it would lose gradients.
+            done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else index
+            left = min(left, -(done + 1) % trainer.val_check_batch)
+        # Resuming right before a validation would skip it; resuming within a step would lose gradients.
         if not left or not stepped(trainer, index):
             return
-        # A validation cannot be resumed, so this is the last chance before it.
         minutes = (time.monotonic() - self._saved_at) / 60
+        # An interrupted validation is repeated from the last step before it that can be resumed.
         due = minutes >= self.config.checkpoint_minutes or left <= trainer.accumulate_grad_batches
         decision = self._decide(trainer, STOP if self._signal is not None else SAVE if due else NOTHING)
         if decision:
@@ -157,36 +155,33 @@ class Durability(Checkpoint):
         checkpoint["train_batches"] = trainer.num_training_batches
 
     def on_load_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adapt the states of Lightning's own callbacks, which are restored after this, to the run as it is now."""
+        """Adapt the saved state of Lightning's callbacks, which is restored after this, to this run's settings."""
         batches: int = trainer.datamodule.train_batches  # type: ignore[attr-defined]
         done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         if checkpoint["train_batches"] != batches and done < checkpoint["train_batches"]:
             raise ConfigError(
-                f"{self.path.parent}: the checkpoint is from within an epoch of {checkpoint['train_batches']} batches, "
-                f"and now there are {batches} in each process; resume with as many processes as before"
+                f"{self.path.parent}: the checkpoint was saved within an epoch of {checkpoint['train_batches']} "
+                f"batches per process, and now there are {batches}; resume with as many processes and batches as before"
             )
-        # The folder may have been moved. Lightning compares real paths, and forgets the best score where they differ.
-        folder = os.path.realpath(self.path.parent)
-        for state in checkpoint["callbacks"].values():
-            if "patience" in state:
-                state["patience"] = next((each.patience for each in _early_stopping(trainer)), state["patience"])
-            if state.get("dirpath"):
-                state["dirpath"] = folder
-                for name in ("best_model_path", "kth_best_model_path"):
-                    state[name] = _moved(state[name], folder)
-                state["best_k_models"] = {_moved(path, folder): score for path, score in state["best_k_models"].items()}
+        states = checkpoint["callbacks"]
+        for stopping in _early_stopping(trainer):
+            if stopping.state_key in states:
+                states[stopping.state_key]["patience"] = stopping.patience
+        for saver in trainer.checkpoint_callbacks:
+            if isinstance(saver, ModelCheckpoint) and saver.state_key in states:
+                _relocate(states, saver)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         for each in SIGNALS:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-        log.warning("%s: saving after this step", signal.Signals(number).name)
+        log.warning("%s: saving and stopping after this step", signal.Signals(number).name)
 
-    def _decide(self, trainer: pl.Trainer, wanted: int) -> int:
-        """The highest of what the processes want, in all of them."""
+    def _decide(self, trainer: pl.Trainer, request: int) -> int:
+        """The highest request of all processes."""
         if trainer.world_size == 1:
-            return wanted
-        level = torch.tensor(wanted, device=trainer.strategy.root_device)
+            return request
+        level = torch.tensor(request, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(level, reduce_op="max"))
 
     def _end_on_signal(self, trainer: pl.Trainer) -> None:
@@ -195,13 +190,13 @@ class Durability(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if self._nonfinite:
-            return  # the older checkpoint is better
+            return  # keep the checkpoint from before the skipped steps
         self._check_weights(task)
         trainer.save_checkpoint(self.path)
         self._saved_at = time.monotonic()
 
     def _check_weights(self, task: pl.LightningModule) -> None:
-        """Raise TrainingError where a weight is not finite, or a running statistic, which would never recover."""
+        """Raise TrainingError if a weight or running statistic is not finite: it would never recover."""
         for name, each in task.state_dict().items():
             if each.is_floating_point() and not each.isfinite().all():
                 self._fail(f"{name} is not finite")
@@ -209,13 +204,13 @@ class Durability(Checkpoint):
     def _fail(self, why: str) -> NoReturn:
         kept = f"the last good checkpoint is {self.path}; " if self.path.exists() else ""
         raise TrainingError(
-            f"{why}, the last on images {self._images[:5]} and {max(0, len(self._images) - 5)} more; {kept}lower "
-            "optimization.learning_rate, or look at these images"
+            f"{why}; the last batch held images {self._images[:5]} and {max(0, len(self._images) - 5)} more; {kept}"
+            "lower optimization.learning_rate, or check these images"
         )
 
     def _end(self, trainer: pl.Trainer) -> None:
         number = self._signal or signal.SIGTERM
-        kept = "the same command with --resume auto continues" if self.path.exists() else "nothing was saved yet"
+        kept = "continue with --resume auto" if self.path.exists() else "nothing was saved yet"
         ended = Interrupted(f"{signal.Signals(number).name} after step {trainer.global_step}; {kept}")
         ended.exit_code = 128 + number
         raise ended
@@ -227,19 +222,19 @@ class Durability(Checkpoint):
 
 
 def stepped(trainer: pl.Trainer, index: int) -> bool:
-    """Whether the optimizer took a step after batch `index` of the epoch, rather than accumulating more gradients."""
+    """Whether the optimizer took a step after batch `index` of the epoch."""
     return (index + 1) % trainer.accumulate_grad_batches == 0 or index + 1 == trainer.num_training_batches
 
 
 def stopped_early(trainer: pl.Trainer) -> bool:
-    """Whether validation has not improved for as many epochs as patience allows."""
+    """Whether validation has not improved within the patience of a callback."""
     return any(0 < each.patience <= each.wait_count for each in _early_stopping(trainer))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The readable checkpoint of the most steps, `last.ckpt` before others; None where there is no checkpoint.
+    """The readable checkpoint with the most steps, preferably `last.ckpt`; None if the folder has no checkpoints.
 
-    Raises CheckpointError where there are some and none can be read.
+    Raises CheckpointError if none of them can be read.
     """
     found: list[tuple[int, bool, Path]] = []
     problem: CheckpointError | None = None
@@ -254,18 +249,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found)[2] if found else None
 
 
-def run_identity(config: Config, captions: str) -> dict[str, Any]:
-    """What makes a run the same run when it is resumed: its settings, and a fingerprint of its captions."""
-    return to_dict(config) | {"captions": captions}
-
-
 def check_same_run(identity: dict[str, Any], checkpoint: dict[str, Any], source: Path) -> None:
-    """Raise ConfigError where a run would be resumed with settings, or captions, that change what it learns.
+    """Raise ConfigError if the settings or captions of a resumed run differ from those that the checkpoint stores.
 
-    The settings in the run's own config.yaml, which describe the network as it was built, are accepted too.
+    The settings of the run's own config.yaml, which describe the network as it was built, are accepted too.
     """
     if "identity" not in checkpoint:
-        raise CheckpointError(f"{source}: written by another version of captioner; begin another run with --init")
+        raise CheckpointError(f"{source}: written by another version of captioner; start a new run with --init")
     before, now = dict(_leaves(checkpoint["identity"])), dict(_leaves(identity))
     resolved = dict(_leaves(checkpoint["captioner"]["run"]))
     if before["data.features"] and now["data.features"]:
@@ -278,8 +268,8 @@ def check_same_run(identity: dict[str, Any], checkpoint: dict[str, Any], source:
     ]
     if changed:
         raise ConfigError(
-            f"{source}: the run was begun with other settings: {'; '.join(changed)}. Set them back, or begin another "
-            "run with -o (and --init, to start from this one's model)"
+            f"{source}: the run was started with other settings: {'; '.join(changed)}. Restore them, or start a new "
+            "run with -o (and --init, to start from this run's model)"
         )
 
 
@@ -287,8 +277,23 @@ def _early_stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
     return [each for each in trainer.early_stopping_callbacks if isinstance(each, EarlyStopping)]
 
 
-def _moved(path: str, folder: str) -> str:
-    return os.path.join(folder, os.path.basename(path)) if path else ""
+def _relocate(states: dict[str, Any], saver: ModelCheckpoint) -> None:
+    """Let a callback find its checkpoints where its folder is now; without its best one it starts afresh.
+
+    Lightning drops the best score if the folder's real path has changed.
+    """
+    state, folder = states[saver.state_key], Path(str(saver.dirpath))
+
+    def moved(path: str) -> str:
+        return str(folder / Path(path).name) if path else ""
+
+    if not Path(moved(state["best_model_path"])).is_file():
+        del states[saver.state_key]
+        return
+    state["dirpath"] = saver.dirpath
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = moved(state[name])
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -301,6 +306,4 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _checkpoint_bytes(task: pl.LightningModule) -> int:
     """An estimate: the weights, their average, and two moments of those that are trained."""
-    total = sum(each.numel() * each.element_size() for each in task.parameters())
-    trained = sum(each.numel() * each.element_size() for each in task.parameters() if each.requires_grad)
-    return 2 * total + 2 * trained
+    return sum(each.nbytes * (4 if each.requires_grad else 2) for each in task.parameters())

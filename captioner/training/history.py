@@ -1,6 +1,6 @@
-"""The numbers of a run: metrics.csv, and the same drawn as curves.png.
+"""Metrics of a run: metrics.csv with one row a step, and curves.png.
 
-There is one row a step. A resumed run replaces the rows of steps that it repeats, so its table is that of one run.
+A resumed run replaces the rows of the steps that it repeats.
 """
 
 import csv
@@ -22,7 +22,7 @@ TABLE, PICTURE = "metrics.csv", "curves.png"
 STEP = "step"
 LINE_END = "\r\n"
 PER_HEAD = "heads/"
-"""Prefix of the numbers of single heads, which are in the table and not in the picture."""
+"""Prefix of the columns of single heads, which are not drawn."""
 COLUMNS, PANEL, MARGIN = 2, (420, 180), 64
 COLORS = {"train": (140, 150, 165), "val": (190, 60, 90)}
 INK, FRAME, PAPER = (27, 31, 36), (205, 210, 216), (255, 255, 255)
@@ -31,10 +31,10 @@ Row = dict[str, float]
 
 
 class History(Callback):
-    """Writes a row every so many steps, with what the step returned, and one after each validation."""
+    """Writes a row every `log_every_n_steps` steps of the trainer, and one after each validation."""
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.rows: dict[int, Row] = {}
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -46,7 +46,8 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        if trainer.global_step % self.every == 0 and stepped(trainer, index):
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0 and stepped(trainer, index):
             rate: float = trainer.optimizers[0].param_groups[0]["lr"]
             found = {name: float(value) for name, value in outputs.items() if name.startswith("train_")}
             self._add(trainer, {"epoch": trainer.current_epoch, "learning_rate": rate} | found)
@@ -82,7 +83,7 @@ class History(Callback):
         return (",".join((str(step), *values)) + LINE_END).encode()
 
     def _write(self, trainer: pl.Trainer) -> None:
-        """The whole table. On Windows it may be held by a spreadsheet; the next one then has all rows."""
+        """Write the whole table. If a spreadsheet holds it on Windows, the next write has all rows."""
         columns = self._columns()
         lines = [(",".join((STEP, *columns)) + LINE_END).encode(), *(self._line(step, columns) for step in self.rows)]
         if trainer.is_global_zero:
@@ -91,7 +92,7 @@ class History(Callback):
 
 
 def read_table(path: Path) -> dict[int, Row]:
-    """Step -> its numbers, of a metrics.csv; damaged lines are left out."""
+    """The rows of a metrics.csv by step; damaged lines are skipped."""
     rows = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -103,7 +104,7 @@ def read_table(path: Path) -> dict[int, Row]:
 
 
 def draw_curves(rows: Mapping[int, Row], path: Path) -> None:
-    """One panel a quantity, over the steps: training in gray, validation in red."""
+    """Draw one panel a metric over the steps: training in gray, validation in red."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for step, row in rows.items():
         for name, value in row.items():

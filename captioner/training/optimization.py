@@ -1,4 +1,4 @@
-"""What is optimized, how fast, and on what schedule."""
+"""Parameter groups, optimizer and learning-rate schedule."""
 
 import math
 
@@ -12,7 +12,7 @@ from captioner.model.caption_model import CaptionModel
 
 
 def parameter_groups(model: CaptionModel, config: OptimizationConfig) -> list[dict[str, object]]:
-    """Trained parameters by learning rate and weight decay: matrices decay, gains, biases and the null patch do not."""
+    """Trained parameters by learning rate and weight decay; gains, biases and the null patch do not decay."""
     groups: list[dict[str, object]] = []
     for part, rate in ((model.encoder, config.encoder_learning_rate), (model.decoder, config.learning_rate)):
         trained = [(name, parameter) for name, parameter in part.named_parameters() if parameter.requires_grad]
@@ -28,7 +28,7 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, final: float) -> float:
-    """The factor on the learning rate at a step: linear up to 1, then half a cosine down to `final`."""
+    """The learning-rate factor at a step: linear warmup to 1, then cosine decay to `final`."""
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 
 class StderrProgressBar(TQDMProgressBar):
-    """Lightning's bars, which take the stream that is standard output when they are made."""
+    """Lightning's progress bars, which write to whatever `sys.stdout` is when they are created."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

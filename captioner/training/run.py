@@ -1,5 +1,5 @@
-"""A training run is a folder: config.yaml (resolved), environment.jsonl (a line a start), train.log, metrics.csv,
-curves.png, tensorboard/, checkpoints/ (best and last) and, at the end, the model folder of the best epoch, model/.
+"""A training run is a folder: config.yaml (resolved), environment.jsonl (one line a start), train.log, metrics.csv,
+curves.png, tensorboard/, checkpoints/ (best and last) and, at the end, model/, the model folder of the best epoch.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
 from captioner.config import Config, DecoderConfig, ModelConfig
-from captioner.config_files import dump_yaml
+from captioner.config_files import dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
@@ -44,29 +44,29 @@ from captioner.training.durability import (
     Durability,
     check_same_run,
     newest_checkpoint,
-    run_identity,
     stopped_early,
 )
 from captioner.training.history import History
 from captioner.training.task import CaptionTask, CrossEntropyTask
-from captioner.training.trainer import LOG_EVERY, make_trainer, training_device
+from captioner.training.trainer import make_trainer, training_device
 from captioner.training.validation import CaptionValidation
 
 log = logging.getLogger(__name__)
 
 HEAD_MOSAICS = 200
-"""Validation mosaics on which heads are ranked after training."""
+"""Number of validation mosaics on which heads are ranked after training."""
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a training run starts from, whatever loss it trains with."""
+    """Everything a training run needs but its loss."""
 
     config: Config
-    """As asked for, with the network as it was built."""
+    """The settings, with the network as it was built."""
     identity: dict[str, Any]
+    """The settings as given, and a fingerprint of the captions; compared when a run is resumed."""
     model: CaptionModel
     tokenizer: Tokenizer
     val: CaptionSet
@@ -84,16 +84,16 @@ def train(
     fast_dev_run: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Path | None:
-    """Train a captioner as `config` says and return the model folder of its best epoch, `folder/model`.
+    """Train a captioner and return the model folder of its best epoch, `folder/model`.
 
-    `init` starts from a model folder: its network and words, with new words of the captions appended. `resume`
-    continues from a training checkpoint, with its network and words; without it a folder that holds a run is refused.
-    `fast_dev_run` is one batch of everything, and writes nothing. Returns None where this process wrote no model:
-    after a dry run, and in all but the first of several processes. Raises ConfigError, AnnotationError,
-    CheckpointError, ResourceError or TrainingError.
+    `init` is a model folder to start from: its network and vocabulary, to which new words of the captions are added.
+    `resume` is a training checkpoint to continue from, with its network and vocabulary; without it, a folder that
+    already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. Returns None after
+    such a run, and in all but the first of several processes. Raises ConfigError, AnnotationError, CheckpointError,
+    ResourceError or TrainingError.
     """
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
-        raise ConfigError(f"{folder}: holds a run already; continue with --resume auto, or name another folder with -o")
+        raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
     run = prepare(config, init=init, resume=resume)
     references = {image.image_id: image.captions for image in run.val.images}
     validation = CaptionValidation(run.tokenizer, references, config.training)
@@ -102,28 +102,28 @@ def train(
 
 
 def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None) -> Run:
-    """Captions, tokenizer and model of a run and, where it trains from them, features computed on its device."""
+    """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device."""
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     if config.optimization.pointing and not config.data.mosaics:
-        raise ConfigError("optimization.pointing: is learned from mosaics; set data.mosaics, to 0.3 for instance")
+        raise ConfigError("optimization.pointing: needs mosaics; set data.mosaics, to 0.3 for instance")
     data, device = config.data, training_device(config)
     captions = load_captions(data.root, data.annotations, data.images, data.format)
     train, val = captions.split(data.train_split), captions.split(data.val_split)
-    identity = run_identity(config, _fingerprint(train, val))
+    identity = to_dict(config) | {"captions": _fingerprint(train, val)}
     if resume is not None:
         state = load_training_file(resume)
         check_same_run(identity, state, resume)
         identity = state["identity"]
         model, tokenizer = load_model(resume)
-        log.info("resuming after step %d of %s, with its network and words", state["global_step"], resume)
+        log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
         model, tokenizer = _new_model(config, [text for image in train.images for text in image.captions], init)
     model.encoder.freeze(config.encoder.train, config.encoder.batch_norm)
     model.decoder.set_dropout(config.decoder.dropout)
     model.decoder.set_language(config.decoder.language)
-    model.train()  # a loaded model is ready to caption, and Lightning leaves modes as they are
+    model.train()  # a loaded model is in evaluation mode, which Lightning would keep
     mosaics = split_mosaics(data, train, val, config.training.seed)
     store = _features(config, model, replace(captions, images=train.images + val.images), mosaics, device)
     return Run(
@@ -155,7 +155,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
 def fit(
     run: Run, task: CaptionTask, folder: Path, *, fast_dev_run: bool = False, callbacks: Sequence[Callback] = ()
 ) -> Path | None:
-    """Train a task and write the model of the best epoch, of which the folder is returned; see `train`."""
+    """Train a task, write the model of its best epoch and return that model's folder; see `train`."""
     config = run.config
     monitor, mode = ("val_cider_d", "max") if len(run.val) > 1 else ("val_loss", "min")
     best = ModelCheckpoint(
@@ -164,7 +164,7 @@ def fit(
     watchers = list(callbacks)
     if not fast_dev_run:
         durability = Durability(folder / CHECKPOINTS, run.identity, config.training)
-        watchers += [best, durability, History(folder, config.training.trainer.get(LOG_EVERY, 10))]
+        watchers += [best, durability, History(folder)]
     if patience := config.training.patience:
         watchers.append(EarlyStopping(monitor, mode=mode, patience=patience, check_finite=False, strict=False))
     trainer = make_trainer(
@@ -178,16 +178,16 @@ def fit(
         _record_environment(folder)
         _fit(trainer, task, run)
         if stopped_early(trainer):
-            reason = f"{monitor} was no better in {patience} epochs (training.patience)"
+            reason = f"{monitor} did not improve for {patience} epochs (training.patience)"
             log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
         _save_best(run, folder, best, trainer)
     return folder / MODEL
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `--resume` means: a file, or for `auto` the run's newest readable one, None if there is none.
+    """The checkpoint to resume from: a file or, for `auto`, the run's newest readable one, None if it has none.
 
-    Raises CheckpointError where the file is missing, or there are checkpoints and none can be read.
+    Raises CheckpointError if the file is missing, or none of the run's checkpoints can be read.
     """
     if resume != "auto":
         if not Path(resume).is_file():
@@ -197,21 +197,20 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def _fingerprint(*splits: CaptionSet) -> str:
-    """Of the images of each split and their captions."""
+    """A hash of each split's images and captions."""
     each = [(str(image.image_id), image.split, image.captions) for split in splits for image in split.images]
     return hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16]
 
 
 def _new_model(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
-    """The model and the tokenizer of a run that begins."""
+    """The model and the tokenizer of a new run."""
     if init is not None and config.decoder.init is not None:
-        raise ConfigError("decoder.init and --init: choose one; both say where the decoder's weights come from")
+        raise ConfigError("decoder.init and --init both give the decoder's weights; choose one")
     if init is None and config.decoder.init is None and config.decoder.language == "freeze":
         raise ConfigError("decoder.language: freeze needs a language model; set decoder.init or give --init")
     if init is not None:
         model, tokenizer = load_model(init)
-        # A frozen language model learns no words.
-        frozen = config.decoder.language == "freeze"
+        frozen = config.decoder.language == "freeze"  # and so are its embeddings
         extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
         model.decoder.grow(len(extended))
         log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
@@ -223,7 +222,7 @@ def _new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Cap
     model = _build(config, shape, tokenizer)
     model.decoder.load_state_dict(language, strict=False)  # cross-attention is new
     log.info(
-        "starting from %s: its %d words, %d layers and width %d replace the settings in tokenizer and decoder",
+        "starting from %s: its %d tokens, %d layers and width %d replace the settings in tokenizer and decoder",
         config.decoder.init,
         len(tokenizer),
         shape.layers,
@@ -267,19 +266,19 @@ def _features(
 
 def _fit(trainer: pl.Trainer, task: CaptionTask, run: Run) -> None:
     with warnings.catch_warnings():
-        # Advice about worker counts that depends on the machine, and a deprecation inside Lightning.
+        # Advice on worker counts, and a deprecation inside Lightning.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         try:
             trainer.fit(task, run.loaders, ckpt_path=run.resume, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
         except MisconfigurationException as error:
-            raise ConfigError(f"training: Lightning does not take it ({first_line(error)})") from error
+            raise ConfigError(f"training: rejected by Lightning ({first_line(error)})") from error
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Hold the run's folder, and copy what this package logs to train.log. Raises ResourceError where it is held."""
+    """Lock the run's folder and copy the package's log to train.log. Raises ResourceError if another process has it."""
     logger = logging.getLogger("captioner")
     try:
         with locked(folder / LOCK, wait=False):
@@ -293,12 +292,12 @@ def _writing(folder: Path) -> Iterator[None]:
                 handler.close()
     except BlockingIOError as error:
         raise ResourceError(
-            f"{folder}: another process trains in this folder; wait for its end, or name another folder with -o"
+            f"{folder}: another process trains in this folder; wait for it, or name another folder with -o"
         ) from error
 
 
 def _record_environment(folder: Path) -> None:
-    """Append what this start of the run runs on to environment.jsonl."""
+    """Append the command, machine and package versions of this start to environment.jsonl."""
     found = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -313,8 +312,8 @@ def _record_environment(folder: Path) -> None:
 
 
 def _save_best(run: Run, folder: Path, best: ModelCheckpoint, trainer: pl.Trainer) -> None:
-    """Write the model folder of the best epoch, with the heads that point best where mosaics can rank them."""
-    model, val = run.model.float(), run.val.images  # a lower training precision stays with training
+    """Write the model folder of the best epoch; where it trained on mosaics, with the heads that point best."""
+    model, val = run.model.float(), run.val.images  # model folders hold float32, whatever the training precision
     if best.best_model_path:
         state = load_training_file(Path(best.best_model_path))["state_dict"]
         model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
@@ -333,7 +332,7 @@ def _card(run: Run, best: ModelCheckpoint, trainer: pl.Trainer) -> str:
     elif best.monitor == "val_loss":
         score = f"cross-entropy {float(best.best_model_score):.3f} nats a token, of the best epoch"
     else:
-        score = f"CIDEr-D {float(best.best_model_score):.4f} (greedy search), of the best epoch, which was chosen by it"
+        score = f"CIDEr-D {float(best.best_model_score):.4f} (greedy search), of the best epoch by this score"
     origin = run.init or config.decoder.init
     start = f"* Started from `{origin}`: the terms in its card apply too.\n" if origin else ""
     return (

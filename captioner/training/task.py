@@ -1,4 +1,4 @@
-"""What a training step learns.   B images · R = B·C caption rows · T tokens · V vocabulary"""
+"""Training tasks: a loss and validation.   B images · R = B·C caption rows · T tokens · V vocabulary"""
 
 import math
 from typing import Any
@@ -20,11 +20,11 @@ from captioner.training.optimization import optimizer_and_schedule
 from captioner.training.validation import CaptionValidation
 
 SEED_STRIDE = 1_000_003
-"""Distance between the seeds of two batches; a prime, so that runs with other seeds do not share them."""
+"""Distance between the seeds of two batches; a large prime, so that runs with other seeds do not share them."""
 
 
 class CaptionTask(pl.LightningModule):
-    """What every way of training a captioner shares; a subclass adds `training_step`, and with it the loss."""
+    """What all tasks share; a subclass adds `training_step`, and with it the loss."""
 
     def __init__(
         self, model: CaptionModel, tokenizer: Tokenizer, config: Config, validation: CaptionValidation
@@ -36,36 +36,36 @@ class CaptionTask(pl.LightningModule):
         self.validation = validation
 
     def encode(self, batch: Batch) -> Memory:
-        """What the batch's B images offer to their captions."""
+        """The memory of the batch's B images, from pixels or stored features."""
         if batch.features is None:
             return self.model.encode(batch.images)  # type: ignore[arg-type]
         return self.model.decoder.project(batch.features.to(self.model.decoder.token_embedding.weight.dtype))
 
     def cross_entropy(self, states: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-        """The mean loss of the batch's real tokens, in nats, from the decoder's states (R, T - 1, D)."""
+        """The mean loss over the batch's tokens without padding, in nats, from the decoder's states (R, T - 1, D)."""
         predicts = batch.predicts
-        logits = self.model.decoder.logits(states[predicts])  # padding predicts nothing
+        logits = self.model.decoder.logits(states[predicts])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, batch.tokens[:, 1:][predicts], label_smoothing=label_smoothing)
 
     def step_share(self, batch: Batch) -> float:
-        """The factor by which Lightning's mean over processes and accumulated batches is one over the step's tokens."""
+        """The factor that turns Lightning's mean over processes and batches into a mean over the step's tokens."""
         return batch.weight * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run; Lightning's own estimate would fetch data before a run is restored."""
+        """Optimizer steps of the whole run; Lightning's estimate would fetch data before a run is restored."""
         trainer: Any = self.trainer
         steps: int = math.ceil(trainer.datamodule.train_batches / trainer.accumulate_grad_batches)
         return steps * max(1, trainer.max_epochs or 1)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        # Dropout depends on the seed and the batch alone, so that a resumed run draws what the whole one would have.
+        # Seeded by batch, so that a resumed run draws the same dropout as an uninterrupted one.
         batches = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(self.config.training.seed + SEED_STRIDE * batches)
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
-        if not batch.weight:  # repeated, so that processes stay in step
+        if not batch.weight:  # a repeated batch, which keeps processes in step
             return
         memory = self.encode(batch)
         if dataloader_idx:
@@ -91,10 +91,10 @@ class CaptionTask(pl.LightningModule):
 
 
 class CrossEntropyTask(CaptionTask):
-    """Predicts every next word of a caption from the words before it and its image."""
+    """Predicts each token of a caption from its image and the tokens before."""
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """The loss, and what of it is logged."""
+        """The loss, and the parts of it that are logged."""
         loss, pointed = self.loss(batch)
         logged = {"train_loss": loss.detach()}
         if pointed is not None:
@@ -104,7 +104,7 @@ class CrossEntropyTask(CaptionTask):
         return logged | {"loss": loss * self.step_share(batch)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The loss in nats a token, and the pointing loss in it where the batch has object words of mosaics."""
+        """The loss in nats a token, and its pointing loss if the batch has object words in mosaics."""
         options, encoder = self.config.optimization, self.model.encoder
         points = options.pointing > 0 and bool(batch.objects.any())
         states, weights = self.model.decoder.states(batch.tokens[:, :-1], self.encode(batch), return_weights=points)
@@ -112,6 +112,7 @@ class CrossEntropyTask(CaptionTask):
         if weights is None:
             return loss, None
         pointed = pointing_loss(pointing(weights, batch, encoder.grid, encoder.patches))
-        # In full from the middle of the run: a captioner that does not use its images yet would learn not to.
-        grown = min(1.0, 2 * self.global_step / self.total_steps)
-        return loss + options.pointing * grown * pointed, pointed
+        # At full strength only from the middle of the run: a captioner that does not use its images yet would learn
+        # not to.
+        ramp = min(1.0, 2 * self.global_step / self.total_steps)
+        return loss + options.pointing * ramp * pointed, pointed

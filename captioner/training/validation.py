@@ -1,4 +1,4 @@
-"""Validation: the loss, greedy captions and their scores, and where words look.   L layers · H heads"""
+"""Validation: loss, scores of greedy captions, and attention metrics.   L layers · H heads"""
 
 import logging
 import math
@@ -26,12 +26,12 @@ from captioner.training.attention_losses import attention_measures
 log = logging.getLogger(__name__)
 
 COLLAPSE_IMAGES = 8
-"""Equal captions are reported from this many images on; fewer may well be alike."""
+"""Smallest number of images for which equal captions are reported; fewer may really be alike."""
 
 
 @dataclass
 class Found:
-    """What validation has found so far; the sum of the processes' is that of the whole split."""
+    """Captions and sums over (a part of) the validation split; parts of several processes are added up."""
 
     captions: dict[ImageId, Caption] = field(default_factory=dict)
     loss: float = 0.0
@@ -42,7 +42,7 @@ class Found:
     words: int = 0
 
     def add(self, other: "Found") -> None:
-        """Count another part of the split."""
+        """Add another part of the split."""
         self.captions |= other.captions
         self.loss, self.tokens = self.loss + other.loss, self.tokens + other.tokens
         for name, values in other.attention.items():
@@ -50,7 +50,7 @@ class Found:
         self.words += other.words
 
     def means(self) -> dict[str, float]:
-        """The loss in nats a token; if there were object words, how they attend: all heads, and each."""
+        """The loss in nats a token and, if there were object words, their attention metrics: overall and by head."""
         found = {"val_loss": self.loss / self.tokens}
         for name, values in self.attention.items() if self.words else ():
             means = values / self.words
@@ -61,9 +61,9 @@ class Found:
 
 
 class CaptionValidation:
-    """Collects what each process finds in its validation batches; the first process scores all captions, once.
+    """Collects the results of each process's validation batches; the first process scores all captions.
 
-    `references` are the captions that people wrote of each image. Captions are scored in their order.
+    `references` are the human captions of each image. Captions are scored in their order.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class CaptionValidation:
         self._decoder: TextDecoder | None = None
 
     def add_images(self, model: CaptionModel, batch: Batch, memory: Memory, loss: Tensor) -> None:
-        """Count a batch's loss, a mean over tokens, and caption those images that have no caption yet."""
+        """Add a batch's loss, a mean over tokens, and caption its images that have no caption yet."""
         tokens = int(batch.predicts.sum())
         self._found.add(Found(loss=float(loss) * tokens, tokens=tokens))
         new = [place for place, image in enumerate(batch.image_ids) if image not in self._found.captions]
-        if new:  # an image with many captions comes several times
+        if new:  # an image with many captions is in several batches
             images = [batch.image_ids[place] for place in new]
             chosen = memory.select(torch.tensor(new, device=batch.tokens.device))
             self._decoder = self._decoder or pack(model.decoder)  # once an epoch
@@ -88,7 +88,7 @@ class CaptionValidation:
             self._found.add(Found(found))
 
     def add_mosaics(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:
-        """Measure how the object words of a batch of mosaics attend to it."""
+        """Add the attention metrics of a batch of mosaics."""
         _, weights = model.decoder.states(batch.tokens[:, :-1], memory, return_weights=True)
         assert weights is not None
         measured = attention_measures(weights, batch, model.encoder.grid, model.encoder.patches)
@@ -96,7 +96,7 @@ class CaptionValidation:
         self._found.add(Found(attention=sums, words=len(measured["pointing"])))
 
     def log_results(self, task: pl.LightningModule) -> None:
-        """Put together what all processes found, score it, and log it; the next epoch begins with nothing."""
+        """Merge the results of all processes, score and log them, and reset for the next epoch."""
         trainer = task.trainer
         parts, self._found, self._decoder = gather(self._found, trainer), Found(), None
         numbers: dict[str, float] = {}
@@ -124,7 +124,7 @@ def gather(part: Found, trainer: pl.Trainer) -> list[Found]:
 
 
 def log_evaluation(task: pl.LightningModule, evaluation: Evaluation, samples: int) -> None:
-    """Log the scores and the first captions of an epoch, and warn where all images get the same caption."""
+    """Log the scores and the first captions of an epoch; warn if all images get the same caption."""
     texts = [caption.text for caption in evaluation.captions.values()]
     scores, statistics = evaluation.scores.corpus, evaluation.statistics
     log.info(
@@ -143,9 +143,9 @@ def log_evaluation(task: pl.LightningModule, evaluation: Evaluation, samples: in
             logger.experiment.add_text("captions", "\n\n".join(texts[:samples]), task.global_step)
     if len(texts) >= COLLAPSE_IMAGES and len(set(texts)) == 1 and not task.trainer.sanity_checking:
         log.warning(
-            "all %d validation images get the same caption (%s): early in training this is normal; later it means "
-            "that the image is ignored: look for features that are all alike, a learning rate that is too high, "
-            "or captions paired with the wrong images",
+            "all %d validation images get the same caption (%s). This is normal early in training; later it means that "
+            "images are ignored: check for constant features, a learning rate that is too high, or captions paired "
+            "with the wrong images",
             len(texts),
             texts[0],
         )

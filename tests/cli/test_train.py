@@ -50,7 +50,7 @@ def test_resume_auto_continues_or_starts(train, tmp_path, capsys):
     assert train("-o", tmp_path / "run", "--resume", "auto") == 0
     assert "nothing to resume" in capsys.readouterr().err
     assert train("-o", tmp_path / "run") == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert train("-o", tmp_path / "run", "--resume", "auto", "--set", "training.epochs=2") == 0
     assert "nothing to resume" not in capsys.readouterr().err
 

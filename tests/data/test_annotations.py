@@ -171,7 +171,7 @@ def test_a_picture_without_captions_is_left_out(root: Path) -> None:
 
 
 def test_a_set_without_any_caption_is_refused(root: Path) -> None:
-    with pytest.raises(AnnotationError, match="no picture has a caption"):
+    with pytest.raises(AnnotationError, match="no image has a caption"):
         load_captions(write(root, coco() | {"annotations": []}))
 
 
@@ -196,7 +196,7 @@ def test_nan_is_read_as_null_and_stops_only_where_it_matters(root: Path) -> None
     data["images"][1]["area"] = float("-inf")
     write(root, data)
     problems = check(read_listing(root), decode=False)
-    assert problems[0] == Problem("nan", "captions.json", "holds -Infinity, NaN, no JSON; read as null")
+    assert problems[0] == Problem("nan", "captions.json", "holds -Infinity, NaN, which is not valid JSON; read as null")
     assert len(load_captions(root)) == 3
     data["annotations"][0]["caption"] = float("nan")
     assert "caption_not_text" in codes(write(root, data))

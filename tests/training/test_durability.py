@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from captioner.checkpoint import load_model, load_training_file
 from captioner.config_files import load_config
 from captioner.data.datamodule import SIGNALS
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 from captioner.files import locked
-from captioner.training.durability import LAST, WholeCheckpoints, newest_checkpoint
+from captioner.training.durability import BEST, LAST, WholeCheckpoints, newest_checkpoint
 from captioner.training.history import read_table
 from captioner.training.run import LOCK, train
 
@@ -153,26 +153,30 @@ def test_a_signal_in_validation_ends_the_run(config, tmp_path):
     assert equal(weights(train(settings, tmp_path / "whole")), resumed)
 
 
-UNSTEADY = (
+WORSENING = (
     "optimization.learning_rate=0.02",
-    "optimization.final_learning_rate=1.0",
-    "training.epochs=12",
+    "optimization.ema_decay=null",
+    "training.epochs=6",
     "data.batch_images=8",
     "data.captions_per_image=5",
-    "decoder.dropout=0",
 )
-"""A run whose best epoch is not its last one."""
+
+
+class Worsen(Callback):
+    """Deletes what was learned before the validations of late epochs, so that the best epoch is an early one."""
+
+    def on_validation_start(self, trainer, task):
+        if trainer.current_epoch >= 3:
+            task.model.decoder.token_embedding.weight.data.zero_()
 
 
 @pytest.fixture(scope="module")
-def unsteady(tmp_path_factory, shapes):
+def worsened(tmp_path_factory, shapes):
     """Such a run, undisturbed."""
-    folder = tmp_path_factory.mktemp("unsteady")
+    folder = tmp_path_factory.mktemp("worsened")
     (folder / "tiny.yaml").write_text(soak.CONFIG % shapes)
-    settings = load_config(folder / "tiny.yaml", [*BASE, *UNSTEADY])
-    train(settings, folder / "run")
-    state = load_training_file(folder / "run" / "checkpoints" / "best.ckpt")
-    assert state["epoch"] < 8
+    train(load_config(folder / "tiny.yaml", [*BASE, *WORSENING]), folder / "run", callbacks=[Worsen()])
+    assert load_training_file(folder / "run" / "checkpoints" / BEST)["epoch"] < 3
     return folder / "run"
 
 
@@ -183,23 +187,23 @@ def digest(model):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals and links as Unix has them")
 @pytest.mark.parametrize("place", ["relative", "absolute", "linked", "moved"])
-def test_a_resumed_run_exports_the_epoch_that_an_uninterrupted_one_does(config, unsteady, tmp_path, monkeypatch, place):
+def test_a_resumed_run_exports_the_epoch_that_an_uninterrupted_one_does(config, worsened, tmp_path, monkeypatch, place):
     """However the folder is named: Lightning compares real paths, and forgets the best score where they differ."""
     monkeypatch.chdir(tmp_path)
     run = {"relative": Path("runs/own"), "linked": tmp_path / "link" / "own"}.get(place, tmp_path / "own")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    settings, last = config(*UNSTEADY), None
-    for leg, epoch in enumerate((3, 6, 8, None) if place == "relative" else (6, None)):
+    settings, last = config(*WORSENING), None
+    for leg, epoch in enumerate((1, 3, 4, None) if place == "relative" else (3, None)):
         if epoch is None:
-            assert digest(train(settings, run, resume=last)) == digest(unsteady / "model")
+            assert digest(train(settings, run, resume=last, callbacks=[Worsen()])) == digest(worsened / "model")
         else:
             with pytest.raises(Interrupted):
-                train(settings, run, resume=last, callbacks=[SignalAt(epoch, "on_train_epoch_end")])
+                train(settings, run, resume=last, callbacks=[Worsen(), SignalAt(epoch, "on_train_epoch_end")])
         if place == "moved":
             run = run.rename(tmp_path / f"moved {leg}")
         last = run / "checkpoints" / LAST
-    assert (run / "metrics.csv").read_text() == (unsteady / "metrics.csv").read_text()
+    assert (run / "metrics.csv").read_text() == (worsened / "metrics.csv").read_text()
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(config, tmp_path):
@@ -234,10 +238,16 @@ def test_a_full_disk_leaves_what_was_there(small_disk):
     path = small_disk / LAST
     old = {"captioner": {}, "state_dict": {"a": torch.zeros(1000)}}
     WholeCheckpoints().save_checkpoint(old, path)
-    with pytest.raises(ResourceError, match=r"what was there before is whole.*--resume auto"):
+    with pytest.raises(ResourceError, match=r"earlier checkpoints are intact.*--resume auto"):
         WholeCheckpoints().save_checkpoint(old | {"more": torch.zeros(2**22)}, path)
     assert [each.name for each in small_disk.iterdir()] == [LAST]
     assert torch.equal(load_training_file(path)["state_dict"]["a"], torch.zeros(1000))
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_its_reason(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"cannot be written \(Not a directory"):
+        WholeCheckpoints().save_checkpoint({}, tmp_path / "file" / "checkpoints" / LAST)
 
 
 @pytest.mark.slow
@@ -286,7 +296,7 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_pa
     """Three bad steps are skipped; ten in a row end the run, with the images and the checkpoint of before."""
     model = weights(train(config("training.epochs=1"), tmp_path / "some", callbacks=[Poison({3, 4, 5})]))
     assert all(each.isfinite().all() for each in model.values())
-    with pytest.raises(TrainingError, match=r"not finite in 10 steps up to step \d+, the last on images \[.*last.ckpt"):
+    with pytest.raises(TrainingError, match=r"in 10 steps up to step \d+; the last batch held images \[.*last.ckpt"):
         train(config("training.checkpoint_minutes=0"), tmp_path / "many", callbacks=[Poison({3, 4, 5, *range(20, 40)})])
     state = load_training_file(tmp_path / "many" / "checkpoints" / LAST)
     assert state["global_step"] == 20
@@ -344,7 +354,7 @@ def test_a_checkpoint_of_another_version_is_not_resumed(config, whole, tmp_path)
     state = load_training_file(whole / "checkpoints" / LAST)
     state.pop("identity")
     torch.save(state, tmp_path / "old.ckpt")
-    with pytest.raises(CheckpointError, match="another version of captioner; begin another run with --init"):
+    with pytest.raises(CheckpointError, match="another version of captioner; start a new run with --init"):
         train(config(), tmp_path / "run", resume=tmp_path / "old.ckpt")
 
 
@@ -357,7 +367,7 @@ def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path, caplog):
     train(config(*settings), run)
     last = run / "checkpoints" / LAST
     steps, table = load_training_file(last)["global_step"], (run / "metrics.csv").read_text()
-    assert re.search(r"epoch \d: stopped, as val_cider_d was no better in 1 epochs", caplog.text)
+    assert re.search(r"epoch \d: stopped, as val_cider_d did not improve for 1 epochs", caplog.text)
     caplog.clear()
     train(config(*settings), run, resume=last)
     assert "stopped, as val_cider_d" in caplog.text
@@ -367,15 +377,55 @@ def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path, caplog):
     assert load_training_file(last)["global_step"] > steps
 
 
-def test_validation_within_an_epoch_is_not_passed_over(config, tmp_path):
-    settings = ("training.trainer.val_check_interval=0.5", "training.epochs=1")
+def test_a_run_resumed_in_another_folder_starts_its_best_epoch_afresh(config, tmp_path):
+    """The best checkpoint stays in the old folder; the new one ends with a model though no later epoch is better."""
+    still = [f"optimization.{name}=1.0e-30" for name in ("learning_rate", "encoder_learning_rate")]
+    settings = ("optimization.ema_decay=null", "training.trainer.limit_train_batches=2", *still)
+    train(config("training.epochs=1", *settings), tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / LAST
+    assert (
+        train(config("training.epochs=2", *settings), tmp_path / "other", resume=last) == tmp_path / "other" / "model"
+    )
+    assert load_training_file(tmp_path / "other" / "checkpoints" / BEST)["epoch"] == 1
+    assert load_training_file(tmp_path / "run" / "checkpoints" / BEST)["epoch"] == 0
+
+
+def test_a_users_callbacks_keep_their_state(config, tmp_path):
+    """A folder of its own for checkpoints, and a patience of its own."""
+
+    def callbacks():
+        kept = ModelCheckpoint(tmp_path / "own", filename="{epoch}", monitor="val_loss", save_top_k=5)
+        return [kept, EarlyStopping("val_loss", patience=7)]
+
+    limit = "training.trainer.limit_train_batches=3"
+    train(config(limit, "training.epochs=1"), tmp_path / "run", callbacks=callbacks())
+    kept, stopping = callbacks()
+    last = tmp_path / "run" / "checkpoints" / LAST
+    train(config(limit, "training.epochs=2"), tmp_path / "run", resume=last, callbacks=[kept, stopping])
+    assert sorted(Path(path).name for path in kept.best_k_models) == ["epoch=0.ckpt", "epoch=1.ckpt"]
+    assert stopping.patience == 7
+
+
+@pytest.mark.parametrize(
+    ("trainer", "signaled"),
+    [
+        ("{val_check_interval: 0.5}", (0, "on_validation_batch_start")),
+        (
+            "{val_check_interval: 7, check_val_every_n_epoch: null, limit_train_batches: 6, log_every_n_steps: 1}",
+            (1, "on_train_batch_end"),
+        ),
+    ],
+    ids=["twice an epoch", "every 7 batches"],
+)
+def test_validation_within_an_epoch_is_not_passed_over(config, tmp_path, trainer, signaled):
+    settings = (f"training.trainer={trainer}", f"training.epochs={signaled[0] + 1}")
     train(config(*settings), tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(config(*settings), tmp_path / "cut", callbacks=[SignalAt(0, "on_validation_batch_start")])
+        train(config(*settings), tmp_path / "cut", callbacks=[SignalAt(*signaled)])
     train(config(*settings), tmp_path / "cut", resume=newest_checkpoint(tmp_path / "cut" / "checkpoints"))
     assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
 def test_lengths_in_steps_are_refused(config, tmp_path):
-    with pytest.raises(ConfigError, match=r"training\.epochs says"):
+    with pytest.raises(ConfigError, match=r"with training\.epochs"):
         train(config("training.trainer.max_steps=5"), tmp_path / "run")

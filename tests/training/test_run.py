@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
 from captioner.checkpoint import load_model, load_training_file
 from captioner.config_files import load_config
@@ -146,14 +147,19 @@ def test_lightning_is_reached_from_the_configuration(config, tmp_path):
         ("training.trainer.callbacks=[{class_path: Timer}]", "names no class"),
         ("training.trainer.callbacks=[{class_path: pytorch_lightning.callbacks.Nonsense}]", "Nonsense"),
         ("training.trainer.callbacks={class_path: no_such_module.Timer}", "no_such_module"),
-        ("training.trainer.callbacks=[{class_path: pathlib.Path}]", "pathlib.Path is no pytorch_lightning Callback"),
-        ("training.trainer.logger={class_path: pytorch_lightning.callbacks.Timer}", "Timer is no .* Logger"),
+        ("training.trainer.callbacks=[{class_path: pathlib.Path}]", "pathlib.Path is not a pytorch_lightning Callback"),
+        ("training.trainer.logger={class_path: pytorch_lightning.callbacks.Timer}", "Timer is not a .* Logger"),
         (
             "training.trainer.callbacks=[{class_path: pytorch_lightning.callbacks.Timer, init_args: {wrong: 1}}]",
-            "Timer does not take this",
+            "Timer rejects its init_args",
         ),
         ("training.trainer.precission=32", "did you mean precision"),
-        ("training.trainer.precision=nonsense", "Lightning does not take it"),
+        ("training.trainer.precision=nonsense", "rejected by Lightning"),
+        (
+            "training.trainer.callbacks=[{class_path: pytorch_lightning.callbacks.ModelCheckpoint, "
+            "init_args: {monitor: val_cider_d, mode: max}}]",
+            "more than one stateful callback",
+        ),
     ],
 )
 def test_what_lightning_does_not_know_is_a_clear_error(config, tmp_path, override, message):
@@ -161,10 +167,16 @@ def test_what_lightning_does_not_know_is_a_clear_error(config, tmp_path, overrid
         train(config(override), tmp_path / "run")
 
 
+def test_a_schedule_of_accumulation_is_refused(config, tmp_path):
+    """A batch's weight is its share of a step's tokens, which is computed for a whole epoch."""
+    with pytest.raises(ConfigError, match=r"set training\.trainer\.accumulate_grad_batches"):
+        train(config(), tmp_path / "run", callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
+
+
 def test_a_folder_that_holds_a_run_is_refused(config, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         train(config(), tmp_path)
 
 
@@ -267,10 +279,16 @@ def named(shapes, folder):
     return folder / "named.json"
 
 
+def test_training_without_a_log_is_possible(config, tmp_path):
+    train(config("training.epochs=1", "training.trainer.log_every_n_steps=0"), tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [bool(row["val_loss"]) for row in rows] == [True]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("optimization.pointing=1",), "learned from mosaics"),
+        (("optimization.pointing=1",), "optimization.pointing: needs mosaics"),
         (("data.feature_views=4",), r"data\.feature_views: .*data\.features names none.*data\.augment: true"),
         (("data.augment=true", "data.features=store"), r"data\.augment: true needs data\.feature_views of at least 2"),
     ],
