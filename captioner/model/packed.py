@@ -90,6 +90,9 @@ class PackedDecoder(TextDecoder):
         self._head = kind(words, None) if by_onednn(words, words) else None
         self.requires_grad_(False).eval()
 
+    def _initialize(self) -> None:
+        """Nothing: the weights are those of the other decoder."""
+
     def logits(self, states: Tensor) -> Tensor:
         """states (..., D) -> scores of the next token (..., V)."""
         return super().logits(states) if self._head is None else self._head(states)
