@@ -169,13 +169,15 @@ def test_an_interruption_ends_the_program() -> None:
         except KeyboardInterrupt:
             print("interrupted")
         try:
-            os.waitpid(-1, os.WNOHANG)
+            _, status = os.waitpid(-1, 0)
+            assert os.WTERMSIG(status) == signal.SIGKILL
         except ChildProcessError:
-            print("no child is left")
+            pass
+        print("Java has ended")
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "interrupted\nno child is left\n"
+    assert done.stdout == "interrupted\nJava has ended\n"
 
 
 def test_the_error_without_the_jar_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
