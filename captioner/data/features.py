@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ class StoreKey:
 
     def to_dict(self) -> dict[str, Any]:
         """The key as JSON reads it back."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return dict(json.loads(json.dumps(asdict(self))))
 
 
 class FeatureStore:
@@ -104,11 +104,9 @@ class FeatureWriter:
 
     def __init__(self, folder: Path, key: StoreKey, *, views: Mapping[str, int], shape: tuple[int, int]) -> None:
         self.folder, self.key = folder, key
-        self.rows: dict[str, list[int]] = {}
-        total = 0
-        for name, count in views.items():
-            self.rows[name] = list(range(total, total + count))
-            total += count
+        ends = list(accumulate(views.values(), initial=0))
+        self.rows = {name: list(range(*edges)) for name, edges in zip(views, pairwise(ends), strict=True)}
+        total = ends[-1]
         size = 2 * total * shape[0] * shape[1]
         self.done = self._views_done(total, shape, size)
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -256,8 +255,7 @@ def check_same_run(identity: dict[str, Any], checkpoint: dict[str, Any], source:
     """
     if "identity" not in checkpoint:
         raise CheckpointError(f"{source}: written by another version of captioner; start a new run with --init")
-    before, now = dict(_leaves(checkpoint["identity"])), dict(_leaves(identity))
-    resolved = dict(_leaves(checkpoint["captioner"]["run"]))
+    before, now, resolved = map(_leaves, (checkpoint["identity"], identity, checkpoint["captioner"]["run"]))
     if before["data.features"] and now["data.features"]:
         before["data.features"] = now["data.features"]  # a store may be kept anywhere
     changed = [
@@ -296,12 +294,12 @@ def _relocate(states: dict[str, Any], saver: ModelCheckpoint) -> None:
     state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
 
 
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _checkpoint_bytes(task: pl.LightningModule) -> int:

@@ -246,10 +246,9 @@ def _features(
 ) -> FeatureStore | None:
     if config.data.features is None:
         return None
-    views = {config.data.train_split: config.data.feature_views}
 
     def count(image: CaptionedImage) -> int:
-        return views.get(str(image.split), 1)
+        return config.data.feature_views if image.split == config.data.train_split else 1
 
     total = sum(map(count, captions.images)) + sum(len(each.layout) for each in mosaics.values())
     with tqdm(total=total, desc="features", unit="photo", disable=None) as bar:
@@ -330,9 +329,9 @@ def _card(run: Run, best: ModelCheckpoint, trainer: pl.Trainer) -> str:
     if best.best_model_score is None:
         score = "not measured"
     elif best.monitor == "val_loss":
-        score = f"cross-entropy {float(best.best_model_score):.3f} nats a token, of the best epoch"
+        score = f"cross-entropy {best.best_model_score:.3f} nats a token, of the best epoch"
     else:
-        score = f"CIDEr-D {float(best.best_model_score):.4f} (greedy search), of the best epoch by this score"
+        score = f"CIDEr-D {best.best_model_score:.4f} (greedy search), of the best epoch by this score"
     origin = run.init or config.decoder.init
     start = f"* Started from `{origin}`: the terms in its card apply too.\n" if origin else ""
     return (
