@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, overload
@@ -60,15 +59,20 @@ class Captioner:
         if int8 and (self.device.type != "cpu" or not AVAILABLE):
             raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
         self.int8 = int8
+        self._packed: tuple[list[tuple[int, int]], TextDecoder] | None = None
 
-    @cached_property
+    @property
     def _decoder(self) -> TextDecoder:
-        """The model's decoder, packed at its first use."""
-        return pack(self.model.decoder, int8=self.int8)
+        """The model's decoder, packed at its first use and again after its weights have changed."""
+        weights = self.model.decoder.parameters()
+        versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
+        if self._packed is None or self._packed[0] != versions:
+            self._packed = versions, pack(self.model.decoder, int8=self.int8)
+        return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the packed decoder, which cannot be pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "_decoder"}
+        return self.__dict__ | {"_packed": None}
 
     @classmethod
     def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:

@@ -429,6 +429,16 @@ def caption_remotely(captioner, path):
     return captioner(path, search=Greedy())
 
 
+def test_weights_that_change_after_captioning_are_used(photos):
+    captioner, other = make(), make()
+    before = captioner(photos)
+    with torch.no_grad():
+        for each in (captioner, other):
+            each.model.decoder.token_embedding.weight.mul_(-1)
+    assert [caption.text for caption in captioner(photos)] == [caption.text for caption in other(photos)]
+    assert captioner(photos) != before
+
+
 @pytest.mark.parametrize("int8", [False, pytest.param(True, marks=pytest.mark.skipif(not AVAILABLE, reason="no x86"))])
 def test_a_captioner_that_has_captioned_can_be_copied_and_pickled(photos, int8):
     tiny = make()
