@@ -39,13 +39,7 @@ from captioner.inspection.pointing import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
-from captioner.training.durability import (
-    BEST,
-    Durability,
-    check_same_run,
-    newest_checkpoint,
-    stopped_early,
-)
+from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
 from captioner.training.history import History
 from captioner.training.task import CaptionTask, CrossEntropyTask
 from captioner.training.trainer import make_trainer, training_device
