@@ -499,9 +499,9 @@ assert found == expected
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
 def test_where_memory_is_short_batches_are_halved():
-    """In a process of its own, whose memory may grow by 60 MiB."""
+    """In a process of its own, whose memory may grow by 20 MiB."""
     done = subprocess.run(
-        [sys.executable, "-c", LITTLE_MEMORY, "60"], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", LITTLE_MEMORY, "20"], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "out of memory for 16 images at once" in done.stderr
