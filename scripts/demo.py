@@ -26,9 +26,9 @@ p {{ margin: .4rem 0 }}
 img {{ max-width: 100% }}
 </style>
 <h1>Where each word looked</h1>
-<p>The model {model} wrote each caption below. Each panel shows one word: the brighter the color, the more the patch
-under it raised the odds of the word through cross-attention. docs/overlays.md explains how far such pictures can be
-trusted and what they cannot show.</p>
+<p>These captions were written by the model “{model}”. Each panel shows one word: the brighter the color, the more
+the patch under it raised the odds of the word through cross-attention. docs/overlays.md explains how far such pictures
+can be trusted and what they cannot show.</p>
 {sections}
 </html>
 """

@@ -15,8 +15,8 @@ from captioner.errors import AnnotationError, ConfigError, InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Score one caption an image against its references. Prints one JSON object: the metrics as fractions, equal to "
-        "coco-caption's, their 95 % bootstrap intervals over images, and a signature of what determines them."
+        "Score one caption per image against its references. Prints one JSON object: the metrics as fractions, equal "
+        "to coco-caption's, their 95 % bootstrap intervals over images, and a signature of what determines them."
     )
     add = parser.add_argument
     add(
