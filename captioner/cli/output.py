@@ -1,4 +1,4 @@
-"""Where results go: a stream, a file, or a text file for each photo. What is written is never lost."""
+"""Outputs of `captioner caption`: a stream, a file, or one text file per photo. Written results are never lost."""
 
 import argparse
 import io
@@ -22,13 +22,13 @@ Existing: TypeAlias = Literal["skip", "overwrite", "append", "error"]
 
 
 class Output(ABC):
-    """Where results go; with a journal, a run can be resumed."""
+    """Writes the results of a run, which can be resumed if there is a journal."""
 
     def __init__(self, format: Format, existing: Existing = "error", journal: Journal | None = None) -> None:
         self.format, self.existing, self.journal = format, existing, journal
 
     def claim(self, item: Input) -> str | None:
-        """What no other input may have, if there is such a thing: a scorer would use one caption for both."""
+        """A description of what no two inputs may share: a COCO id, which names one caption, or a sidecar; or None."""
         return f"the COCO id {coco_id(item.path)}" if self.format.is_document else None
 
     def state(self, item: Input) -> State:

@@ -41,7 +41,7 @@ class Sample:
     corner: int = -1
     """The image's corner in its mosaic, or -1 if it is not in one."""
     objects: tuple[list[int], ...] = ()
-    """In mosaics: the positions of the tokens that name objects, of each caption."""
+    """For mosaics: per caption, the positions of the tokens that name objects."""
 
 
 class Batch(NamedTuple):

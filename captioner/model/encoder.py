@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -22,7 +21,7 @@ from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.model.efficientnet_lite import lite_to_timm
 from captioner.model.linear import replace_linear_layers
-from captioner.text import first_line
+from captioner.text import did_you_mean, first_line
 
 PACKAGE = "package:"
 CPU_IMAGES = 4
@@ -185,8 +184,8 @@ def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> A
     except RuntimeError:  # the name ends in a tag, and timm has no such set of weights
         known = False
     if not known:
-        close = get_close_matches(config.name, [*timm.list_models(), *timm.list_pretrained()])
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; `timm.list_models()` lists them"
+        names = [*timm.list_models(), *timm.list_pretrained()]
+        hint = did_you_mean(config.name, names, most=3) or "; `timm.list_models()` lists them"
         raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {config.name!r}{hint}")
     if weights is None and not pretrained:
         return _create(config, {"pretrained": False})

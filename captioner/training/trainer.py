@@ -4,7 +4,6 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from captioner.config import Config
 from captioner.errors import ConfigError
-from captioner.text import first_line
+from captioner.text import did_you_mean, first_line
 from captioner.training.durability import WholeCheckpoints
 from captioner.training.progress import StderrProgressBar
 
@@ -68,8 +67,8 @@ def _options(config: Config) -> dict[str, Any]:
         raise ConfigError("training.trainer.max_steps: set the length of a run with training.epochs")
     for option in options:
         if option not in known:
-            close = "".join(f"; did you mean {name}?" for name in get_close_matches(option, known, n=1))
-            raise ConfigError(f"training.trainer.{option}: Lightning's Trainer has no such option{close}")
+            hint = did_you_mean(option, known)
+            raise ConfigError(f"training.trainer.{option}: Lightning's Trainer has no such option{hint}")
     defaults = {
         "max_epochs": config.training.epochs,
         "gradient_clip_val": config.optimization.gradient_clip or None,
