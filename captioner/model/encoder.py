@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeGuard
 
 import timm
 import torch
@@ -94,28 +94,33 @@ class VisionEncoder(nn.Module):
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
         return features if prefix is None else torch.cat([prefix, features], dim=1)
 
-    def freeze(self, train: Literal["none", "all"] | int, batch_norm: Literal["frozen", "train"] = "frozen") -> None:
+    def freeze(
+        self,
+        train: Literal["none", "all"] | int,
+        batch_norm: Literal["frozen", "train"] = "frozen",
+        depthwise: Literal["frozen", "train"] = "train",
+    ) -> None:
         """Train none of the backbone, all of it, or the last k of its layer groups, as timm groups them.
 
-        `batch_norm` says whether running statistics of trained batch norms are updated. Raises ConfigError for k where
-        timm does not group this backbone's layers.
+        `batch_norm` says whether running statistics of trained batch norms are updated, `depthwise` whether depthwise
+        filters are trained. Raises ConfigError for k where timm does not group this backbone's layers.
         """
         if train == "none" or train == 0:
             self._trained: frozenset[str] = frozenset()
         elif train == "all":
             self._trained = self._used
         else:
-            try:
-                groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
-            except (AssertionError, AttributeError) as error:
+            groups = self.layer_groups()
+            if groups is None:
                 raise ConfigError(
                     f"encoder.train: timm does not say which layers of {self.config.name} are its last {train}; "
                     "write none or all"
-                ) from error
-            used = [self._used.intersection(groups[number]) for number in sorted(groups)]
-            self._trained = frozenset().union(*[names for names in used if names][-train:])
+                )
+            self._trained = frozenset().union(*groups[-train:])
+        filters = {f"{name}.weight" for name, part in self.backbone.named_modules() if _is_depthwise(part)}
+        kept = filters if depthwise == "frozen" else frozenset()
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(name in self._trained)
+            parameter.requires_grad_(name in self._trained and name not in kept)
         self._batch_norm_frozen = batch_norm == "frozen"
         self.train(self.training)
 
@@ -134,6 +139,15 @@ class VisionEncoder(nn.Module):
             if isinstance(part, _BatchNorm) and self._batch_norm_frozen:
                 part.training = False
         return self
+
+    def layer_groups(self) -> list[frozenset[str]] | None:
+        """The names of the backbone's used parameters by layer, from the input on; None where timm does not say."""
+        try:
+            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+        except (AssertionError, AttributeError):
+            return None
+        used = [self._used.intersection(groups[number]) for number in sorted(groups)]
+        return [names for names in used if names]
 
     @cached_property
     def _used(self) -> frozenset[str]:
@@ -156,6 +170,10 @@ class VisionEncoder(nn.Module):
             return self.backbone.forward_intermediates(pixels, **LAST_MAP)[0], None
         [(patches, prefix)] = self.backbone.forward_intermediates(pixels, **LAST_MAP, return_prefix_tokens=True)
         return patches, prefix
+
+
+def _is_depthwise(part: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels
 
 
 def _feature_map(backbone: Any, size: tuple[int, int], own_size: tuple[int, int] | None = None) -> tuple[int, int, int]:

@@ -8,19 +8,44 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from captioner.config import OptimizationConfig
+from captioner.errors import ConfigError
 from captioner.model.caption_model import CaptionModel
+from captioner.model.encoder import VisionEncoder
 
 
 def parameter_groups(model: CaptionModel, config: OptimizationConfig) -> list[dict[str, object]]:
-    """Trained parameters by learning rate and weight decay; gains, biases and the null patch do not decay."""
-    groups: list[dict[str, object]] = []
-    for part, rate in ((model.encoder, config.encoder_learning_rate), (model.decoder, config.learning_rate)):
-        trained = [(name, parameter) for name, parameter in part.named_parameters() if parameter.requires_grad]
-        for decays, decay in ((True, config.weight_decay), (False, 0.0)):
-            parameters = [each for name, each in trained if _decays(name, each) == decays]
-            if parameters:
-                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return groups
+    """Trained parameters by learning rate and weight decay; gains, biases and the null patch do not decay.
+
+    Raises ConfigError for `encoder_layer_decay` where timm does not group the backbone's layers.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rates = _encoder_rates(model.encoder, config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = rates.get(name, config.learning_rate)
+            decay = config.weight_decay if _decays(name, parameter) else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    # The decoder's first: the first group's learning rate is the one that is logged.
+    order = sorted(groups, key=lambda key: (config.learning_rate != key[0], -key[0], -key[1]))
+    return [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in order]
+
+
+def _encoder_rates(encoder: VisionEncoder, config: OptimizationConfig) -> dict[str, float]:
+    """The learning rate of each of the encoder's parameters; the last layer group has `encoder_learning_rate`."""
+    names = [name for name, _ in encoder.named_parameters()]
+    rates = dict.fromkeys((f"encoder.{name}" for name in names), config.encoder_learning_rate)
+    if config.encoder_layer_decay == 1:
+        return rates
+    layers = encoder.layer_groups()
+    if layers is None:
+        raise ConfigError(
+            f"optimization.encoder_layer_decay: timm does not say how the layers of {encoder.config.name} follow each "
+            "other; write 1"
+        )
+    for depth, layer in enumerate(reversed(layers)):
+        for name in layer:
+            rates[f"encoder.backbone.{name}"] *= config.encoder_layer_decay**depth
+    return rates
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

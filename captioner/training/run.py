@@ -114,7 +114,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
         model, tokenizer = _new_model(config, [text for image in train.images for text in image.captions], init)
-    model.encoder.freeze(config.encoder.train, config.encoder.batch_norm)
+    model.encoder.freeze(config.encoder.train, config.encoder.batch_norm, config.encoder.depthwise)
     model.decoder.set_dropout(config.decoder.dropout)
     model.decoder.set_language(config.decoder.language)
     model.train()  # a loaded model is in evaluation mode, which Lightning would keep
