@@ -92,7 +92,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
         model,
         store,
     )
-    task = CrossEntropyTask(model.train(), tokenizer, config, CaptionValidation(tokenizer, {}, config.training))
+    task = CrossEntropyTask(model.train(), tokenizer, config, CaptionValidation(tokenizer, [], config.training))
     optimizer, _ = optimizer_and_schedule(model, config.optimization, total_steps=1000)
     seconds: dict[str, list[float]] = {"grouped": [], "single": [], "read": [], "lightning": []}
     peaks, operations, padded = [], [], []
@@ -139,7 +139,7 @@ def lightning(
     steps: int,
 ) -> tuple[float, float]:
     """Median seconds per batch of a bare loop and of Lightning's, which take turns over the same batches."""
-    task = CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, {}, config.training))
+    task = CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, [], config.training))
     module = datamodule(config, captions, tokenizer, model, store)
     bare: list[float] = []
     whole: list[float] = []

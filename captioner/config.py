@@ -121,8 +121,8 @@ class TokenizerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
-    """The data set, its splits and its batches."""
+class DataSetConfig(Section):
+    """Where a data set lies, and its splits."""
 
     root: Text = "data/shapes"
     """A folder with an annotation file and `images/`."""
@@ -133,6 +133,25 @@ class DataConfig(Section):
     format: Literal["auto", "coco", "karpathy", "flickr8k", "folder", "csv", "jsonl"] = "auto"
     train_split: Text = "train"
     val_split: Text = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(DataSetConfig):
+    """One of several data sets of a run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Its name in image ids, columns of metrics.csv and messages: lower-case letters, digits and underscores."""
+    weight: Positive = 1.0
+    """How many times an epoch shows each of its training images; 0.5 shows half of them, another half each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DataSetConfig):
+    """The data sets, their splits and batches."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """Several data sets to train on together, in place of `root` and the keys up to `val_split`. Each is validated by
+    itself; the mean of their scores decides which epoch is best."""
     batch_images: Count = 32
     """Images per batch."""
     captions_per_image: Count = 5

@@ -99,8 +99,8 @@ def extract_features(
 
 
 def _name(image: CaptionedImage, root: Path) -> str:
-    source = image.source
-    return source.relative_to(root).as_posix() if isinstance(source, Path) else str(image.image_id)
+    one_root = isinstance(image.source, Path) and not image.dataset
+    return image.path.relative_to(root).as_posix() if one_root else str(image.image_id)
 
 
 def _extract(

@@ -43,6 +43,8 @@ class CaptionedImage:
     """Its file, or the file's content."""
     captions: tuple[str, ...]
     split: str | None
+    dataset: str = ""
+    """The data set it comes from, where there are several."""
 
     @property
     def path(self) -> Path:

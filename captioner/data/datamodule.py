@@ -108,7 +108,14 @@ class CaptionDataModule(pl.LightningDataModule):
             limit=self.trainer.limit_train_batches if self.trainer and shuffle else None,
             mosaics=dataset.mosaics,
             mosaic_share=self.config.mosaics if shuffle else float(mosaics),
+            weights=self._weights(dataset) if shuffle else None,
         )
+
+    def _weights(self, dataset: CaptionDataset) -> list[float] | None:
+        """Each image's weight, None if all are 1."""
+        weight = {source.name: source.weight for source in self.config.sources}
+        weights = [weight.get(image.dataset, 1.0) for image in dataset.images]
+        return None if all(each == 1 for each in weights) else weights
 
     def _progress(self) -> tuple[int, int]:
         """The epoch that starts or is resumed, and how many of its batches are done."""

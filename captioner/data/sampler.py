@@ -38,6 +38,7 @@ class BatchPlan(NamedTuple):
 class GroupSampler(Sampler[BatchPlan]):
     """Every caption once an epoch, in batches of images with equally many captions of similar length.
 
+    `weights`, if given, say how many times an epoch shows each image instead; a fraction takes other images each time.
     The order depends on the seed and the epoch alone. `progress` gives the epoch and how many of its batches are done;
     iteration starts after those. Rank `rank` takes every `world`-th batch. All ranks yield `len(self)` batches: if
     they run out, earlier ones are repeated with weight 0. An optimizer step takes `accumulate` batches of each rank.
@@ -56,6 +57,7 @@ class GroupSampler(Sampler[BatchPlan]):
     limit: int | float | None = None
     mosaics: Mosaics | None = None
     mosaic_share: float = 0.0
+    weights: Sequence[float] | None = None
 
     @property
     def trained(self) -> int:
@@ -73,9 +75,10 @@ class GroupSampler(Sampler[BatchPlan]):
             yield BatchPlan(batches[place % len(batches)], float(weights[index, self.rank]))
 
     def __len__(self) -> int:
-        counts = Counter(
-            len(part) for captions in self.lengths for part in _parts(len(captions), self.captions_per_image)
-        )
+        counts: Counter[int] = Counter()  # of groups; as many in each epoch
+        for captions, times in zip(self.lengths, self._times(0), strict=True):
+            for part in _parts(len(captions), self.captions_per_image):
+                counts[len(part)] += times
         total = sum(-(-count // self.batch_images) for count in counts.values())
         return -(-total // self.world)
 
@@ -94,7 +97,9 @@ class GroupSampler(Sampler[BatchPlan]):
     def _batches(self, epoch: int) -> list[list[Group]]:
         rng = np.random.default_rng([self.seed, epoch])
         by_count: dict[int, list[tuple[float, Group]]] = {}
-        for image, lengths in enumerate(self.lengths):
+        shown = [image for image, times in enumerate(self._times(epoch)) for _ in range(times)]
+        for image in shown:
+            lengths = self.lengths[image]
             order = np.argsort(np.asarray(lengths) + rng.random(len(lengths)) * self.shuffle, kind="stable")
             for part in _parts(len(lengths), self.captions_per_image):
                 chosen = tuple(int(order[place]) for place in part)
@@ -109,6 +114,21 @@ class GroupSampler(Sampler[BatchPlan]):
         if self.shuffle:
             batches = [batches[place] for place in rng.permutation(len(batches))]
         return batches
+
+    def _times(self, epoch: int) -> list[int]:
+        """How many times an epoch shows each image. Of images alike in weight and captions, always as many in all."""
+        if self.weights is None or not self.shuffle:
+            return [1] * len(self.lengths)
+        alike: dict[tuple[float, int], list[int]] = {}
+        for image, (weight, lengths) in enumerate(zip(self.weights, self.lengths, strict=True)):
+            alike.setdefault((weight, len(lengths)), []).append(image)
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        times = [0] * len(self.lengths)
+        for (weight, _), images in sorted(alike.items()):
+            total = round(weight * len(images))
+            for place, image in enumerate(rng.permutation(images)):
+                times[image] = total // len(images) + (place < total % len(images))
+        return times
 
     def _mosaic(self, image: int, rng: np.random.Generator) -> tuple[int, int] | None:
         if self.mosaics is None or rng.random() >= self.mosaic_share:

@@ -156,12 +156,15 @@ class VisionEncoder(nn.Module):
         A few families keep parameters that the last feature map does not need (CrossViT, CoaT): a gradient would never
         reach them, which distributed training refuses.
         """
-        self.backbone.eval().requires_grad_(True)
         names, parameters = zip(*self.backbone.named_parameters(), strict=True)
+        trained = [parameter.requires_grad for parameter in parameters]
+        self.backbone.eval().requires_grad_(True)
         with torch.inference_mode(False), torch.enable_grad():
             outputs = self._intermediates(self.mean.new_zeros(1, 3, *self.image_size))
             sums = [output.sum() for output in outputs if output is not None]
             gradients = torch.autograd.grad(sums, parameters, allow_unused=True)
+        for parameter, required in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(required)
         return frozenset(name for name, each in zip(names, gradients, strict=True) if each is not None)
 
     def _intermediates(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -24,13 +24,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
-from captioner.config import Config, DecoderConfig, ModelConfig
+from captioner.config import Config, DataConfig, DecoderConfig, ModelConfig
 from captioner.config_files import dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
-from captioner.data.formats import load_captions
 from captioner.data.mosaics import Mosaics
+from captioner.data.sources import load_splits
 from captioner.errors import CheckpointError, ConfigError, ResourceError
 from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
@@ -89,8 +89,7 @@ def train(
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
     run = prepare(config, init=init, resume=resume)
-    references = {image.image_id: image.captions for image in run.val.images}
-    validation = CaptionValidation(run.tokenizer, references, config.training)
+    validation = CaptionValidation(run.tokenizer, run.val.images, config.training)
     task = CrossEntropyTask(run.model, run.tokenizer, run.config, validation)
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
@@ -103,8 +102,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
     if config.optimization.pointing and not config.data.mosaics:
         raise ConfigError("optimization.pointing: needs mosaics; set data.mosaics, to 0.3 for instance")
     data, device = config.data, training_device(config)
-    captions = load_captions(data.root, data.annotations, data.images, data.format)
-    train, val = captions.split(data.train_split), captions.split(data.val_split)
+    train, val = load_splits(data)
     identity = to_dict(config) | {"captions": _fingerprint(train, val)}
     if resume is not None:
         state = load_training_file(resume)
@@ -119,7 +117,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
     model.decoder.set_language(config.decoder.language)
     model.train()  # a loaded model is in evaluation mode, which Lightning would keep
     mosaics = split_mosaics(data, train, val, config.training.seed)
-    store = _features(config, model, replace(captions, images=train.images + val.images), mosaics, device)
+    store = _features(config, model, replace(train, images=train.images + val.images), mosaics, device)
     return Run(
         config=replace(
             config,
@@ -332,9 +330,14 @@ def _card(run: Run, best: ModelCheckpoint, trainer: pl.Trainer) -> str:
         f"# {config.name or 'captioner model'}\n\n"
         f"An image captioner trained with captioner. Encoder: timm `{config.encoder.name}`"
         f" at {config.encoder.image_size}; decoder: {config.decoder.layers} layers of width {config.decoder.width}.\n\n"
-        f"* Data: `{config.data.root}`, split `{config.data.train_split}`; its terms apply to the weights too.\n"
+        f"* Data: {_list(config.data, 'train_split')}; its terms apply to the weights too.\n"
         f"{start}"
-        f"* Validation split `{config.data.val_split}`: {score}.\n"
+        f"* Validation: {_list(config.data, 'val_split')}: {score}.\n"
         f"* Seed {config.training.seed}, {trainer.current_epoch} epochs, {trainer.global_step} steps.\n\n"
         f"```yaml\n{dump_yaml(config)}```\n"
     )
+
+
+def _list(data: DataConfig, split: Literal["train_split", "val_split"]) -> str:
+    """The data sets in words, each with a split."""
+    return " and ".join(f"`{each.root}` (split `{getattr(each, split)}`)" for each in data.sources or [data])

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from captioner.caption import Caption
 from captioner.config import TrainingConfig
+from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import Batch
 from captioner.evaluation import Evaluation, ImageId, caption_features, evaluate_captions
 from captioner.generation import Greedy
@@ -63,14 +65,15 @@ class Found:
 class CaptionValidation:
     """Collects the results of each process's validation batches; the first process scores all captions.
 
-    `references` are the human captions of each image. Captions are scored in their order.
+    `images` are those of the validation split. Captions are scored in their order, each data set by itself; the mean
+    of its data sets' scores is the run's.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, references: Mapping[ImageId, Sequence[str]], config: TrainingConfig
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, images: Sequence[CaptionedImage], config: TrainingConfig) -> None:
         self.tokenizer = tokenizer
-        self.references = references
+        self.references: dict[str, dict[ImageId, Sequence[str]]] = {}
+        for image in images:
+            self.references.setdefault(image.dataset, {})[image.image_id] = image.captions
         self.config = config
         self._found = Found()
         self._decoder: TextDecoder | None = None
@@ -104,14 +107,25 @@ class CaptionValidation:
             found = Found()
             for part in parts:
                 found.add(part)
-            captions = {image: found.captions[image] for image in self.references if image in found.captions}
-            evaluation = evaluate_captions(captions, self.references, tokenizer=self.config.metric_tokenizer)
-            scores = evaluation.scores.corpus
-            numbers = found.means() | {
-                f"val_{name}": math.nan if (score := scores[name]) is None else score for name in ("bleu_4", "cider_d")
-            }
-            log_evaluation(task, evaluation, self.config.sample_captions)
+            numbers = found.means()
+            evaluations = self._evaluations(found.captions)
+            for metric in ("bleu_4", "cider_d"):
+                scores = {name: each.scores.corpus[metric] for name, each in evaluations.items()}
+                known = {name: math.nan if score is None else score for name, score in scores.items()}
+                numbers[f"val_{metric}"] = fmean(known.values())
+                if len(known) > 1:
+                    numbers |= {f"val_{name}_{metric}": score for name, score in known.items()}
+            for name, evaluation in evaluations.items():
+                log_evaluation(task, name, evaluation, self.config.sample_captions)
         task.log_dict(trainer.strategy.broadcast(numbers))
+
+    def _evaluations(self, captions: Mapping[ImageId, Caption]) -> dict[str, Evaluation]:
+        """The evaluation of each data set of which images were captioned."""
+        found = {}
+        for name, references in self.references.items():
+            if ours := {image: captions[image] for image in references if image in captions}:
+                found[name] = evaluate_captions(ours, references, tokenizer=self.config.metric_tokenizer)
+        return found
 
 
 def gather(part: Found, trainer: pl.Trainer) -> list[Found]:
@@ -123,13 +137,14 @@ def gather(part: Found, trainer: pl.Trainer) -> list[Found]:
     return parts
 
 
-def log_evaluation(task: pl.LightningModule, evaluation: Evaluation, samples: int) -> None:
-    """Log the scores and the first captions of an epoch; warn if all images get the same caption."""
+def log_evaluation(task: pl.LightningModule, dataset: str, evaluation: Evaluation, samples: int) -> None:
+    """Log a data set's scores and first captions of an epoch; warn if all images get the same caption."""
     texts = [caption.text for caption in evaluation.captions.values()]
     scores, statistics = evaluation.scores.corpus, evaluation.statistics
     log.info(
-        "epoch %d: CIDEr-D %s, BLEU-4 %.4f of %d images; %d %% of the captions distinct, %.1f words",
+        "epoch %d: %sCIDEr-D %s, BLEU-4 %.4f of %d images; %d %% of the captions distinct, %.1f words",
         task.current_epoch,
+        f"{dataset}: " if dataset else "",
         "undefined" if scores["cider_d"] is None else f"{scores['cider_d']:.4f}",
         scores["bleu_4"],
         len(texts),

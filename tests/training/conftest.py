@@ -19,7 +19,7 @@ def task():
     decoder = DecoderConfig(width=32, heads=2, layers=2, max_length=16)
     model = CaptionModel(ModelConfig(encoder=encoder, decoder=decoder), vocabulary=len(tokenizer))
     config = Config()
-    return CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, {}, config.training)).eval()
+    return CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, [], config.training)).eval()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def make_task(name):
     model = CaptionModel(ModelConfig(encoder=encoder, decoder=decoder), vocabulary=len(tokenizer), dropout=0.1)
     model.encoder.freeze("all")
     config = Config(optimization=OptimizationConfig(pointing=0.1))
-    return CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, {}, config.training))
+    return CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, [], config.training))
 
 
 def to_fake_cuda(task, dtype):

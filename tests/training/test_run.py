@@ -311,3 +311,15 @@ def test_mixed_precision_trains_with_clipped_gradients(config, tmp_path):
     """Lightning does not clip gradients of a fused optimizer then."""
     settings = config("training.trainer.precision=bf16-mixed", "optimization.gradient_clip=1.0")
     train(settings, tmp_path / "run", fast_dev_run=True)
+
+
+def test_two_sources_are_trained_together_and_validated_apart(config, shapes, tmp_path):
+    one, two = (tmp_path / name for name in ("one", "two"))
+    for folder in (one, two):
+        folder.symlink_to(shapes)
+    sources = f"data.sources=[{{name: one, root: {one}}}, {{name: two, root: {two}, weight: 0.5}}]"
+    folder = train(config("data.root=data/shapes", sources, "training.epochs=1"), tmp_path / "run")
+    rows = csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    [row] = [row for row in rows if row["val_loss"]]
+    assert float(row["val_one_cider_d"]) == float(row["val_two_cider_d"]) == pytest.approx(float(row["val_cider_d"]))
+    assert f"`{one}` (split `train`) and `{two}` (split `train`)" in (folder / "README.md").read_text()

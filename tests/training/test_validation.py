@@ -27,7 +27,7 @@ def validate(task, batches):
 @pytest.mark.parametrize(("images", "warned"), [(8, True), (7, False)])
 def test_the_same_caption_for_every_image_is_noticed(task, make_batch, caplog, images, warned):
     alike = torch.zeros(images, 3, 64, 64, dtype=torch.uint8)
-    task.validation.references = {image: ["a red star"] for image in range(images)}
+    task.validation.references = {"": {image: ["a red star"] for image in range(images)}}
     with caplog.at_level(logging.INFO, logger="captioner"):
         validate(task, [make_batch(["star"] * images, alike)])
     assert any("same caption" in record.message for record in caplog.records) == warned
@@ -37,7 +37,7 @@ def test_the_same_caption_for_every_image_is_noticed(task, make_batch, caplog, i
 def test_each_image_is_scored_once(task, make_batch):
     """The CIDEr-D that is logged is that of greedy captions of all images, however they come in batches."""
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    task.validation.references = REFERENCES
+    task.validation.references = {"": REFERENCES}
     whole = validate(task, [make_batch(TEXTS, images)])
     first = make_batch(TEXTS[:2], images[:2])
     again = make_batch(["circle", TEXTS[2]], images[[0, 2]])._replace(image_ids=[0, 2])
@@ -57,7 +57,7 @@ def test_each_image_is_scored_once(task, make_batch):
 def test_the_loss_is_a_mean_over_tokens(task, make_batch):
     """Over batches of unequal length, without those that are repeated."""
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    task.validation.references = REFERENCES
+    task.validation.references = {"": REFERENCES}
     whole = validate(task, [make_batch(TEXTS, images)])["val_loss"]
     parts = [make_batch([text], images[place][None])._replace(image_ids=[place]) for place, text in enumerate(TEXTS)]
     parts.insert(1, parts[0]._replace(weight=0.0))
@@ -66,7 +66,7 @@ def test_the_loss_is_a_mean_over_tokens(task, make_batch):
 
 def test_the_next_epoch_begins_with_nothing(task, make_batch):
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    task.validation.references = REFERENCES
+    task.validation.references = {"": REFERENCES}
     batch, other = make_batch(TEXTS, images), make_batch(["star", "a red red red star", "circle"], images.flip(0))
     alone = validate(task, [other])
     assert validate(task, [batch])["val_loss"] != alone["val_loss"]
@@ -74,7 +74,7 @@ def test_the_next_epoch_begins_with_nothing(task, make_batch):
 
 
 def test_a_single_validation_image_has_no_cider(task, make_batch):
-    task.validation.references = {0: ["a red circle"]}
+    task.validation.references = {"": {0: ["a red circle"]}}
     measured = validate(task, [make_batch(["star"], torch.zeros(1, 3, 64, 64, dtype=torch.uint8))])
     assert math.isnan(measured["val_cider_d"])
 
@@ -97,3 +97,18 @@ def test_parts_of_processes_add_up():
         "heads/pointing_0.1": 1.0,
     }
     assert Found(loss=1.0, tokens=1, attention={"pointing": 0 * weights}).means() == {"val_loss": 1.0}
+
+
+def test_data_sets_are_scored_apart_and_their_mean_decides(task, make_batch):
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    batch = make_batch(TEXTS, images)
+    alone = []
+    for wanted in ({0: REFERENCES[0], 1: REFERENCES[1]}, {2: REFERENCES[2]}):
+        task.validation.references = {"": wanted}
+        alone.append(validate(task, [batch]))
+    task.validation.references = {"one": {0: REFERENCES[0], 1: REFERENCES[1]}, "two": {2: REFERENCES[2]}}
+    together = validate(task, [batch])
+    assert together["val_one_bleu_4"] == alone[0]["val_bleu_4"]
+    assert together["val_two_bleu_4"] == alone[1]["val_bleu_4"]
+    assert together["val_bleu_4"] == pytest.approx((alone[0]["val_bleu_4"] + alone[1]["val_bleu_4"]) / 2)
+    assert together["val_one_cider_d"] == alone[0]["val_cider_d"]

@@ -1,0 +1,41 @@
+"""The training and validation images of a run, from one data set or several."""
+
+from dataclasses import replace
+
+from captioner.config import DataConfig, DataSetConfig
+from captioner.data.annotations import CaptionSet
+from captioner.data.formats import load_captions
+from captioner.errors import ConfigError
+
+
+def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
+    """The training and the validation images of all sources.
+
+    With several sources, ids become `source/id`, and the splits have the same names in all. Raises ConfigError where
+    keys contradict each other, InputError and AnnotationError as `load_captions` does.
+    """
+    if not config.sources:
+        return _splits(config)
+    default = DataSetConfig()
+    for key, value in vars(default).items():
+        if getattr(config, key) != value:
+            raise ConfigError(f"data.{key}: with data.sources, each source has its own {key}; move it there")
+    names = [source.name for source in config.sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"data.sources: two sources are called {name}; give each its own name")
+    loaded = [_splits(source) for source in config.sources]
+    merged = []
+    for part, split in enumerate((config.train_split, config.val_split)):
+        images = tuple(
+            replace(image, image_id=f"{name}/{image.image_id}", split=split, dataset=name)
+            for name, splits in zip(names, loaded, strict=True)
+            for image in splits[part].images
+        )
+        merged.append(CaptionSet(images, loaded[0][part].root))
+    return merged[0], merged[1]
+
+
+def _splits(config: DataSetConfig) -> tuple[CaptionSet, CaptionSet]:
+    captions = load_captions(config.root, config.annotations, config.images, config.format)
+    return captions.split(config.train_split), captions.split(config.val_split)
