@@ -1,16 +1,21 @@
-"""captioner data: check and describe data sets."""
+"""captioner data: check, describe and prepare data sets."""
 
 import argparse
 import json
 import math
 import re
+import shlex
 import sys
 from collections import Counter
+from pathlib import Path
 from statistics import fmean, median
 
+from tqdm import tqdm
+
+from captioner.data import archives
 from captioner.data.annotations import CaptionSet, check
 from captioner.data.formats import FORMATS, load_captions, read_listing
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, InputError
 from captioner.images import open_image
 from captioner.text import printable
 
@@ -30,9 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--images", metavar="DIR", help="the image folder; default: ROOT/images, else ROOT")
         action.add_argument("--format", choices=FORMATS, default="auto", help="default: detected")
         action.add_argument("--no-decode", action="store_true", help="do not open the images")
+    line = "verify and unpack the archives of a published data set; for missing ones, print how to fetch them"
+    action = actions.add_parser("prepare", help=line, description=line)
+    action.add_argument("name", choices=archives.DATA_SETS, help="coco: Karpathy's split of COCO 2014")
+    action.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="where to unpack to; default: data/NAME")
+    action.add_argument("--archives", type=Path, metavar="DIR", help="where the archives are; default: ROOT/archives")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "prepare":
+        root = arguments.root or Path("data", arguments.name)
+        return prepare(archives.DATA_SETS[arguments.name], root, arguments.archives or root / "archives")
     if arguments.root is None and arguments.annotations is None:
         raise ConfigError("no data set given; name a folder, or --annotations FILE and --images DIR")
     source = (arguments.root, arguments.annotations, arguments.images, arguments.format)
@@ -51,6 +64,31 @@ def run(arguments: argparse.Namespace) -> int:
             for side, values in zip(("width", "height"), sizes, strict=True)
         }
     print(json.dumps(described, indent=2, ensure_ascii=False))
+    return 0
+
+
+def prepare(data_set: archives.Published, root: Path, folder: Path) -> int:
+    """Unpack a published data set from the archives in `folder` and print `root`, ready for training.
+
+    Where archives are missing or incomplete, prints a shell script that fetches them and raises InputError.
+    """
+    needed = [archive for archive in data_set.archives if not archive.is_unpacked(root)]
+    sizes = {archive: archives.fetched(archive, folder) for archive in needed}
+    missing = [archive for archive in needed if sizes[archive] < archive.size]
+    for archive in missing:
+        print(f"# {archive.name}: {sizes[archive]:,} of {archive.size:,} bytes are there; SHA-256 {archive.sha256}")
+        target = shlex.quote((folder / archive.name).as_posix())
+        print(f"curl --fail --location --create-dirs --continue-at - --output {target} {archive.url}")
+    if missing:
+        names = ", ".join(archive.name for archive in missing)
+        raise InputError(f"{folder}: missing or incomplete: {names}; fetch them as printed above, then run this again")
+    with tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
+        for archive in needed:
+            archives.verify(archive, folder, bar.update)
+    with tqdm(total=sum(archive.count for archive in needed), desc="unpacking", unit="file", disable=None) as bar:
+        archives.unpack(needed, folder, root, bar.update)
+    archives.check_splits(data_set, root)
+    print(root)
     return 0
 
 
