@@ -51,9 +51,9 @@ class Published:
     splits: Mapping[str, int]
 
 
-# Sizes and SHA-256 are those of TensorFlow Datasets (url_checksums/coco_captions.txt), and the same in other projects:
-# PyTorch's dataset prototypes for the archives from cocodataset.org, copies of the files for Karpathy's splits.
 COCO = "http://images.cocodataset.org"  # its certificate is for another host, so not https
+# Sizes and sums are those of TensorFlow Datasets (url_checksums/coco_captions.txt). Others have found the same:
+# torchvision's prototype datasets for COCO's archives, several projects that use Karpathy's splits for the last.
 DATA_SETS: dict[str, Published] = {
     "coco": Published(
         archives=(

@@ -108,3 +108,21 @@ def test_the_verb_does_not_import_torch(photos: Path) -> None:
         f"main(['data', 'check', {str(photos)!r}]); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_prepare_says_what_to_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "prepare", "coco", str(tmp_path / "my coco"), "--archives", str(tmp_path / "my zips")]) == 3
+    out, err = capsys.readouterr()
+    assert out.startswith(
+        "# train2014.zip: 0 of 13,510,573,713 bytes are there; "
+        "SHA-256 ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775\n"
+    )
+    assert out.count("\ncurl ") == 4
+    assert f"--output '{tmp_path}/my zips/train2014.zip' http://images.cocodataset.org/zips/train2014.zip\n" in out
+    assert subprocess.run(["sh", "-n"], input=out, text=True, check=False).returncode == 0
+    names = "train2014.zip, val2014.zip, annotations_trainval2014.zip, caption_datasets.zip"
+    assert err == (
+        f"captioner: error: {tmp_path}/my zips: missing or incomplete: {names}; "
+        "fetch them as printed above, then run this again\n"
+    )
+    assert list(tmp_path.iterdir()) == []
