@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--no-decode", action="store_true", help="do not open the images")
     line = "verify and unpack the archives of a published data set; for missing ones, print how to fetch them"
     action = actions.add_parser("prepare", help=line, description=line)
-    action.add_argument("name", choices=archives.DATA_SETS, help="coco: Karpathy's split of COCO 2014")
+    action.add_argument("name", choices=archives.DATA_SETS, help="coco is Karpathy's split of COCO 2014")
     action.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="where to unpack to; default: data/NAME")
     action.add_argument("--archives", type=Path, metavar="DIR", help="where the archives are; default: ROOT/archives")
 

@@ -39,6 +39,7 @@ class Archive:
         return self.url.rpartition("/")[2]
 
     def is_unpacked(self, root: Path) -> bool:
+        """Whether as many members are in the data set's folder as the archive has."""
         return sum(1 for _ in (root / self.folder).glob(self.members)) >= self.count
 
 
