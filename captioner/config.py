@@ -194,9 +194,25 @@ class OptimizationConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfCriticalConfig(Section):
+    """Self-critical training, for `training.objective: self_critical`."""
+
+    samples: Annotated[int, Field(ge=2)] = 5
+    """Captions that are drawn of each image; each is compared with the mean of the others."""
+    cross_entropy: NotNegative = 0.1
+    """Weight of the cross-entropy of human captions beside the reward; without any, captions drift into phrases that
+    nobody writes."""
+    max_drop: Positive = 0.05
+    """Stop when validation CIDEr-D is this far below its best."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section):
     """Length and reproducibility of training, validation, checkpoints, and options for Lightning's Trainer."""
 
+    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    """cross_entropy: predict each token of human captions. self_critical: raise the CIDEr-D of sampled captions; starts
+    from a trained model (`--init`)."""
     epochs: Count = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     patience: Natural = 5
@@ -238,4 +254,5 @@ class Config(Section):
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    self_critical: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -256,6 +256,8 @@ def check_same_run(identity: dict[str, Any], checkpoint: dict[str, Any], source:
     if "identity" not in checkpoint:
         raise CheckpointError(f"{source}: written by another version of captioner; start a new run with --init")
     before, now, resolved = map(_leaves, (checkpoint["identity"], identity, checkpoint["captioner"]["run"]))
+    for each in (before, now, resolved):  # sources may lie anywhere, too
+        each["data.sources"] = [(source["name"], source["weight"]) for source in each.get("data.sources", [])]
     if before["data.features"] and now["data.features"]:
         before["data.features"] = now["data.features"]  # a store may be kept anywhere
     changed = [

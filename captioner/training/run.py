@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,7 +24,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
-from captioner.config import Config, DataConfig, DecoderConfig, ModelConfig
+from captioner.config import Config, DecoderConfig, ModelConfig
 from captioner.config_files import dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
@@ -39,8 +39,10 @@ from captioner.inspection.pointing import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
+from captioner.training.card import model_card
 from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
 from captioner.training.history import History
+from captioner.training.self_critical import SelfCriticalTask
 from captioner.training.task import CaptionTask, CrossEntropyTask
 from captioner.training.trainer import make_trainer, training_device
 from captioner.training.validation import CaptionValidation
@@ -89,8 +91,11 @@ def train(
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
     run = prepare(config, init=init, resume=resume)
-    validation = CaptionValidation(run.tokenizer, run.val.images, config.training)
-    task = CrossEntropyTask(run.model, run.tokenizer, run.config, validation)
+    parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
+    if config.training.objective == "self_critical":
+        task: CaptionTask = SelfCriticalTask(*parts, run.loaders.train_set.images)
+    else:
+        task = CrossEntropyTask(*parts)
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
 
@@ -101,6 +106,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         torch.set_num_threads(config.training.threads)
     if config.optimization.pointing and not config.data.mosaics:
         raise ConfigError("optimization.pointing: needs mosaics; set data.mosaics, to 0.3 for instance")
+    if config.training.objective == "self_critical" and init is None and resume is None:
+        raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
     train, val = load_splits(data)
     identity = to_dict(config) | {"captions": _fingerprint(train, val)}
@@ -313,31 +320,4 @@ def _save_best(run: Run, folder: Path, best: ModelCheckpoint, trainer: pl.Traine
         ranked = len(val) >= 4
         heads = best_heads(mosaic_pointing(model, run.tokenizer, val, mosaics=HEAD_MOSAICS)) if ranked else ()
         model.config = replace(model.config, best_heads=heads)
-    save_model(folder / MODEL, model, run.tokenizer, card=_card(run, best, trainer))
-
-
-def _card(run: Run, best: ModelCheckpoint, trainer: pl.Trainer) -> str:
-    config = run.config
-    if best.best_model_score is None:
-        score = "not measured"
-    elif best.monitor == "val_loss":
-        score = f"cross-entropy {best.best_model_score:.3f} nats a token, of the best epoch"
-    else:
-        score = f"CIDEr-D {best.best_model_score:.4f} (greedy search), of the best epoch by this score"
-    origin = run.init or config.decoder.init
-    start = f"* Started from `{origin}`: the terms in its card apply too.\n" if origin else ""
-    return (
-        f"# {config.name or 'captioner model'}\n\n"
-        f"An image captioner trained with captioner. Encoder: timm `{config.encoder.name}`"
-        f" at {config.encoder.image_size}; decoder: {config.decoder.layers} layers of width {config.decoder.width}.\n\n"
-        f"* Data: {_list(config.data, 'train_split')}; its terms apply to the weights too.\n"
-        f"{start}"
-        f"* Validation: {_list(config.data, 'val_split')}: {score}.\n"
-        f"* Seed {config.training.seed}, {trainer.current_epoch} epochs, {trainer.global_step} steps.\n\n"
-        f"```yaml\n{dump_yaml(config)}```\n"
-    )
-
-
-def _list(data: DataConfig, split: Literal["train_split", "val_split"]) -> str:
-    """The data sets in words, each with a split."""
-    return " and ".join(f"`{each.root}` (split `{getattr(each, split)}`)" for each in data.sources or [data])
+    save_model(folder / MODEL, model, run.tokenizer, card=model_card(run.config, run.init, best, trainer))

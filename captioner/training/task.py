@@ -95,7 +95,7 @@ class CrossEntropyTask(CaptionTask):
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """The loss, and the parts of it that are logged."""
-        loss, pointed = self.loss(batch)
+        loss, pointed = self.loss(batch, self.encode(batch))
         logged = {"train_loss": loss.detach()}
         if pointed is not None:
             logged["train_pointing_loss"] = pointed.detach()
@@ -103,11 +103,11 @@ class CrossEntropyTask(CaptionTask):
             self.log(name, value, prog_bar=name == "train_loss", batch_size=len(batch.lengths))
         return logged | {"loss": loss * self.step_share(batch)}
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def loss(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor | None]:
         """The loss in nats a token, and its pointing loss if the batch has object words in mosaics."""
         options, encoder = self.config.optimization, self.model.encoder
         points = options.pointing > 0 and bool(batch.objects.any())
-        states, weights = self.model.decoder.states(batch.tokens[:, :-1], self.encode(batch), return_weights=points)
+        states, weights = self.model.decoder.states(batch.tokens[:, :-1], memory, return_weights=points)
         loss = self.cross_entropy(states, batch, options.label_smoothing)
         if weights is None:
             return loss, None

@@ -72,7 +72,8 @@ def _options(config: Config) -> dict[str, Any]:
     defaults = {
         "max_epochs": config.training.epochs,
         "gradient_clip_val": config.optimization.gradient_clip or None,
-        "num_sanity_val_steps": 0,
+        # Self-critical training is compared with the model that it starts from.
+        "num_sanity_val_steps": -1 if config.training.objective == "self_critical" else 0,
         "log_every_n_steps": 10,
         "enable_model_summary": False,
     }

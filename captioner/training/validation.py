@@ -98,7 +98,7 @@ class CaptionValidation:
         sums = {name: values.double().sum(dim=0).cpu() for name, values in measured.items()}
         self._found.add(Found(attention=sums, words=len(measured["pointing"])))
 
-    def log_results(self, task: pl.LightningModule) -> None:
+    def log_results(self, task: pl.LightningModule) -> dict[str, float]:
         """Merge the results of all processes, score and log them, and reset for the next epoch."""
         trainer = task.trainer
         parts, self._found, self._decoder = gather(self._found, trainer), Found(), None
@@ -117,7 +117,9 @@ class CaptionValidation:
                     numbers |= {f"val_{name}_{metric}": score for name, score in known.items()}
             for name, evaluation in evaluations.items():
                 log_evaluation(task, name, evaluation, self.config.sample_captions)
-        task.log_dict(trainer.strategy.broadcast(numbers))
+        numbers = trainer.strategy.broadcast(numbers)
+        task.log_dict(numbers)
+        return numbers
 
     def _evaluations(self, captions: Mapping[ImageId, Caption]) -> dict[str, Evaluation]:
         """The evaluation of each data set of which images were captioned."""

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from captioner.config import DataConfig
+from captioner.config import DataSetConfig
 from captioner.data.annotations import CaptionSet, ListedCaption, ListedImage, check
 from captioner.data.formats import FORMATS, SOURCES, assign_splits, load_captions, read_listing
 from captioner.errors import AnnotationError, InputError
@@ -47,7 +47,7 @@ def coco(names: list[str], start: int = 1) -> str:
 
 
 def test_the_formats_are_those_of_the_configuration() -> None:
-    assert get_args(DataConfig.__annotations__["format"]) == FORMATS
+    assert get_args(DataSetConfig.__annotations__["format"]) == FORMATS
     assert {*SOURCES, "auto", "folder"} == set(FORMATS)
 
 
