@@ -111,7 +111,7 @@ training: {seed: .nan, threads: 0, trainer: []}
         "run.yaml:4: unknown key decoder.widht; did you mean decoder.width?",
         "run.yaml:5: decoder.heads: got 3.0, expected an integer",
         "run.yaml:6: unknown key width; did you mean decoder.width?",
-        "run.yaml:7: unknown key zebra; known here: name, data, tokenizer, encoder, decoder, optimization, training",
+        "run.yaml:7: unknown key zebra; known here: name, data, tokenizer, encoder, decoder, optimization, self_critical, training",
         "run.yaml:9: encoder.train: got true, expected one of none, all or an integer",
         "run.yaml:10: encoder.image_size: got [1], expected a list of 2, each an integer or null",
         'run.yaml:11: encoder.fit: got "stretch", expected one of squash, crop, letterbox',
@@ -155,7 +155,7 @@ def test_layers_must_be_a_positive_integer(tmp_path: Path, value: str) -> None:
         ("data: {workers: -1}", "run.yaml:1: data.workers: got -1, expected a value greater than or equal to 0"),
         (f"data: {{workers: {'x' * 80}}}", f'run.yaml:1: data.workers: got "{"x" * 59}, expected an integer'),
         ("- 1", "run.yaml: got [1], expected a mapping with the keys name, data, tokenizer, encoder, decoder, "
-         "optimization, training"),
+         "optimization, self_critical, training"),
     ],
 )  # fmt: skip
 def test_unusable_values_are_refused(tmp_path: Path, text: str, expected: str) -> None:
