@@ -121,7 +121,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def step(task: CrossEntropyTask, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-    loss, _ = task.loss(batch)
+    loss, _ = task.loss(batch, task.encode(batch))
     loss.backward()
     nn.utils.clip_grad_norm_(task.parameters(), 1.0)
     optimizer.step()

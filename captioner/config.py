@@ -152,6 +152,9 @@ class DataConfig(DataSetConfig):
     sources: tuple[SourceConfig, ...] = ()
     """Several data sets to train on together, in place of `root` and the keys up to `val_split`. Each is validated by
     itself; the mean of their scores decides which epoch is best."""
+    text: str | None = None
+    """Captions without pictures: a COCO captions file, or a text file with one a line. Their words join the vocabulary,
+    and `training.objective: language` trains on them too."""
     batch_images: Count = 32
     """Images per batch."""
     captions_per_image: Count = 5
@@ -210,9 +213,9 @@ class SelfCriticalConfig(Section):
 class TrainingConfig(Section):
     """Length and reproducibility of training, validation, checkpoints, and options for Lightning's Trainer."""
 
-    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    objective: Literal["cross_entropy", "self_critical", "language"] = "cross_entropy"
     """cross_entropy: predict each token of human captions. self_critical: raise the CIDEr-D of sampled captions; starts
-    from a trained model (`--init`)."""
+    from a trained model (`--init`). language: predict each token without seeing the image, to prepare a decoder."""
     epochs: Count = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     patience: Natural = 5

@@ -111,7 +111,8 @@ training: {seed: .nan, threads: 0, trainer: []}
         "run.yaml:4: unknown key decoder.widht; did you mean decoder.width?",
         "run.yaml:5: decoder.heads: got 3.0, expected an integer",
         "run.yaml:6: unknown key width; did you mean decoder.width?",
-        "run.yaml:7: unknown key zebra; known here: name, data, tokenizer, encoder, decoder, optimization, self_critical, training",
+        "run.yaml:7: unknown key zebra; known here: "
+        "name, data, tokenizer, encoder, decoder, optimization, self_critical, training",
         "run.yaml:9: encoder.train: got true, expected one of none, all or an integer",
         "run.yaml:10: encoder.image_size: got [1], expected a list of 2, each an integer or null",
         'run.yaml:11: encoder.fit: got "stretch", expected one of squash, crop, letterbox',

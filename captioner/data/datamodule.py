@@ -48,6 +48,7 @@ class CaptionDataModule(pl.LightningDataModule):
         seed: int,
         store: FeatureStore | None = None,
         mosaics: Mapping[str, Mosaics] | None = None,
+        pictures: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -61,6 +62,7 @@ class CaptionDataModule(pl.LightningDataModule):
                 store=store,
                 augmented=augmented,
                 mosaics=(mosaics or {}).get(split),
+                pictures=pictures,
             )
             for split, captions, augmented in (
                 (config.train_split, train, config.augment if store is None else config.feature_views > 1),

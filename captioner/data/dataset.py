@@ -34,8 +34,8 @@ class Sample:
     """An image with the tokens of some of its captions."""
 
     image_id: int | str
-    encoded: Tensor
-    """Pixels (3, height, width) uint8, or stored features (N, E) float16."""
+    encoded: Tensor | None
+    """Pixels (3, height, width) uint8, or stored features (N, E) float16; None for captions without pictures."""
     captions: tuple[list[int], ...]
     """Each with start and end token."""
     corner: int = -1
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     """B images with C captions each; R = B·C rows, those of one image adjacent."""
 
     images: Tensor | None
-    """(B, 3, height, width) uint8, or None if features are stored."""
+    """(B, 3, height, width) uint8; None if features are stored, or there are no pictures."""
     features: Tensor | None
     """(B, N, E) float16 from the feature store, or None."""
     tokens: Tensor
@@ -70,7 +70,7 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
-    """Batch samples with equally many captions each, all of pixels or all of features."""
+    """Batch samples with equally many captions each, all of pixels, all of features, or all without pictures."""
     rows = [torch.tensor(tokens) for sample in samples for tokens in sample.captions]
     tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
     objects = torch.zeros_like(tokens, dtype=torch.bool)
@@ -78,10 +78,12 @@ def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
     for place, sample in enumerate(samples):
         for row, named in enumerate(sample.objects, start=place * count):
             objects[row, named] = True
-    encoded = torch.stack([sample.encoded for sample in samples])
+    pictures = [sample.encoded for sample in samples if sample.encoded is not None]
+    encoded = torch.stack(pictures) if pictures else None
+    stored = encoded is not None and encoded.dtype != torch.uint8
     return Batch(
-        images=encoded if encoded.dtype == torch.uint8 else None,
-        features=None if encoded.dtype == torch.uint8 else encoded,
+        images=None if stored else encoded,
+        features=encoded if stored else None,
         tokens=tokens,
         lengths=torch.tensor([len(row) for row in rows]),
         image_ids=[sample.image_id for sample in samples],
@@ -107,6 +109,8 @@ class CaptionDataset(Dataset[Batch]):
     store: FeatureStore | None = None
     augmented: bool = False
     mosaics: Mosaics | None = None
+    pictures: bool = True
+    """Whether samples have pictures, or captions alone."""
 
     @cached_property
     def tokens(self) -> list[list[list[int]]]:
@@ -131,7 +135,9 @@ class CaptionDataset(Dataset[Batch]):
         objects = tuple(object_places(self.tokenizer, tokens) for tokens in captions)
         return Sample(image.image_id, self._mosaic(image, number), captions, corner, objects)
 
-    def _alone(self, image: CaptionedImage, seed: int) -> Tensor:
+    def _alone(self, image: CaptionedImage, seed: int) -> Tensor | None:
+        if not self.pictures:
+            return None
         if self.store is not None:
             name = str(image.image_id)
             return self.store.read(name, seed % self.store.views(name) if self.augmented else 0)

@@ -1,11 +1,21 @@
 """The training and validation images of a run, from one data set or several."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from captioner.config import DataConfig, DataSetConfig
-from captioner.data.annotations import CaptionSet
+from captioner.data.annotations import (
+    HARMLESS,
+    CaptionedImage,
+    CaptionSet,
+    Problem,
+    clean_caption,
+    parse_json,
+    read_text,
+    records,
+)
 from captioner.data.formats import load_captions
-from captioner.errors import ConfigError
+from captioner.errors import AnnotationError, ConfigError
 
 
 def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
@@ -34,6 +44,25 @@ def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
         )
         merged.append(CaptionSet(images, loaded[0][part].root))
     return merged[0], merged[1]
+
+
+def load_texts(config: DataConfig) -> tuple[CaptionedImage, ...]:
+    """The captions of `data.text`, each as an image without a picture. Raises InputError or AnnotationError."""
+    if config.text is None:
+        return ()
+    problems: list[Problem] = []
+    text = read_text(Path(config.text), config.text, problems)
+    found: list[object] = list(text.splitlines())
+    if text.lstrip().startswith("{"):
+        data = parse_json(text, config.text, problems)
+        found = [record.get("caption") for _, record in records(data, "annotations", config.text, problems)]
+    captions = [caption for each in found if isinstance(each, str) and (caption := clean_caption(each))]
+    stopping = [f"{each.where} {each.message}" for each in problems if each.code not in HARMLESS]
+    if stopping or not captions:
+        raise AnnotationError(f"data.text: {'; '.join(stopping) or f'{config.text} holds no captions'}")
+    return tuple(
+        CaptionedImage(f"text/{number}", b"", (caption,), config.train_split) for number, caption in enumerate(captions)
+    )
 
 
 def _splits(config: DataSetConfig) -> tuple[CaptionSet, CaptionSet]:

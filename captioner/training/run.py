@@ -30,7 +30,7 @@ from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
-from captioner.data.sources import load_splits
+from captioner.data.sources import load_splits, load_texts
 from captioner.errors import CheckpointError, ConfigError, ResourceError
 from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
@@ -42,6 +42,7 @@ from captioner.tokenizer import Tokenizer
 from captioner.training.card import model_card
 from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
 from captioner.training.history import History
+from captioner.training.language import LanguageTask
 from captioner.training.self_critical import SelfCriticalTask
 from captioner.training.task import CaptionTask, CrossEntropyTask
 from captioner.training.trainer import make_trainer, training_device
@@ -92,10 +93,14 @@ def train(
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
     run = prepare(config, init=init, resume=resume)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
-    if config.training.objective == "self_critical":
-        task: CaptionTask = SelfCriticalTask(*parts, run.loaders.train_set.images)
-    else:
-        task = CrossEntropyTask(*parts)
+    task: CaptionTask
+    match config.training.objective:
+        case "cross_entropy":
+            task = CrossEntropyTask(*parts)
+        case "self_critical":
+            task = SelfCriticalTask(*parts, run.loaders.train_set.images)
+        case "language":
+            task = LanguageTask(*parts)
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
 
@@ -110,7 +115,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
     train, val = load_splits(data)
-    identity = to_dict(config) | {"captions": _fingerprint(train, val)}
+    texts = load_texts(data)
+    identity = to_dict(config) | {"captions": _fingerprint(train.images, val.images, texts)}
     if resume is not None:
         state = load_training_file(resume)
         check_same_run(identity, state, resume)
@@ -118,13 +124,17 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         model, tokenizer = load_model(resume)
         log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
-        model, tokenizer = _new_model(config, [text for image in train.images for text in image.captions], init)
+        model, tokenizer = _new_model(config, [text for image in train.images + texts for text in image.captions], init)
     model.encoder.freeze(config.encoder.train, config.encoder.batch_norm, config.encoder.depthwise)
     model.decoder.set_dropout(config.decoder.dropout)
     model.decoder.set_language(config.decoder.language)
     model.train()  # a loaded model is in evaluation mode, which Lightning would keep
-    mosaics = split_mosaics(data, train, val, config.training.seed)
-    store = _features(config, model, replace(train, images=train.images + val.images), mosaics, device)
+    pictures = config.training.objective != "language"
+    if pictures:
+        mosaics = split_mosaics(data, train, val, config.training.seed)
+        store = _features(config, model, replace(train, images=train.images + val.images), mosaics, device)
+    else:
+        train, mosaics, store = replace(train, images=train.images + texts), {}, None
     return Run(
         config=replace(
             config,
@@ -145,6 +155,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
             seed=config.training.seed,
             store=store,
             mosaics=mosaics,
+            pictures=pictures,
         ),
         init=init,
         resume=resume,
@@ -156,7 +167,8 @@ def fit(
 ) -> Path | None:
     """Train a task, write the model of its best epoch and return that model's folder; see `train`."""
     config = run.config
-    monitor, mode = ("val_cider_d", "max") if len(run.val) > 1 else ("val_loss", "min")
+    captioned = len(run.val) > 1 and config.training.objective != "language"
+    monitor, mode = ("val_cider_d", "max") if captioned else ("val_loss", "min")
     best = ModelCheckpoint(
         folder / CHECKPOINTS, filename=Path(BEST).stem, monitor=monitor, mode=mode, enable_version_counter=False
     )
@@ -195,9 +207,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     return newest_checkpoint(folder / CHECKPOINTS)
 
 
-def _fingerprint(*splits: CaptionSet) -> str:
+def _fingerprint(*splits: Sequence[CaptionedImage]) -> str:
     """A hash of each split's images and captions."""
-    each = [(str(image.image_id), image.split, image.captions) for split in splits for image in split.images]
+    each = [(str(image.image_id), image.split, image.captions) for split in splits for image in split]
     return hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16]
 
 

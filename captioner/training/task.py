@@ -71,8 +71,13 @@ class CaptionTask(pl.LightningModule):
         if dataloader_idx:
             self.validation.add_mosaics(self.model, batch, memory)
         else:
-            states, _ = self.model.decoder.states(batch.tokens[:, :-1], memory)
-            self.validation.add_images(self.model, batch, memory, self.cross_entropy(states, batch))
+            self.validation.add_loss(batch, self.validation_loss(batch, memory))
+            self.validation.add_images(self.model, batch, memory)
+
+    def validation_loss(self, batch: Batch, memory: Memory) -> Tensor:
+        """The cross-entropy of the batch's captions without label smoothing, in nats a token."""
+        states, _ = self.model.decoder.states(batch.tokens[:, :-1], memory)
+        return self.cross_entropy(states, batch)
 
     def on_validation_epoch_end(self) -> None:
         self.validation.log_results(self)

@@ -78,10 +78,13 @@ class CaptionValidation:
         self._found = Found()
         self._decoder: TextDecoder | None = None
 
-    def add_images(self, model: CaptionModel, batch: Batch, memory: Memory, loss: Tensor) -> None:
-        """Add a batch's loss, a mean over tokens, and caption its images that have no caption yet."""
+    def add_loss(self, batch: Batch, loss: Tensor) -> None:
+        """Add a batch's loss, a mean over tokens."""
         tokens = int(batch.predicts.sum())
         self._found.add(Found(loss=float(loss) * tokens, tokens=tokens))
+
+    def add_images(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:
+        """Caption a batch's images that have no caption yet."""
         new = [place for place, image in enumerate(batch.image_ids) if image not in self._found.captions]
         if new:  # an image with many captions is in several batches
             images = [batch.image_ids[place] for place in new]
@@ -109,7 +112,7 @@ class CaptionValidation:
                 found.add(part)
             numbers = found.means()
             evaluations = self._evaluations(found.captions)
-            for metric in ("bleu_4", "cider_d"):
+            for metric in ("bleu_4", "cider_d") if evaluations else ():
                 scores = {name: each.scores.corpus[metric] for name, each in evaluations.items()}
                 known = {name: math.nan if score is None else score for name, score in scores.items()}
                 numbers[f"val_{metric}"] = fmean(known.values())

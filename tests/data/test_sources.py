@@ -9,8 +9,8 @@ import torch
 
 from captioner.config import DataConfig, EncoderConfig, SourceConfig, TokenizerConfig
 from captioner.data.datamodule import CaptionDataModule
-from captioner.data.sources import load_splits
-from captioner.errors import AnnotationError, ConfigError
+from captioner.data.sources import load_splits, load_texts
+from captioner.errors import AnnotationError, ConfigError, InputError
 from captioner.extraction import extract_features
 from captioner.model.encoder import VisionEncoder
 from captioner.tokenizer import Tokenizer
@@ -115,3 +115,29 @@ def test_keys_that_contradict_each_other_are_refused(halves):
         load_splits(DataConfig(sources=(both[0], both[0])))
     with pytest.raises(AnnotationError, match="no split 'train'"):
         load_splits(DataConfig(sources=(both[0], SourceConfig(name="second", root=str(halves / "second")))))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.txt", "a red circle\n\n  a   blue\tstar \n"),
+        (
+            "captions.json",
+            '{"annotations": [{"caption": "a red circle"}, {"caption": ""}, {"caption": "a blue star"}]}',
+        ),
+    ],
+)
+def test_captions_without_pictures(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    texts = load_texts(DataConfig(text=str(tmp_path / name)))
+    assert [image.captions for image in texts] == [("a red circle",), ("a blue star",)]
+    assert load_texts(DataConfig()) == ()
+
+
+@pytest.mark.parametrize("content", ["", " \n", "{", '{"annotations": 3}', '{"annotations": [{"caption": 3}]}'])
+def test_files_without_captions_are_refused(tmp_path, content):
+    (tmp_path / "captions").write_text(content)
+    with pytest.raises(AnnotationError, match=r"data\.text: "):
+        load_texts(DataConfig(text=str(tmp_path / "captions")))
+    with pytest.raises(InputError, match="missing"):
+        load_texts(DataConfig(text=str(tmp_path / "missing")))

@@ -96,7 +96,7 @@ def test_training_and_captioning_work_in_every_precision(encoder, stored, precis
         to_fake_cuda(task, lower if kind == "true" else torch.float32)
         batch = fake_batch(task, stored)
         with autocast(lower) if kind == "mixed" else torch.enable_grad():
-            loss, pointed = task.loss(batch)
+            loss, pointed = task.loss(batch, task.encode(batch))
         assert loss.dtype == torch.float32
         assert pointed is not None
         task.eval()

@@ -62,8 +62,8 @@ def test_the_training_loss_is_smoothed_as_asked(task, make_batch):
     batch = make_batch(["a red circle"], images(1))
     logits = task.model(batch.images, batch.tokens[:, :-1])
     expected = torch.nn.functional.cross_entropy(logits[0], batch.tokens[0, 1:], label_smoothing=0.1)
-    torch.testing.assert_close(task.loss(batch)[0], expected)
-    assert not torch.isclose(task.loss(batch)[0], loss(task, batch))
+    torch.testing.assert_close(task.loss(batch, task.encode(batch))[0], expected)
+    assert not torch.isclose(task.loss(batch, task.encode(batch))[0], loss(task, batch))
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0), (25, 0.5), (50, 1), (100, 1)])
@@ -72,11 +72,11 @@ def test_the_pointing_loss_grows_to_the_middle_of_the_run(task, make_batch, monk
     monkeypatch.setattr(CrossEntropyTask, "global_step", step)
     alone = make_batch(["a red circle", "star"], images(2))
     mosaics = alone._replace(corners=torch.tensor([0, 3]), objects=alone.tokens == task.tokenizer.encode("star")[0])
-    plain, pointed = task.loss(mosaics)
+    plain, pointed = task.loss(mosaics, task.encode(mosaics))
     assert pointed is None
     task.config = Config(optimization=OptimizationConfig(pointing=0.5))
-    assert task.loss(alone)[1] is None
-    found, pointed = task.loss(mosaics)
+    assert task.loss(alone, task.encode(alone))[1] is None
+    found, pointed = task.loss(mosaics, task.encode(mosaics))
     _, weights = task.model.decoder.states(alone.tokens[:, :-1], task.encode(alone), return_weights=True)
     encoder = task.model.encoder
     torch.testing.assert_close(pointed, pointing_loss(pointing(weights, mosaics, encoder.grid, encoder.patches)))
