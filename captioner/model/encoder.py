@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeGuard
+from typing import Any, Literal, Self
 
 import timm
 import torch
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
+from captioner.model.depthwise import is_depthwise, keep_strided_in_float32
 from captioner.model.efficientnet_lite import lite_to_timm
 from captioner.model.linear import replace_linear_layers
 from captioner.text import did_you_mean, first_line
@@ -73,6 +74,7 @@ class VisionEncoder(nn.Module):
             if isinstance(module, nn.LayerNorm) and config.norm_eps is not None:
                 module.eps = config.norm_eps
         replace_linear_layers(self.backbone)
+        keep_strided_in_float32(self.backbone)
         # Pixels arrive as uint8; both constants hold the division by 255.
         self.register_buffer("mean", torch.tensor(defaults["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(defaults["std"]).view(3, 1, 1) * 255)
@@ -117,7 +119,7 @@ class VisionEncoder(nn.Module):
                     "write none or all"
                 )
             self._trained = frozenset().union(*groups[-train:])
-        filters = {f"{name}.weight" for name, part in self.backbone.named_modules() if _is_depthwise(part)}
+        filters = {f"{name}.weight" for name, part in self.backbone.named_modules() if is_depthwise(part)}
         kept = filters if depthwise == "frozen" else frozenset()
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name in self._trained and name not in kept)
@@ -173,10 +175,6 @@ class VisionEncoder(nn.Module):
             return self.backbone.forward_intermediates(pixels, **LAST_MAP)[0], None
         [(patches, prefix)] = self.backbone.forward_intermediates(pixels, **LAST_MAP, return_prefix_tokens=True)
         return patches, prefix
-
-
-def _is_depthwise(part: nn.Module) -> TypeGuard[nn.Conv2d]:
-    return isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels
 
 
 def _feature_map(backbone: Any, size: tuple[int, int], own_size: tuple[int, int] | None = None) -> tuple[int, int, int]:

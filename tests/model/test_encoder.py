@@ -179,6 +179,18 @@ def test_freezing_can_change_its_mind():
     assert all(module.training for module in model.backbone.modules() if list(module.parameters()))
 
 
+def test_depthwise_filters_can_stay_frozen():
+    model = VisionEncoder(EncoderConfig(name="test_efficientnet", image_size=(64, 64)))
+    model.freeze(2)
+    whole = trained(model)
+    model.freeze(2, depthwise="frozen")
+    left = whole - trained(model)
+    assert left
+    assert all(name.endswith("conv_dw.weight") for name in left)
+    model.train()
+    assert all(part.training for name, part in model.backbone.named_modules() if f"backbone.{name}.weight" in left)
+
+
 def drop_paths(model):
     return {
         name: module.training for name, module in model.backbone.named_modules() if type(module).__name__ == "DropPath"

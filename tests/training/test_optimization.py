@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, OptimizationConfig
+from captioner.errors import ConfigError
 from captioner.model.caption_model import CaptionModel
 from captioner.training.optimization import optimizer_and_schedule, parameter_groups, warmup_cosine
 
@@ -44,3 +45,26 @@ def test_a_frozen_encoder_is_not_optimized():
     optimizer, _ = optimizer_and_schedule(model, OptimizationConfig(), total_steps=10)
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert optimized == {id(p) for p in model.decoder.parameters()}
+
+
+def test_learning_rates_fall_from_layer_to_layer():
+    model = small("all")
+    config = OptimizationConfig(learning_rate=1.0, encoder_learning_rate=0.5, encoder_layer_decay=0.1)
+    groups = parameter_groups(model, config)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    layers = model.encoder.layer_groups()
+    found = [
+        {rates[id(parameter)] for name, parameter in model.encoder.backbone.named_parameters() if name in layer}
+        for layer in layers
+    ]
+    assert len(layers) > 2
+    assert found == [{pytest.approx(0.5 * 0.1**depth)} for depth in range(len(layers))][::-1]
+    assert groups[0]["lr"] == 1.0  # the one that is logged
+
+
+def test_layer_decay_needs_layers_that_timm_names():
+    encoder = EncoderConfig(name="pit_ti_224", image_size=(32, 48))
+    network = ModelConfig(encoder=encoder, decoder=DecoderConfig(width=32, heads=2, layers=1))
+    model = CaptionModel(network, vocabulary=20)
+    with pytest.raises(ConfigError, match="encoder_layer_decay"):
+        parameter_groups(model, OptimizationConfig(encoder_layer_decay=0.5))
