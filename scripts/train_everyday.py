@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Train the bundled model: fine-tune the encoder, train the decoder on, then for CIDEr-D.
+
+The same command goes on where it was interrupted. `--minutes` ends a leg in time.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGES = ("1_finetune", "2_decoder", "3_self_critical")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flickr8k", default="data/flickr8k", help="its folder (default: data/flickr8k)")
+    parser.add_argument("--coco", default="data/coco_subset", help="COCO's folder (default: data/coco_subset)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/everyday"))
+    parser.add_argument("--minutes", type=float, help="save and stop after this time")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to every stage")
+    arguments = parser.parse_args(argv)
+    end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
+
+    sources = f"[{{name: flickr8k, root: {arguments.flickr8k}}}, {{name: coco, root: {arguments.coco}}}]"
+    settings = [f"data.sources={sources}", *arguments.set]
+    init: list[str] = []
+    for stage in STAGES:
+        folder = arguments.output / stage
+        if not (folder / "model" / "config.json").is_file():
+            ours = list(settings)
+            if stage != STAGES[0]:
+                ours.append(f"data.features={arguments.output / 'features'}")
+            command = [sys.executable, "-m", "captioner", "train", "-o", str(folder), "--resume", "auto", *init]
+            command += ["--config", str(CONFIGS / f"everyday_{stage[2:]}.yaml")]
+            command += [word for each in ours for word in ("--set", each)]
+            if code := run(command, end):
+                return code
+        init = ["--init", str(folder / "model")]
+    print(arguments.output / STAGES[-1] / "model")
+    return 0
+
+
+def run(command: Sequence[str], end: float | None) -> int:
+    """The exit code of a stage, which is asked to save and stop at `end`."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(None if end is None else max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return process.wait()
+    except KeyboardInterrupt:
+        return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""All stages of the bundled model, in small."""
+
+import pytest
+import torch
+
+from captioner.checkpoint import load_model
+from captioner.pipeline import Captioner
+from scripts.train_everyday import STAGES, main
+
+SMALL = {
+    "encoder.weights": "null",
+    "encoder.image_size": "[64,64]",
+    "decoder.width": "32",
+    "decoder.layers": "1",
+    "decoder.heads": "2",
+    "training.epochs": "1",
+    "training.trainer.accelerator": "cpu",
+    "training.trainer.precision": "32-true",
+}
+
+
+@pytest.mark.slow
+def test_each_stage_goes_on_from_the_one_before_and_is_done_once(shapes, tmp_path, capfd):
+    words = ["--flickr8k", str(shapes), "--coco", str(shapes), "-o", str(tmp_path)]
+    words += [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    assert main([*words, "--minutes", "0.01"]) != 0  # a leg that ends before anything is done
+    assert main(words) == 0
+    captured = capfd.readouterr()
+    assert captured.out.splitlines()[-1] == str(tmp_path / STAGES[-1] / "model")
+    assert captured.err.count("starting from") == 2
+    assert "before self-critical training" in captured.err
+    folders = [tmp_path / stage / "model" for stage in STAGES]
+    encoders = [load_model(folder)[0].encoder.state_dict() for folder in folders]
+    assert all(torch.equal(encoders[0][name], other[name]) for other in encoders[1:] for name in other)
+    assert Captioner.from_pretrained(folders[-1])(next((shapes / "images").iterdir())).text
+    before = [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    assert main(words) == 0
+    assert [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders] == before
