@@ -56,3 +56,22 @@ def test_it_trains(preset, coco_archives, tmp_path):
     assert max(recorder.rates) == rates.learning_rate
     # Twelve blocks, and the patch embedding below them.
     assert min(recorder.rates) == pytest.approx(rates.encoder_learning_rate * rates.encoder_layer_decay**12)
+
+
+@pytest.mark.slow
+def test_self_critical_training_goes_on_from_a_preset(coco_archives, tmp_path):
+    unpack(DATA_SETS["coco"].archives, coco_archives, tmp_path, advance=lambda number: None)
+    options = (
+        f"data.root={tmp_path}",
+        "data.batch_images=4",
+        "data.workers=0",
+        "training.trainer.enable_progress_bar=false",
+        "training.trainer.accelerator=cpu",
+        "training.threads=1",
+    )
+    small = ("encoder.name=test_vit", "encoder.pretrained=false", "decoder.layers=1", "training.epochs=1")
+    first = train(load_config(CONFIGS / "coco_vit.yaml", [*options, *small]), tmp_path / "first")
+    recorder = Recorder()
+    config = load_config(CONFIGS / "coco_self_critical.yaml", [*options, "training.epochs=1"])
+    assert train(config, tmp_path / "second", init=first, callbacks=[recorder]) is not None
+    assert all(map(math.isfinite, recorder.losses))
