@@ -205,6 +205,13 @@ def test_a_run_whose_captions_get_worse_is_stopped(configure, trained, tmp_path,
     assert "stopping" in caplog.text
 
 
+def test_a_batch_of_mosaics_alone_teaches_nothing_without_cross_entropy(configure, trained, tmp_path):
+    settings = (*CRITICAL, "data.mosaics=1", "self_critical.cross_entropy=0", "optimization.weight_decay=0")
+    folder = train(configure(*settings, "training.epochs=1"), tmp_path / "run", init=trained)
+    before, after = (load_model(each)[0].state_dict() for each in (trained, folder))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_mixed_precision(configure, trained, tmp_path):
     settings = (*CRITICAL, "training.epochs=1", "training.trainer.precision=bf16-mixed")
     assert train(configure(*settings), tmp_path / "run", init=trained) is not None
