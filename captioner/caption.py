@@ -3,11 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Self
 
 from captioner.generation import Hypothesis, Strategy, generate
+from captioner.inspection.word_table import are_objects
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer
+
+MIN_DOUBT = 1e-6
+"""Smallest 1 - p, as float32 tells it from 0."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,8 @@ class CaptionWord:
 
     text: str
     log_prob: float
+    confidence: float | None = None
+    """The probability that a human caption of the photo has this word; None if the model is not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,32 @@ class Caption:
     alternatives: tuple["Caption", ...] = ()
     cut_off: bool = False
     """Whether the caption reached the maximum length before its end."""
+    unfamiliarity: float | None = None
+    """How unlike the training photos its photo is; above 1 it is unfamiliar. None if the model has no measure of it."""
 
     @property
     def confidence(self) -> float:
-        """The geometric mean of the tokens' probabilities."""
-        return math.exp(self.log_prob / max(1, len(self.tokens)))
+        """The expected share of its words that a human caption of the photo has.
+
+        If the model is not calibrated: the geometric mean of the tokens' probabilities.
+        """
+        known = [word.confidence for word in self.words if word.confidence is not None]
+        return fmean(known) if known else math.exp(self.log_prob / max(1, len(self.tokens)))
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Whether the photo is unlike those that the model was trained on, so that the caption may well be wrong."""
+        return self.unfamiliarity is not None and self.unfamiliarity > 1
+
+    def calibrated(self, weights: Sequence[tuple[float, float]]) -> Self:
+        """The caption with the confidence of its words, by `ModelConfig.confidence`; without weights as it is."""
+        if not weights:
+            return self
+        words = []
+        for word, is_object in zip(self.words, are_objects([word.text for word in self.words]), strict=True):
+            slope, bias = weights[bool(is_object)]
+            words.append(replace(word, confidence=1 / (1 + math.exp(-slope * log_odds(word.log_prob) - bias))))
+        return replace(self, words=tuple(words))
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,12 @@ class Captioned:
     height: int
     sha256: str | None
     notes: tuple[str, ...]
+
+
+def log_odds(log_prob: float) -> float:
+    """log(p / (1 - p)) of a probability; one that float32 rounds to 1 counts as less."""
+    log_prob = min(log_prob, -MIN_DOUBT)
+    return log_prob - math.log(-math.expm1(log_prob))
 
 
 def caption_memory(

@@ -130,10 +130,17 @@ class Captioner:
         """
         if not photos:
             return []
-        memory = self._memory(photos, region, hide)
+        memory, distances = self._memory(photos, region, hide)
         tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
-        found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys)
-        return [replace(best, alternatives=tuple(others)) for best, *others in found]
+        captions = []
+        for found, distance in zip(
+            caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys),
+            distances,
+            strict=True,
+        ):
+            best, *others = (each.calibrated(self.model.config.confidence) for each in found)
+            captions.append(replace(best, alternatives=tuple(others), unfamiliarity=distance))
+        return captions
 
     def stream(
         self,
@@ -208,7 +215,7 @@ class Captioner:
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
         if tiles == (1, 1):
-            memory = self._memory([photo], region, hide)
+            memory, _ = self._memory([photo], region, hide)
             view = View(encoder.grid, encoder.prefix, photo.geometry)
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
@@ -232,17 +239,20 @@ class Captioner:
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
     @torch.inference_mode()
-    def _memory(self, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
-        """The memory of a batch, masked outside `region` and inside `hide`."""
-        memory = self.model.encode(torch.stack([photo.pixels for photo in photos]).to(self.device))
+    def _memory(
+        self, photos: Sequence[Photo], region: Region | None, hide: Region | None
+    ) -> tuple[Memory, list[float | None]]:
+        """The memory of a batch, masked outside `region` and inside `hide`, and how unfamiliar each photo is."""
+        features = self.model.encoder(torch.stack([photo.pixels for photo in photos]).to(self.device))
+        memory, distances = self.model.decoder.project(features), self.model.unfamiliarity(features)
         if region is None and hide is None:
-            return memory
+            return memory, distances
         encoder = self.model.encoder
         keep = torch.ones(len(photos), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
         shown = np.stack([photo.shown_patches(region, hide, encoder.grid) for photo in photos])
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
-        return memory.mask(keep.to(self.device))
+        return memory.mask(keep.to(self.device)), distances
 
     @torch.inference_mode()
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:

@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from captioner.inspection.trace import AttentionTrace
 
 LOW_CONFIDENCE = "low_confidence"
+UNFAMILIAR = "unfamiliar"
 DIGITS = 4
 """Decimals of a caption's numbers; further ones depend on the shape of the batch."""
+UNFAMILIARITY_DIGITS = 2
+"""Decimals of the distance from training photos."""
 TRACE_DIGITS = 6
 """Decimals of a trace's numbers: the precision of float32."""
 MEASURES = ("entropy", "peak", "null_mass", "prefix_mass", "padding_mass")
@@ -23,22 +26,26 @@ def caption_record(
     """The record of an input, as JSONL holds it; `{"path", "error"}` for one that failed.
 
     `prepend` goes before `caption`, but not into `captions`, the model's own. A confidence below `min_confidence` adds
-    the note `low_confidence`.
+    the note `low_confidence`, a photo unlike the training photos the note `unfamiliar`. What a model is not fitted for
+    is left out.
     """
     if isinstance(outcome, ImageError):
         return {"path": path, "error": {"code": outcome.code, "message": str(outcome)}}
     caption = outcome.caption
+    measured = caption.unfamiliarity
+    flags = {UNFAMILIAR: caption.unfamiliar, LOW_CONFIDENCE: caption.confidence < min_confidence}
     return {
         "path": path,
         "sha256": outcome.sha256,
         "caption": prepend + caption.text,
         "log_prob": round(caption.log_prob, DIGITS),
         "confidence": round(caption.confidence, DIGITS),
+        **({} if measured is None else {"unfamiliarity": round(measured, UNFAMILIARITY_DIGITS)}),
         "captions": [_caption(each) for each in (caption, *caption.alternatives)],
         "width": outcome.width,
         "height": outcome.height,
         "model": model,
-        "notes": [*outcome.notes, *([LOW_CONFIDENCE] if caption.confidence < min_confidence else [])],
+        "notes": [*outcome.notes, *(name for name, holds in flags.items() if holds)],
     }
 
 
@@ -82,5 +89,8 @@ def trace_record(
 
 
 def _caption(caption: "Caption") -> dict[str, Any]:
-    words = [{"text": word.text, "log_prob": round(word.log_prob, DIGITS)} for word in caption.words]
+    words = []
+    for word in caption.words:
+        measured = {} if word.confidence is None else {"confidence": round(word.confidence, DIGITS)}
+        words.append({"text": word.text, "log_prob": round(word.log_prob, DIGITS), **measured})
     return {"text": caption.text, "log_prob": round(caption.log_prob, DIGITS), "words": words}

@@ -20,6 +20,7 @@ from captioner.cli.output import Output, SidecarOutput, open_output
 from captioner.errors import ImageError
 from captioner.text import printable
 
+UNFAMILIAR = "unlike the photos this model was trained on; its caption may be wrong"
 add_arguments = add_caption_flags
 
 
@@ -132,6 +133,8 @@ def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Names
                     tally.complain(str(outcome))
                     continue
                 tally.count("captioned")
+                if outcome.caption.unfamiliar:
+                    tally.note(f"{printable(item.path)}: {UNFAMILIAR}")
                 if outcome.caption.confidence < least:
                     tally.count("below --min-confidence")
             output.finish()

@@ -80,6 +80,6 @@ def _figure(evaluation: Evaluation, image: ImageId, path: Path, note: str) -> st
     return (
         f'<figure><img src="data:image/jpeg;base64,{thumbnail}" alt="image {escape(str(image))}">'
         f"<figcaption><b>{escape(caption.text) or '(an empty caption)'}</b><ul>{references}</ul>"
-        f"<span class=score>{note} · mean probability of a word {caption.confidence:.2f} · {escape(path.name)}</span>"
+        f"<span class=score>{note} · confidence {caption.confidence:.2f} · {escape(path.name)}</span>"
         "</figcaption></figure>"
     )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from captioner.config import ModelConfig
 from captioner.model.decoder import TextDecoder
 from captioner.model.encoder import VisionEncoder
+from captioner.model.familiarity import Familiarity
 from captioner.model.memory import Memory
 
 GRAY = 128
@@ -34,11 +35,19 @@ class CaptionModel(nn.Module):
         self.decoder = TextDecoder(
             config.decoder, vocabulary=vocabulary, encoder_width=self.encoder.width, dropout=dropout
         )
+        self.familiarity = Familiarity(self.encoder.width) if config.familiar_distance else None
         self.config = replace(config, encoder=self.encoder.config)
 
     def encode(self, images: Tensor) -> Memory:
         """images (B, 3, height, width) uint8 -> the keys and values of every layer."""
         return self.decoder.project(self.encoder(images))
+
+    def unfamiliarity(self, features: Tensor) -> list[float | None]:
+        """features (B, N, E) -> how unlike the training photos each image is: above 1 it is unfamiliar. None if the
+        model has no measure of it."""
+        if self.familiarity is None or self.config.familiar_distance is None:
+            return [None] * len(features)
+        return [*(self.familiarity(features) / self.config.familiar_distance).tolist()]
 
     def blind(self, memory: Memory) -> Memory:
         """The memory of as many blank images: only the null patches, or a gray picture if there are none."""

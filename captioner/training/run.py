@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
+from captioner.calibration import calibrate
 from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
 from captioner.config import Config, DecoderConfig, ModelConfig
 from captioner.config_files import dump_yaml, to_dict
@@ -322,13 +323,14 @@ def _record_environment(folder: Path) -> None:
 
 
 def _save_best(run: Run, folder: Path, best: ModelCheckpoint, trainer: pl.Trainer) -> None:
-    """Write the model folder of the best epoch; where it trained on mosaics, with the heads that point best."""
+    """Write the model folder of the best epoch, calibrated, and with the heads that point best if it has mosaics."""
     model, val = run.model.float(), run.val.images  # model folders hold float32, whatever the training precision
     if best.best_model_path:
         state = load_training_file(Path(best.best_model_path))["state_dict"]
         model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
+    model.eval()
+    calibrate(model, run.tokenizer, run.loaders.train_set.images, val, run.loaders.train_set.store)
     if run.config.data.mosaics:
-        model.eval()
         ranked = len(val) >= 4
         heads = best_heads(mosaic_pointing(model, run.tokenizer, val, mosaics=HEAD_MOSAICS)) if ranked else ()
         model.config = replace(model.config, best_heads=heads)

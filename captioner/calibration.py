@@ -1,0 +1,144 @@
+"""What a trained model knows about its own reliability: the confidence of its words, and which photos are familiar.
+
+K words · B images · S photos · N positions · E encoder width
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captioner.caption import Caption, caption_memory, log_odds
+from captioner.data.annotations import CaptionedImage
+from captioner.data.dataset import read_photo, view_pixels
+from captioner.data.features import FeatureStore
+from captioner.generation import BeamSearch
+from captioner.inspection.hallucination import fit_weights, sigmoid
+from captioner.inspection.word_table import are_objects, plain_words
+from captioner.model.caption_model import CaptionModel
+from captioner.model.familiarity import DIRECTIONS, Familiarity
+from captioner.model.packed import pack
+from captioner.prefetch import prefetch
+from captioner.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+BINS = 10
+MAX_TRAIN, MAX_VAL = 4000, 2000
+"""Photos that are encoded, evenly spaced in the split; more change little."""
+MIN_TRAIN, MIN_VAL = 4 * DIRECTIONS, 100
+"""With fewer photos nothing is fitted."""
+MIN_OBJECTS = 50
+"""Fewest object words that have a regression of their own."""
+FAMILIAR_SHARE = 0.99
+"""Share of the validation photos that are familiar."""
+
+
+class WordOutcomes(NamedTuple):
+    """The words of captions, and whether they were right."""
+
+    log_odds: NDArray[np.float64]
+    """(K,)"""
+    right: NDArray[np.bool_]
+    """(K,) whether a human caption of the photo has the word, in lower case and without punctuation."""
+    is_object: NDArray[np.bool_]
+    """(K,) whether the word names an object."""
+    captions: NDArray[np.int64]
+    """(K,) the number of the caption."""
+
+    @classmethod
+    def of(cls, captions: Iterable[tuple[Caption, Sequence[str]]]) -> "WordOutcomes":
+        """The words of captions, each with the human captions of its photo."""
+        rows = []
+        for number, (caption, references) in enumerate(captions):
+            known = {word for reference in references for word in plain_words(reference.split())}
+            texts = [word.text for word in caption.words]
+            for word, plain, is_object in zip(caption.words, plain_words(texts), are_objects(texts), strict=True):
+                if plain:
+                    rows.append((log_odds(word.log_prob), plain in known, is_object, number))
+        odds, right, objects, numbers = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return cls(np.array(odds, np.float64), np.array(right, bool), np.array(objects, bool), np.array(numbers, int))
+
+    def take(self, chosen: NDArray[np.bool_]) -> "WordOutcomes":
+        """Some of the words."""
+        return WordOutcomes(self.log_odds[chosen], self.right[chosen], self.is_object[chosen], self.captions[chosen])
+
+    def fit(self) -> tuple[tuple[float, float], ...]:
+        """`ModelConfig.confidence`; captions with few objects have one regression for all words."""
+        few = self.is_object.sum() < MIN_OBJECTS
+        return tuple(
+            (float(slope), float(bias))
+            for part in (~self.is_object, self.is_object)
+            for slope, bias in [fit_weights(self.log_odds[part | few, None], self.right[part | few])]
+        )
+
+    def confidence(self, weights: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+        """(K,) by these weights, as `Caption.calibrated` has it."""
+        slope, bias = np.array(weights)[self.is_object.astype(int)].T
+        return sigmoid(slope * self.log_odds + bias)
+
+
+def calibration_error(confidence: NDArray[np.float64], outcomes: NDArray[np.generic]) -> float:
+    """Expected calibration error: the mean gap between confidence and outcome, in ten bins of equal count."""
+    bins = np.array_split(np.argsort(confidence, kind="stable"), BINS)
+    gaps = [abs(confidence[each].mean() - outcomes[each].mean()) * len(each) for each in bins if len(each)]
+    return float(sum(gaps) / len(confidence))
+
+
+@torch.no_grad()
+def calibrate(
+    model: CaptionModel,
+    tokenizer: Tokenizer,
+    train: Sequence[CaptionedImage],
+    val: Sequence[CaptionedImage],
+    store: FeatureStore | None = None,
+) -> None:
+    """Fit the confidence of words and the familiar distance on photos, from a store or encoded now.
+
+    The model must be in evaluation mode. With too few photos nothing is fitted, and what was fitted before is dropped.
+    """
+    if len(train) < MIN_TRAIN or len(val) < MIN_VAL:
+        log.info("confidence is not calibrated: that takes %d training and %d validation photos", MIN_TRAIN, MIN_VAL)
+        model.familiarity = None
+        model.config = replace(model.config, confidence=(), familiar_distance=None)
+        return
+    decoder, captions, means = pack(model.decoder), [], []
+    for images, features in _features(model, _some(val, MAX_VAL), store):
+        means.append(features.mean(dim=1))
+        found = caption_memory(decoder, tokenizer, decoder.project(features), BeamSearch())
+        captions += [(best, image.captions) for [best, *_], image in zip(found, images, strict=True)]
+    seen = torch.cat([features.mean(dim=1) for _, features in _features(model, _some(train, MAX_TRAIN), store)])
+    model.familiarity = Familiarity.fit(seen)
+    distances = model.familiarity(torch.cat(means)[:, None])
+    limit = float(distances.quantile(FAMILIAR_SHARE))
+    model.config = replace(model.config, confidence=WordOutcomes.of(captions).fit(), familiar_distance=limit)
+
+
+def _some(images: Sequence[CaptionedImage], most: int) -> list[CaptionedImage]:
+    """At most so many of the images, evenly spaced."""
+    return [images[place] for place in np.linspace(0, len(images) - 1, min(most, len(images)), dtype=int)]
+
+
+def _features(
+    model: CaptionModel, images: Sequence[CaptionedImage], store: FeatureStore | None
+) -> Iterator[tuple[list[CaptionedImage], Tensor]]:
+    """Batches of images with their features (B, N, E)."""
+    encoder, device = model.encoder, model.encoder.mean.device
+
+    def encoded(image: CaptionedImage) -> tuple[CaptionedImage, Tensor]:
+        if store is not None:
+            return image, store.read(str(image.image_id))
+        return image, torch.from_numpy(view_pixels(read_photo(image), encoder.config, image))
+
+    with closing(prefetch(images, encoded, BATCH)) as batches:
+        for batch in batches:
+            chosen, parts = zip(*batch, strict=True)
+            stacked = torch.stack(parts).to(device)
+            yield list(chosen), encoder(stacked) if store is None else stacked.float()
