@@ -22,7 +22,7 @@ from captioner.generation import BeamSearch
 from captioner.inspection.hallucination import fit_weights, sigmoid
 from captioner.inspection.word_table import are_objects, plain_words
 from captioner.model.caption_model import CaptionModel
-from captioner.model.familiarity import DIRECTIONS, Familiarity
+from captioner.model.familiarity import DIRECTIONS, Familiarity, summarize
 from captioner.model.packed import pack
 from captioner.prefetch import prefetch
 from captioner.tokenizer import Tokenizer
@@ -109,15 +109,14 @@ def calibrate(
         model.familiarity = None
         model.config = replace(model.config, confidence=(), familiar_distance=None)
         return
-    decoder, captions, means = pack(model.decoder), [], []
+    decoder, captions, distances = pack(model.decoder), [], []
+    seen = torch.cat([summarize(features) for _, features in _features(model, _some(train, MAX_TRAIN), store)])
+    model.familiarity = Familiarity.fit(seen)
     for images, features in _features(model, _some(val, MAX_VAL), store):
-        means.append(features.mean(dim=1))
+        distances.append(model.familiarity(features))
         found = caption_memory(decoder, tokenizer, decoder.project(features), BeamSearch())
         captions += [(best, image.captions) for [best, *_], image in zip(found, images, strict=True)]
-    seen = torch.cat([features.mean(dim=1) for _, features in _features(model, _some(train, MAX_TRAIN), store)])
-    model.familiarity = Familiarity.fit(seen)
-    distances = model.familiarity(torch.cat(means)[:, None])
-    limit = float(distances.quantile(FAMILIAR_SHARE))
+    limit = float(torch.cat(distances).quantile(FAMILIAR_SHARE))
     model.config = replace(model.config, confidence=WordOutcomes.of(captions).fit(), familiar_distance=limit)
 
 

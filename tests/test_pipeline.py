@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 
 import captioner as package
-from captioner.caption import Caption
+from captioner.caption import Caption, CaptionWord
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
 from captioner.geometry import Geometry, to_pixels
 from captioner.model.caption_model import CaptionModel
+from captioner.model.familiarity import Familiarity
 from captioner.model.linear import AVAILABLE
 from captioner.pipeline import Captioner, model_folder
 from captioner.prefetch import BATCHES
@@ -103,6 +104,36 @@ def test_a_caption_holds_what_the_search_found(captioner, photos):
     assert caption.log_prob == pytest.approx(found[0].log_prob, abs=LOG_PROB)
     assert caption.text == words.decode(found[0].tokens)
     assert caption.confidence == pytest.approx(math.exp(found[0].log_prob / len(found[0].tokens)), abs=1e-5)
+
+
+def test_a_calibrated_model_says_how_confident_it_is_and_how_unfamiliar_each_photo_is(captioner, photos):
+    plain = captioner(photos)
+    assert all(not each.unfamiliar and each.unfamiliarity is None for each in plain)
+    calibrated = copy.deepcopy(captioner)
+    model = calibrated.model
+    pixels = torch.stack([captioner.prepare(photo).pixels for photo in photos])
+    with torch.no_grad():
+        model.familiarity = Familiarity.fit(torch.randn(200, model.encoder.width))
+        distances = model.familiarity(model.encoder(pixels))
+    limit = float(distances.median())
+    model.config = replace(model.config, confidence=((0.5, 0.1), (0.4, -0.2)), familiar_distance=limit)
+    for found, before, distance in zip(calibrated(photos), plain, distances.tolist(), strict=True):
+        assert found.unfamiliarity == pytest.approx(distance / limit, rel=1e-4)
+        assert found.unfamiliar == (found.unfamiliarity > 1)
+        assert same(found, before)
+        assert found.words == before.calibrated(model.config.confidence).words
+        assert found.confidence == pytest.approx(np.mean([word.confidence for word in found.words]))
+
+
+def test_confidence_is_a_regression_on_the_log_odds_of_words_and_of_object_words():
+    words = (CaptionWord("a", math.log(0.9)), CaptionWord("Dog.", math.log(0.2)), CaptionWord("sits", 0.0))
+    caption = Caption("a Dog. sits", -1.7, words, (3, 4, 5))
+    assert [word.confidence for word in caption.words] == [None] * 3
+    assert caption.calibrated(()) == caption
+    assert caption.confidence == pytest.approx(math.exp(-1.7 / 3))
+    a, dog, sits = (word.confidence for word in caption.calibrated([(1.0, 0.0), (2.0, 1.0)]).words)
+    assert (a, dog) == pytest.approx((0.9, 1 / (1 + math.exp(-2 * math.log(0.25) - 1))))
+    assert 0.999 < sits < 1
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,25 @@ def test_the_record_of_a_failed_input() -> None:
         "path": "x.jpg",
         "error": {"code": "empty", "message": "x.jpg: the file is empty; get it again"},
     }
+
+
+def test_a_calibrated_model_adds_confidences_and_the_distance_of_the_photo() -> None:
+    caption = replace(BEST.calibrated([(1.0, 0.0), (0.5, -1.0)]), unfamiliarity=1.23456)
+    record = caption_record("x.jpg", replace(GOOD, caption=caption), model="tiny", min_confidence=1)
+    plain = caption_record("x.jpg", GOOD, model="tiny")
+    a, dog, runs = caption.words
+    assert record["confidence"] == round((a.confidence + dog.confidence + runs.confidence) / 3, 4)
+    assert record["captions"][0]["words"][1] == {
+        "text": "dog",
+        "log_prob": -0.5,
+        "confidence": round(dog.confidence, 4),
+    }
+    assert record["captions"][1:] == plain["captions"][1:]
+    assert record.pop("unfamiliarity") == 1.23
+    assert list(record) == list(plain)
+    assert record["notes"] == [*GOOD.notes, "unfamiliar", "low_confidence"]
+    familiar = caption_record("x.jpg", replace(GOOD, caption=replace(caption, unfamiliarity=0.5)), model="tiny")
+    assert (familiar["unfamiliarity"], familiar["notes"]) == (0.5, [*GOOD.notes])
 
 
 @pytest.mark.parametrize(("least", "notes"), [(0.734, []), (0.735, ["low_confidence"])])

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from captioner.cli import main
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.model.caption_model import CaptionModel
+from captioner.model.familiarity import Familiarity
 from captioner.model.linear import AVAILABLE
 from captioner.pipeline import Captioner
 from captioner.tokenizer import Tokenizer
@@ -538,6 +540,27 @@ def test_names_with_line_ends_of_unicode(caption: Caption, photos: Path) -> None
     assert caption(*names, "--format", "coco", "-o", "ids.json") == 0
     found = json.loads((photos / "ids.json").read_text(encoding="utf-8"))
     assert [entry["image_id"] for entry in found] == [name[:-4] for name in names]
+
+
+def test_a_photo_unlike_the_training_photos_is_noted(
+    model: str, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    network, pixels = captioner.model, captioner.prepare("photos/a.jpg").pixels
+    with torch.no_grad():
+        network.familiarity = Familiarity.fit(torch.randn(200, network.encoder.width))
+        distance = float(network.familiarity(network.encoder(pixels[None])))
+    for limit in (0.5 * distance, 2 * distance):
+        network.config = replace(network.config, familiar_distance=limit)
+        captioner.save_pretrained(photos / "fitted")
+        assert main(["caption", "photos/a.jpg", "--model", "fitted", "--format", "jsonl", "--device", "cpu"]) == 0
+        shown = capsys.readouterr()
+        record = json.loads(shown.out)
+        assert record["unfamiliarity"] == round(distance / limit, 2)
+        line = "captioner: photos/a.jpg: unlike the photos this model was trained on; its caption may be wrong\n"
+        noted = limit < distance
+        assert record["notes"] == ["unfamiliar"] * noted
+        assert shown.err == line * noted + "captioner: 1 captioned, 0 failed\n"
 
 
 def test_improbable_captions(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
