@@ -30,7 +30,7 @@ def row(outcomes: WordOutcomes, confidence: NDArray[np.float64]) -> tuple[float,
     return (
         len(right),
         float(right.mean()),
-        calibration_error(sigmoid(outcomes.log_odds), right),
+        calibration_error(sigmoid(outcomes.features[:, 0]), right),
         calibration_error(confidence, right),
         calibration_error(confidence[objects], right[objects]),
         calibration_error(*means),

@@ -1,6 +1,6 @@
 """What a trained model knows about its own reliability: the confidence of its words, and which photos are familiar.
 
-K words · B images · S photos · N positions · E encoder width
+K words · F features of a word · B images · S photos · N positions · E encoder width
 """
 
 import logging
@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner.caption import Caption, caption_memory, log_odds
+from captioner.caption import Caption, caption_memory
 from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import read_photo, view_pixels
 from captioner.data.features import FeatureStore
 from captioner.generation import BeamSearch
 from captioner.inspection.hallucination import fit_weights, sigmoid
-from captioner.inspection.word_table import are_objects, plain_words
+from captioner.inspection.word_table import plain_words
 from captioner.model.caption_model import CaptionModel
 from captioner.model.familiarity import DIRECTIONS, Familiarity, summarize
 from captioner.model.packed import pack
@@ -44,8 +44,8 @@ FAMILIAR_SHARE = 0.99
 class WordOutcomes(NamedTuple):
     """The words of captions, and whether they were right."""
 
-    log_odds: NDArray[np.float64]
-    """(K,)"""
+    features: NDArray[np.float64]
+    """(K, F) of `Caption.word_features`; the first one is the log-odds."""
     right: NDArray[np.bool_]
     """(K,) whether a human caption of the photo has the word, in lower case and without punctuation."""
     is_object: NDArray[np.bool_]
@@ -59,30 +59,30 @@ class WordOutcomes(NamedTuple):
         rows = []
         for number, (caption, references) in enumerate(captions):
             known = {word for reference in references for word in plain_words(reference.split())}
-            texts = [word.text for word in caption.words]
-            for word, plain, is_object in zip(caption.words, plain_words(texts), are_objects(texts), strict=True):
-                if plain:
-                    rows.append((log_odds(word.log_prob), plain in known, is_object, number))
-        odds, right, objects, numbers = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return cls(np.array(odds, np.float64), np.array(right, bool), np.array(objects, bool), np.array(numbers, int))
+            plain = plain_words([word.text for word in caption.words])
+            for word, is_object, features in zip(plain, caption.are_objects(), caption.word_features(), strict=True):
+                rows.append((features, word in known, is_object, number))
+        features, *others = zip(*rows, strict=True)
+        right, objects, numbers = map(np.array, others)
+        return cls(np.array(features), right, objects, numbers)
 
     def take(self, chosen: NDArray[np.bool_]) -> "WordOutcomes":
         """Some of the words."""
-        return WordOutcomes(self.log_odds[chosen], self.right[chosen], self.is_object[chosen], self.captions[chosen])
+        return WordOutcomes(self.features[chosen], self.right[chosen], self.is_object[chosen], self.captions[chosen])
 
-    def fit(self) -> tuple[tuple[float, float], ...]:
+    def fit(self) -> tuple[tuple[float, float, float, float], ...]:
         """`ModelConfig.confidence`; captions with few objects have one regression for all words."""
         few = self.is_object.sum() < MIN_OBJECTS
-        return tuple(
-            (float(slope), float(bias))
+        weights = (
+            fit_weights(self.features[part | few], self.right[part | few]).tolist()
             for part in (~self.is_object, self.is_object)
-            for slope, bias in [fit_weights(self.log_odds[part | few, None], self.right[part | few])]
         )
+        return tuple((odds, place, distance, bias) for odds, place, distance, bias in weights)
 
-    def confidence(self, weights: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    def confidence(self, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:
         """(K,) by these weights, as `Caption.calibrated` has it."""
-        slope, bias = np.array(weights)[self.is_object.astype(int)].T
-        return sigmoid(slope * self.log_odds + bias)
+        design = np.column_stack([self.features, np.ones(len(self.features))])
+        return sigmoid((design * np.array(weights)[self.is_object.astype(int)]).sum(axis=1))
 
 
 def calibration_error(confidence: NDArray[np.float64], outcomes: NDArray[np.generic]) -> float:
@@ -117,7 +117,9 @@ def calibrate(
         found = caption_memory(decoder, tokenizer, decoder.project(features), BeamSearch())
         captions += [(best, image.captions) for [best, *_], image in zip(found, images, strict=True)]
     limit = float(torch.cat(distances).quantile(FAMILIAR_SHARE))
-    model.config = replace(model.config, confidence=WordOutcomes.of(captions).fit(), familiar_distance=limit)
+    known = zip(captions, (torch.cat(distances) / limit).tolist(), strict=True)
+    outcomes = WordOutcomes.of((replace(each, unfamiliarity=far), references) for (each, references), far in known)
+    model.config = replace(model.config, confidence=outcomes.fit(), familiar_distance=limit)
 
 
 def _some(images: Sequence[CaptionedImage], most: int) -> list[CaptionedImage]:

@@ -13,7 +13,7 @@ from captioner.model.memory import Memory
 from captioner.tokenizer import Tokenizer
 
 MIN_DOUBT = 1e-6
-"""Smallest 1 - p, as float32 tells it from 0."""
+"""Smallest 1 - p and smallest distance, so that their logarithms are finite."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,25 @@ class Caption:
         """Whether the photo is unlike those that the model was trained on, so that the caption may well be wrong."""
         return self.unfamiliarity is not None and self.unfamiliarity > 1
 
-    def calibrated(self, weights: Sequence[tuple[float, float]]) -> Self:
+    def calibrated(self, weights: Sequence[Sequence[float]]) -> Self:
         """The caption with the confidence of its words, by `ModelConfig.confidence`; without weights as it is."""
         if not weights:
             return self
         words = []
-        for word, is_object in zip(self.words, are_objects([word.text for word in self.words]), strict=True):
-            slope, bias = weights[bool(is_object)]
-            words.append(replace(word, confidence=1 / (1 + math.exp(-slope * log_odds(word.log_prob) - bias))))
+        for word, is_object, features in zip(self.words, self.are_objects(), self.word_features(), strict=True):
+            *slopes, bias = weights[is_object]
+            score = bias + sum(slope * feature for slope, feature in zip(slopes, features, strict=True))
+            words.append(replace(word, confidence=1 / (1 + math.exp(-score))))
         return replace(self, words=tuple(words))
+
+    def are_objects(self) -> list[bool]:
+        """Whether each word belongs to an object's name."""
+        return are_objects([word.text for word in self.words]).tolist()  # type: ignore[no-any-return]
+
+    def word_features(self) -> list[tuple[float, float, float]]:
+        """What confidence depends on: each word's log-odds, its place from 0 to 1, and the log of `unfamiliarity`."""
+        distance = 0.0 if self.unfamiliarity is None else math.log(max(self.unfamiliarity, MIN_DOUBT))
+        return [(log_odds(word.log_prob), place / len(self.words), distance) for place, word in enumerate(self.words)]
 
 
 @dataclass(frozen=True)

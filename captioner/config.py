@@ -244,9 +244,10 @@ class ModelConfig(Section):
     """(layer, head) of the cross-attention heads that point best; empty if not measured."""
     hallucination: tuple[float, ...] = ()
     """Weights of a logistic regression: the probability that a named object is a hallucination; empty if not fitted."""
-    confidence: tuple[tuple[float, float], ...] = ()
-    """Slope (1 / temperature) and bias of two logistic regressions on a word's log-odds: for words that name no object,
-    and for those that do. They give the probability that a human caption has the word; empty if not fitted."""
+    confidence: tuple[tuple[float, float, float, float], ...] = ()
+    """Weights of two logistic regressions, for words that name no object and for those that do: of the word's log-odds
+    (1 / temperature), its place, the distance of the photo, and a bias. They give the probability that a human caption
+    has the word; empty if not fitted."""
     familiar_distance: Positive | None = None
     """Distance from the training photos above which a photo is unfamiliar; null if not fitted."""
 

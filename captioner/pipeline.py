@@ -133,13 +133,11 @@ class Captioner:
         memory, distances = self._memory(photos, region, hide)
         tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
         captions = []
-        for found, distance in zip(
-            caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys),
-            distances,
-            strict=True,
-        ):
-            best, *others = (each.calibrated(self.model.config.confidence) for each in found)
-            captions.append(replace(best, alternatives=tuple(others), unfamiliarity=distance))
+        found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys)
+        for hypotheses, distance in zip(found, distances, strict=True):
+            placed = (replace(each, unfamiliarity=distance) for each in hypotheses)
+            best, *others = (each.calibrated(self.model.config.confidence) for each in placed)
+            captions.append(replace(best, alternatives=tuple(others)))
         return captions
 
     def stream(

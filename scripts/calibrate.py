@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a model folder")
     parser.add_argument("--data", action="append", required=True, help="a data set it was trained on; may be repeated")
+    parser.add_argument("--also", action="append", default=[], help="another data set, for its validation photos only")
     parser.add_argument("--train-split", default="train", help="default: train")
     parser.add_argument("--val-split", default="val", help="default: val")
     arguments = parser.parse_args(argv)
@@ -24,11 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from captioner.data.formats import load_captions
 
     model, tokenizer = load_model(arguments.model)
-    sets = [load_captions(folder) for folder in arguments.data]
-    train, val = (
-        [image for captions in sets for image in captions.split(split).images]
-        for split in (arguments.train_split, arguments.val_split)
-    )
+    sets = [load_captions(folder) for folder in (*arguments.data, *arguments.also)]
+    train = [image for each in sets[: len(arguments.data)] for image in each.split(arguments.train_split).images]
+    val = [image for each in sets for image in each.split(arguments.val_split).images]
     calibrate(model, tokenizer, train, val)
     save_model(arguments.model, model, tokenizer, card=(arguments.model / CARD).read_text(encoding="utf-8"))
     print(f"confidence {model.config.confidence}, familiar distance {model.config.familiar_distance}")

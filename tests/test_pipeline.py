@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import captioner as package
-from captioner.caption import Caption, CaptionWord
+from captioner.caption import Caption, CaptionWord, log_odds
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
@@ -116,12 +116,14 @@ def test_a_calibrated_model_says_how_confident_it_is_and_how_unfamiliar_each_pho
         model.familiarity = Familiarity.fit(torch.randn(200, model.encoder.width))
         distances = model.familiarity(model.encoder(pixels))
     limit = float(distances.median())
-    model.config = replace(model.config, confidence=((0.5, 0.1), (0.4, -0.2)), familiar_distance=limit)
+    model.config = replace(model.config, confidence=((0.5, 0.0, -1.0, 0.1),) * 2, familiar_distance=limit)
     for found, before, distance in zip(calibrated(photos), plain, distances.tolist(), strict=True):
         assert found.unfamiliarity == pytest.approx(distance / limit, rel=1e-4)
         assert found.unfamiliar == (found.unfamiliarity > 1)
         assert same(found, before)
-        assert found.words == before.calibrated(model.config.confidence).words
+        assert found.words[0].confidence == pytest.approx(
+            1 / (1 + math.exp(math.log(distance / limit) - 0.5 * log_odds(found.words[0].log_prob) - 0.1)), rel=1e-3
+        )
         assert found.confidence == pytest.approx(np.mean([word.confidence for word in found.words]))
 
 
@@ -131,9 +133,12 @@ def test_confidence_is_a_regression_on_the_log_odds_of_words_and_of_object_words
     assert [word.confidence for word in caption.words] == [None] * 3
     assert caption.calibrated(()) == caption
     assert caption.confidence == pytest.approx(math.exp(-1.7 / 3))
-    a, dog, sits = (word.confidence for word in caption.calibrated([(1.0, 0.0), (2.0, 1.0)]).words)
-    assert (a, dog) == pytest.approx((0.9, 1 / (1 + math.exp(-2 * math.log(0.25) - 1))))
+    a, dog, sits = (word.confidence for word in caption.calibrated([(1.0, 0, 0, 0), (2.0, 6.0, 5.0, 1.0)]).words)
+    assert (a, dog) == pytest.approx((0.9, 1 / (1 + math.exp(-2 * math.log(0.25) - 6 / 3 - 1))))
     assert 0.999 < sits < 1
+    far = replace(caption, unfamiliarity=2.0).calibrated([(0, 0, 1.0, 0)] * 2)
+    assert [word.confidence for word in far.words] == pytest.approx([2 / 3] * 3)
+    assert far.confidence == pytest.approx(2 / 3)
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")

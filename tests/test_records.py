@@ -59,7 +59,7 @@ def test_the_record_of_a_failed_input() -> None:
 
 
 def test_a_calibrated_model_adds_confidences_and_the_distance_of_the_photo() -> None:
-    caption = replace(BEST.calibrated([(1.0, 0.0), (0.5, -1.0)]), unfamiliarity=1.23456)
+    caption = replace(BEST, unfamiliarity=1.23456).calibrated([(1.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, -1.0)])
     record = caption_record("x.jpg", replace(GOOD, caption=caption), model="tiny", min_confidence=1)
     plain = caption_record("x.jpg", GOOD, model="tiny")
     a, dog, runs = caption.words
