@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 DIRECTIONS = 128
 """K, the number of principal directions that are stored."""
+MIN_SCALE = 1e-3
+"""Smallest standard deviation of a direction, relative to the largest; features may depend on each other."""
 MIN_SPREAD = 1e-6
 """Keeps a picture whose patches are all alike from dividing by zero."""
 
@@ -39,7 +41,7 @@ class Familiarity(nn.Module):
         deviations, count = deviations / (photos - 1) ** 0.5, len(fitted.directions)
         others = deviations[count:].square().sum().div(width - count).sqrt()
         fitted.directions = directions[:count].contiguous()
-        fitted.scales = torch.cat([deviations[:count], others[None]])
+        fitted.scales = torch.cat([deviations[:count], others[None]]).clamp(min=MIN_SCALE * float(deviations[0]))
         return fitted
 
     def forward(self, features: Tensor) -> Tensor:

@@ -44,6 +44,12 @@ def test_the_other_directions_share_one_variance(summaries, monkeypatch):
     assert_close(fitted(photos), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_features_that_depend_on_each_other_leave_distances_finite():
+    summaries = torch.randn(300, 3) @ torch.randn(3, 8)
+    fitted = Familiarity.fit(summaries)
+    assert fitted(torch.randn(5, 2, 8)).isfinite().all()
+
+
 def test_the_distance_of_a_photo_does_not_depend_on_its_batch(summaries):
     fitted, photos = Familiarity.fit(summaries), torch.randn(6, 4, 8)
     assert_close(torch.cat([fitted(photo[None]) for photo in photos]), fitted(photos))

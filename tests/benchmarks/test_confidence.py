@@ -1,0 +1,23 @@
+import numpy as np
+
+from benchmarks.confidence import cross_validated, row
+from captioner.calibration import WordOutcomes
+from captioner.inspection.hallucination import sigmoid
+
+
+def words(seed, bias):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(4000, 3))
+    right = rng.random(4000) < sigmoid(2 * features[:, 0] + bias)
+    return WordOutcomes(features, right, rng.random(4000) < 0.5, np.arange(4000) // 4)
+
+
+def test_confidence_is_fitted_on_the_other_half_of_all_photos():
+    tables = [words(0, -1.0), words(1, -1.0)]
+    for table, confidence in zip(tables, cross_validated(tables), strict=True):
+        count, right, before, after, *_, area = row(table, confidence)
+        assert (count, right) == (4000, table.right.mean())
+        assert after < 0.04 < before
+        assert area > 0.8
+    noise = tables[0]._replace(right=np.random.default_rng(2).random(4000) < 0.5)
+    assert abs(row(noise, cross_validated([noise])[0])[-1] - 0.5) < 0.05
