@@ -21,7 +21,7 @@ SOURCES = {
     "icons": (60, "oxygen-icon-theme/usr/share/icons/oxygen/base/256x256/**/*.png"),
     "screenshots": (60, "gimp-help-en/usr/share/gimp/**/*.png"),
     "clip art": (60, "openclipart-png/usr/share/openclipart/png/[afoprtu]*/**/*.png"),
-    "cartoons": (40, "scratch/usr/share/scratch/Media/Costumes/[AFPT]*/*"),
+    "cartoons": (40, "scratch/usr/share/scratch/Media/Costumes/[AF]*/*"),
     "constellation figures": (40, "stellarium-data/usr/share/stellarium/skycultures/**/*.png"),
     "night sky": (80, "stellarium-data/usr/share/stellarium/nebulae/default/*.png"),
     "rockets": (1, "scikit-image/skimage/data/rocket.jpg"),
@@ -115,10 +115,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--packages", type=Path, required=True, help="the folder with the unpacked packages")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    seeded = random.Random(0)
-    kinds = {"diagrams": [diagram(seeded) for _ in range(50)], "documents": [document(seeded) for _ in range(50)]}
+    kinds = {
+        "diagrams": [diagram(random.Random(number)) for number in range(50)],
+        "documents": [document(random.Random(number)) for number in range(50)],
+    }
     for kind, (count, pattern) in SOURCES.items():
-        kinds[kind] = list(taken(seeded, [*arguments.packages.glob(pattern)], count))
+        kinds[kind] = list(taken(random.Random(0), [*arguments.packages.glob(pattern)], count))
     for kind, pictures in kinds.items():
         for number, picture in enumerate(pictures):
             (arguments.output / kind).mkdir(parents=True, exist_ok=True)
