@@ -121,7 +121,8 @@ def compare_captions(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> di
 
 def without_numbers(record: dict[str, Any]) -> dict[str, Any]:
     """What of a record must be equal to the letter."""
-    return {key: value for key, value in record.items() if key not in ("log_prob", "confidence", "captions")}
+    numbers = ("log_prob", "confidence", "unfamiliarity", "captions")
+    return {key: value for key, value in record.items() if key not in numbers}
 
 
 def attention_maps(tree: Path, photos: list[str]) -> dict[str, list[list[list[float]]]]:

@@ -248,7 +248,8 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
         config_from_dict(ModelConfig, {"encoder": {"nme": "x"}}, "config.json")
     with pytest.raises(
         ConfigError,
-        match=r"^config\.json: unknown key epochs; known here: encoder, decoder, best_heads, hallucination$",
+        match=r"^config\.json: unknown key epochs; known here: encoder, decoder, best_heads, hallucination, "
+        r"confidence, familiar_distance$",
     ):
         config_from_dict(ModelConfig, {"epochs": 1}, "config.json")
     with pytest.raises(ConfigError, match=r"^config\.json: decoder\.width: 10 is not"):
@@ -261,7 +262,8 @@ def test_a_model_folders_configuration_is_as_strict() -> None:
 def test_a_model_configuration_of_another_kind(data: Any) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^config\.json: got .*, expected a mapping with the keys encoder, decoder, best_heads, hallucination$",
+        match=r"^config\.json: got .*, expected a mapping with the keys encoder, decoder, best_heads, hallucination, "
+        r"confidence, familiar_distance$",
     ):
         config_from_dict(ModelConfig, data, "config.json")
 
