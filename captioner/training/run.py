@@ -329,7 +329,8 @@ def _save_best(run: Run, folder: Path, best: ModelCheckpoint, trainer: pl.Traine
         state = load_training_file(Path(best.best_model_path))["state_dict"]
         model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
     model.eval()
-    calibrate(model, run.tokenizer, run.loaders.train_set.images, val, run.loaders.train_set.store)
+    if (seen := run.loaders.train_set).pictures:
+        calibrate(model, run.tokenizer, seen.images, val, seen.store)
     if run.config.data.mosaics:
         ranked = len(val) >= 4
         heads = best_heads(mosaic_pointing(model, run.tokenizer, val, mosaics=HEAD_MOSAICS)) if ranked else ()
