@@ -2,12 +2,13 @@
 
 A word is right where a human caption of its photo has it. The table has the expected calibration error of the bare
 probability, and of the confidence of words, of object words, and of captions (the outcome is the share of right words):
-first by regressions fitted on half of the photos of all data sets, for the other half, then by those that the
-model stores. The area is that of right above wrong words. Prints Markdown.
+first by a temperature and by regressions fitted on half of the photos of all data sets, for the other half, then by
+what the model stores. The area is that of right above wrong words. Prints Markdown.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from captioner.caption import Captioned
 from captioner.data.formats import load_captions
 from captioner.inspection.hallucination import sigmoid
 
+Weights = tuple[tuple[float, float, float, float], ...]
 COLUMNS = ("words", "right", "probability", "words", "object words", "captions", "area under the curve")
 
 
@@ -38,12 +40,21 @@ def row(outcomes: WordOutcomes, confidence: NDArray[np.float64]) -> tuple[float,
     )
 
 
-def cross_validated(tables: list[WordOutcomes]) -> list[NDArray[np.float64]]:
-    """The confidence of the words of each data set, by regressions on the other half of the photos of all."""
+def temperature(words: WordOutcomes) -> Weights:
+    """The weights of a temperature alone: the likeliest one."""
+    candidates = [((slope, 0.0, 0.0, 0.0),) * 2 for slope in np.linspace(0.1, 2, 191).tolist()]
+    chances = (np.where(words.right, chance, 1 - chance) for chance in map(words.confidence, candidates))
+    return candidates[int(np.argmax([np.log(chance).mean() for chance in chances]))]
+
+
+def cross_validated(
+    tables: list[WordOutcomes], fit: Callable[[WordOutcomes], Weights] = WordOutcomes.fit
+) -> list[NDArray[np.float64]]:
+    """The confidence of the words of each data set, by weights fitted to the other half of the photos of all."""
     found = [np.zeros(len(each.right)) for each in tables]
     for half in (0, 1):
         others = [each.take(each.captions % 2 != half) for each in tables]
-        weights = WordOutcomes(*map(np.concatenate, zip(*others, strict=True))).fit()
+        weights = fit(WordOutcomes(*map(np.concatenate, zip(*others, strict=True))))
         for each, confidence in zip(tables, found, strict=True):
             part = each.captions % 2 == half
             confidence[part] = each.take(part).confidence(weights)
@@ -68,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         ]
         tables.append(WordOutcomes.of(pairs))
     print(f"| data | fitted on | {' | '.join(COLUMNS)} |\n|---|---|{'---|' * len(COLUMNS)}")
-    rows = {"the other half": cross_validated(tables)}
+    rows = {
+        "the other half, temperature alone": cross_validated(tables, temperature),
+        "the other half": cross_validated(tables),
+    }
     if weights := captioner.model.config.confidence:
         rows["stored"] = [each.confidence(weights) for each in tables]
     for name, confidences in rows.items():

@@ -109,6 +109,7 @@ def calibrate(
         model.familiarity = None
         model.config = replace(model.config, confidence=(), familiar_distance=None)
         return
+    log.info("calibrating confidence on %d validation photos", min(len(val), MAX_VAL))
     decoder, captions, distances = pack(model.decoder), [], []
     seen = torch.cat([summarize(features) for _, features in _features(model, _some(train, MAX_TRAIN), store)])
     model.familiarity = Familiarity.fit(seen)

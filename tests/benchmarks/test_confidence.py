@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from benchmarks.confidence import cross_validated, row
+from benchmarks.confidence import cross_validated, row, temperature
 from captioner.calibration import WordOutcomes
 from captioner.inspection.hallucination import sigmoid
 
@@ -19,5 +20,7 @@ def test_confidence_is_fitted_on_the_other_half_of_all_photos():
         assert (count, right) == (4000, table.right.mean())
         assert after < 0.04 < before
         assert area > 0.8
+    [cooled] = cross_validated(tables[:1], temperature)
+    assert cooled == pytest.approx(sigmoid(2 * tables[0].features[:, 0]), abs=0.1)
     noise = tables[0]._replace(right=np.random.default_rng(2).random(4000) < 0.5)
     assert abs(row(noise, cross_validated([noise])[0])[-1] - 0.5) < 0.05
