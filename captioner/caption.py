@@ -14,6 +14,8 @@ from captioner.tokenizer import Tokenizer
 
 MIN_DOUBT = 1e-6
 """Smallest 1 - p and smallest distance, so that their logarithms are finite."""
+MAX_SCORE = 50.0
+"""Largest log-odds against a word, so that their exponential is finite."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Caption:
         for word, is_object, features in zip(self.words, self.are_objects(), self.word_features(), strict=True):
             *slopes, bias = weights[is_object]
             score = bias + sum(slope * feature for slope, feature in zip(slopes, features, strict=True))
-            words.append(replace(word, confidence=1 / (1 + math.exp(-score))))
+            words.append(replace(word, confidence=1 / (1 + math.exp(min(-score, MAX_SCORE)))))
         return replace(self, words=tuple(words))
 
     def are_objects(self) -> list[bool]:

@@ -136,6 +136,7 @@ def test_confidence_is_a_regression_on_the_log_odds_of_words_and_of_object_words
     a, dog, sits = (word.confidence for word in caption.calibrated([(1.0, 0, 0, 0), (2.0, 6.0, 5.0, 1.0)]).words)
     assert (a, dog) == pytest.approx((0.9, 1 / (1 + math.exp(-2 * math.log(0.25) - 6 / 3 - 1))))
     assert 0.999 < sits < 1
+    assert replace(caption, unfamiliarity=1e6).calibrated([(0, 0, -1e3, 0)] * 2).confidence == pytest.approx(0)
     far = replace(caption, unfamiliarity=2.0).calibrated([(0, 0, 1.0, 0)] * 2)
     assert [word.confidence for word in far.words] == pytest.approx([2 / 3] * 3)
     assert far.confidence == pytest.approx(2 / 3)
