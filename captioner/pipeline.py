@@ -11,6 +11,7 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from captioner.caption import Caption, Captioned, caption_memory
 from captioner.checkpoint import load_model, save_model
@@ -18,12 +19,13 @@ from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Strategy
 from captioner.geometry import Geometry, to_pixels
 from captioner.images import ImageSource, open_image
-from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
+from captioner.inspection.trace import BY_GRADIENTS, METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory, concat
 from captioner.model.packed import pack
+from captioner.model.stage import Stage
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.text import first_line
@@ -130,7 +132,7 @@ class Captioner:
         """
         if not photos:
             return []
-        memory = self._memory(photos, region, hide)
+        memory, _ = self._memory(photos, region, hide)
         tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
         found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys)
         return [replace(best, alternatives=tuple(others)) for best, *others in found]
@@ -192,7 +194,7 @@ class Captioner:
         region: Region | None = None,
         hide: Region | None = None,
         tiles: tuple[int, int] = (1, 1),
-        method: Method = "relevance",
+        method: Method = "refined",
     ) -> AttentionTrace:
         """Which patches each word of a caption attended to: the model's own caption, or any `caption`.
 
@@ -207,13 +209,14 @@ class Captioner:
         opened = open_image(image)
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
+        with_stage = method == "refined"
         if tiles == (1, 1):
-            memory = self._memory([photo], region, hide)
+            memory, stage = self._memory([photo], region, hide, with_stage)
             view = View(encoder.grid, encoder.prefix, photo.geometry)
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
-            memory, view = self._tiled(opened.image, tiles)
+            memory, stage, view = self._tiled(opened.image, tiles, with_stage)
         with torch.inference_mode():
             blind = self.model.blind(memory)
         if caption is None:
@@ -222,30 +225,45 @@ class Captioner:
         else:
             tokens = self._caption_tokens(caption)
         trace = AttentionTrace.of(
-            self._decoder, memory, tokens, self.tokenizer, view=view, photo=opened.image, method=method, blind=blind
+            self._decoder,
+            memory,
+            tokens,
+            self.tokenizer,
+            view=view,
+            photo=opened.image,
+            method=method,
+            blind=blind,
+            stage=stage,
         )
-        weights = self.model.config.hallucination if method == "relevance" else ()
+        weights = self.model.config.hallucination if method in BY_GRADIENTS else ()
         return replace(trace, hallucination=hallucination_probabilities(trace, weights)) if weights else trace
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know; a trace shows them as `<unk>`."""
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
-    @torch.inference_mode()
-    def _memory(self, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
+    def _encode(self, images: Tensor, with_stage: bool) -> tuple[Memory, Stage | None]:
+        """The memory of images (B, 3, height, width) uint8, and the stage of the encoder if it is asked for."""
+        if with_stage:
+            return self.model.encode_with_stage(images.to(self.device))
+        with torch.inference_mode():
+            return self.model.encode(images.to(self.device)), None
+
+    def _memory(
+        self, photos: Sequence[Photo], region: Region | None, hide: Region | None, with_stage: bool = False
+    ) -> tuple[Memory, Stage | None]:
         """The memory of a batch, masked outside `region` and inside `hide`."""
-        memory = self.model.encode(torch.stack([photo.pixels for photo in photos]).to(self.device))
+        memory, stage = self._encode(torch.stack([photo.pixels for photo in photos]), with_stage)
         if region is None and hide is None:
-            return memory
+            return memory, stage
         encoder = self.model.encoder
         keep = torch.ones(len(photos), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
         shown = np.stack([photo.shown_patches(region, hide, encoder.grid) for photo in photos])
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
-        return memory.mask(keep.to(self.device))
+        return memory.mask(keep.to(self.device)), stage
 
-    @torch.inference_mode()
-    def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
+    def _tiled(self, photo: Image, tiles: tuple[int, int], with_stage: bool) -> tuple[Memory, Stage | None, View]:
         """One memory of the photo's tiles, and the large grid that their patches form."""
         encoder, (rows, columns) = self.model.encoder, tiles
         height, width = encoder.image_size
@@ -255,15 +273,16 @@ class Captioner:
         assert encoder.config.interpolation is not None
         pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
         cut = pixels.unflatten(2, (columns, width)).unflatten(1, (rows, height)).permute(1, 3, 0, 2, 4).flatten(0, 1)
-        encoded = self.model.encode(cut.to(self.device))
-        memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
+        encoded, stage = self._encode(cut, with_stage)
+        with torch.inference_mode(False), torch.set_grad_enabled(with_stage):
+            memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
         positions = torch.arange(memory.positions).view(rows, columns, -1)
         prefix, patches, null = positions.tensor_split((encoder.prefix, encoder.patches.stop), dim=2)
         # Patch (y, x) of tile (r, c) is patch (r·h + y, c·w + x) of the large grid.
         high, wide = encoder.grid
         ordered = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
         order = torch.cat([prefix.flatten(), ordered.flatten(), null.flatten()]).tolist()
-        return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
+        return memory, stage, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order), tiles)
 
     def _prefix_tokens(self, text: str) -> tuple[int, ...]:
         if unknown := ", ".join(self.unknown_words(text)):

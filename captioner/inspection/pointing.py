@@ -3,12 +3,13 @@
 In mosaics, four photos in one picture, the map of a word from one photo's caption must lie on that photo. Chance is a
 quarter, and no boxes are needed. On instances, the map must lie on COCO's masks of the object that the word names.
 
-W words of a caption · K words · L layers · H heads · P = h·w patches
+W words of a caption · K words · L layers · H heads · h·w patches, on the grid of each map
 """
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def mosaic_pointing(
         raise ConfigError(f"pointing: {len(images)} images, and a mosaic takes four")
     decoder = pack(model.decoder)
     tables = []
-    shares = corner_shares(model.encoder.grid)  # (4, P)
+    shares = cache(corner_shares)  # of a grid (4, h·w)
     for number, photos in enumerate(layout.layout[:mosaics]):
         corner = number % CORNERS
         image = images[photos[corner]]
@@ -64,12 +65,12 @@ def mosaic_pointing(
         mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
         columns = {}
         for name, each in maps(map_model or model, mapped).items():
-            by_corner = each @ shares.T  # (W, 4)
+            by_corner = each.reshape(len(each), -1) @ shares(each.shape[1:]).T  # (W, 4)
             total = by_corner.sum(axis=1)
             columns[f"{name} mass"] = _ratio(by_corner[:, corner], total, 1 / CORNERS)
             columns[f"{name} hit"] = np.where(total > TINY, by_corner.argmax(axis=1) == corner, 1 / CORNERS)
         raw = mapped.weights[..., model.encoder.patches]
-        heads = np.stack([raw @ shares[corner], raw.sum(axis=-1)], axis=-1)
+        heads = np.stack([raw @ shares(model.encoder.grid)[corner], raw.sum(axis=-1)], axis=-1)
         tables.append(WordTable.of(photos[corner], forced, columns, heads=heads))
     return WordTable.concat(tables)
 
@@ -85,9 +86,10 @@ def instance_pointing(
 ) -> WordTable:
     """`NAME mass` inside COCO's instances, `NAME hit` by the strongest patch, and `area`, their share of the image.
 
-    For words that name a category with instances in the image, all of them taken together; `area` is the mass of an
-    even map. Images that the file lacks are skipped. `map_model` makes the maps instead of `model`. Raises
-    AnnotationError for a file without instances.
+    For words of all captions that name a category with instances in the image, all of them taken together; `area` is
+    the mass of an even map, and the map `center` lies on the central patch whatever the word. Images that the file
+    lacks are skipped. `map_model` makes the maps instead of `model`. Raises AnnotationError for a file without
+    instances.
     """
     objects = _read_instances(instances)
     decoder = pack(model.decoder)
@@ -104,21 +106,24 @@ def instance_pointing(
             name = objects.cats[annotation["category_id"]]["name"]
             masks[name] = np.maximum(masks.get(name, np.uint8(0)), objects.annToMask(annotation))
         pixels = torch.from_numpy(view_pixels(photo, model.encoder.config, image))
-        caption = image.captions[number % len(image.captions)]
-        forced = force_caption(model, tokenizer, pixels, caption, decoder)
-        words = {word: name for word, name in enumerate(_categories(forced.words, masks)) if name is not None}
-        if not words:
-            continue
-        mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
-        inside = np.stack([_coverage(masks[name], photo, geometry, model.encoder.grid) for name in words.values()])
-        columns = {"area": inside.mean(axis=1)}
-        for name, each in maps(map_model or model, mapped).items():
-            chosen = each[list(words)]  # (K, P), as inside
-            total = chosen.sum(axis=1)
-            peak = np.take_along_axis(inside, chosen.argmax(axis=1)[:, None], axis=1)[:, 0] >= 0.5
-            columns[f"{name} mass"] = _ratio((chosen * inside).sum(axis=1), total, columns["area"])
-            columns[f"{name} hit"] = np.where(total > TINY, peak, columns["area"])
-        tables.append(WordTable.of(number, forced, columns, words=list(words)))
+        share = cache(partial(_coverage, masks, photo, geometry))  # of a category and a grid (h, w)
+        for caption in image.captions:
+            forced = force_caption(model, tokenizer, pixels, caption, decoder)
+            words = {word: name for word, name in enumerate(_categories(forced.words, masks)) if name is not None}
+            if not words:
+                continue
+            mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
+            found_maps = dict(maps(map_model or model, mapped))
+            found_maps["center"] = np.repeat(center(model.encoder.grid)[None], len(forced.words), axis=0)
+            columns = {"area": np.array([share(name, model.encoder.grid).mean() for name in words.values()])}
+            for name, each in found_maps.items():
+                inside = np.stack([share(category, each.shape[1:]).ravel() for category in words.values()])
+                chosen = each[list(words)].reshape(inside.shape)
+                total = chosen.sum(axis=1)
+                peak = np.take_along_axis(inside, chosen.argmax(axis=1)[:, None], axis=1)[:, 0] >= 0.5
+                columns[f"{name} mass"] = _ratio((chosen * inside).sum(axis=1), total, columns["area"])
+                columns[f"{name} hit"] = np.where(total > TINY, peak, columns["area"])
+            tables.append(WordTable.of(number, forced, columns, words=list(words)))
     return WordTable.concat(tables)
 
 
@@ -167,15 +172,21 @@ def _read_instances(path: Path) -> Any:
     return objects
 
 
+def center(grid: tuple[int, int]) -> NDArray[np.float32]:
+    """A map (h, w) that lies on the central patch, or on the two or four of an even grid."""
+    rows, columns = (np.abs(np.arange(count) - (count - 1) / 2) < 1 for count in grid)
+    return np.outer(rows, columns).astype(np.float32)
+
+
 def _coverage(
-    mask: NDArray[np.uint8], photo: Image.Image, geometry: Geometry, grid: tuple[int, int]
+    masks: Mapping[str, NDArray[np.uint8]], photo: Image.Image, geometry: Geometry, name: str, grid: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(P,) the share of each patch that a mask (height, width) of the photo covers."""
-    picture = Image.fromarray(mask * np.uint8(255)).resize(photo.size, Image.Resampling.NEAREST).convert("RGB")
+    """(h, w) the share of each patch that a category's mask (height, width) of the photo covers."""
+    picture = Image.fromarray(masks[name] * np.uint8(255)).resize(photo.size, Image.Resampling.NEAREST).convert("RGB")
     values = torch.from_numpy(np.array(geometry.apply(picture, "bilinear").convert("L"), np.float32) / 255)
     shares = torch.nn.functional.adaptive_avg_pool2d(values[None], grid)[0].double().numpy()
     # The bars of a letterboxed photo are gray, not black: nothing is covered there.
-    return np.asarray(np.where(geometry.visible_share(grid) > 0, shares, 0.0).ravel(), np.float64)
+    return np.asarray(np.where(geometry.visible_share(grid) > 0, shares, 0.0), np.float64)
 
 
 def _categories(words: Sequence[str], present: Collection[str]) -> list[str | None]:

@@ -26,8 +26,8 @@ def test_an_oracle_points_perfectly_and_a_uniform_map_by_chance(trained, images)
         oracle = np.zeros((words, high, wide), np.float32)
         row, column = divmod(corner, 2)
         oracle[:, row * (high - 1), column * (wide - 1)] = 0.3
-        even = np.ones((words, high * wide), np.float32)
-        return {"oracle": oracle.reshape(words, -1), "even": even, "empty": 0 * even}
+        even = np.ones((words, 3, 5), np.float32)  # a map may have a grid of its own
+        return {"oracle": oracle, "even": even, "empty": 0 * even}
 
     table = mosaic_pointing(model, tokenizer, images, mosaics=8, maps=maps)
     everything = np.ones(len(table.words), bool)
@@ -47,7 +47,7 @@ def test_the_standard_maps_of_a_model(trained, images):
     marked.load_state_dict(model.state_dict())
     marked.config = replace(model.config, best_heads=((0, 1), (1, 0)))
     table = mosaic_pointing(marked, tokenizer, images, mosaics=4, maps=maps_with_perturbation)
-    names = {"raw", "relevance", "raw, best heads", "perturbation"}
+    names = {"raw", "relevance", "refined", "raw, best heads", "perturbation"}
     names |= {f"{kind}, layer {layer}" for kind in ("raw", "relevance") for layer in (0, 1)}
     assert set(table.columns) == {f"{name} {measure}" for name in names for measure in ("mass", "hit")}
     assert table.heads.shape == (len(table.words), 2, 2, 2)
@@ -79,7 +79,7 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
         tokenizer,
         images,
         shapes / "instances.json",
-        maps=lambda model, forced: {"even": np.ones((len(forced.words), 4))},
+        maps=lambda model, forced: {"even": np.ones((len(forced.words), 4, 4))},
     )
     names = {category["name"] for category in data["categories"]}
     assert len(table.words) > 0
@@ -112,7 +112,7 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
         high, wide = model.encoder.grid
         found = np.zeros((len(forced.words), high, wide))
         found[:, :, 0] = 1
-        return {"left": found.reshape(len(forced.words), -1)}
+        return {"left": found}
 
     half = instance_pointing(model, tokenizer, [image, images[1]], tmp_path / "half.json", maps=left)
     assert half.words == ("dog",)
