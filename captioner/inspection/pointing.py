@@ -7,9 +7,9 @@ W words of a caption · K words · L layers · H heads · h·w patches, on the g
 """
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +106,21 @@ def instance_pointing(
             name = objects.cats[annotation["category_id"]]["name"]
             masks[name] = np.maximum(masks.get(name, np.uint8(0)), objects.annToMask(annotation))
         pixels = torch.from_numpy(view_pixels(photo, model.encoder.config, image))
-        share = cache(partial(_coverage, masks, photo, geometry))  # of a category and a grid (h, w)
+        covered: dict[tuple[int, int], dict[str, NDArray[np.float64]]] = {}  # by grid and category
         for caption in image.captions:
             forced = force_caption(model, tokenizer, pixels, caption, decoder)
             words = {word: name for word, name in enumerate(_categories(forced.words, masks)) if name is not None}
             if not words:
                 continue
             mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
-            found_maps = dict(maps(map_model or model, mapped))
-            found_maps["center"] = np.repeat(center(model.encoder.grid)[None], len(forced.words), axis=0)
-            columns = {"area": np.array([share(name, model.encoder.grid).mean() for name in words.values()])}
-            for name, each in found_maps.items():
-                inside = np.stack([share(category, each.shape[1:]).ravel() for category in words.values()])
+            central = np.repeat(center(model.encoder.grid)[None], len(forced.words), axis=0)
+            columns: dict[str, NDArray[np.floating]] = {}
+            for name, each in {**maps(map_model or model, mapped), "center": central}.items():
+                grid = each.shape[1], each.shape[2]
+                if grid not in covered:
+                    covered[grid] = {part: _coverage(mask, photo, geometry, grid) for part, mask in masks.items()}
+                inside = np.stack([covered[grid][category] for category in words.values()])  # (K, h·w)
+                columns.setdefault("area", inside.mean(axis=1))
                 chosen = each[list(words)].reshape(inside.shape)
                 total = chosen.sum(axis=1)
                 peak = np.take_along_axis(inside, chosen.argmax(axis=1)[:, None], axis=1)[:, 0] >= 0.5
@@ -179,14 +182,14 @@ def center(grid: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _coverage(
-    masks: Mapping[str, NDArray[np.uint8]], photo: Image.Image, geometry: Geometry, name: str, grid: tuple[int, int]
+    mask: NDArray[np.uint8], photo: Image.Image, geometry: Geometry, grid: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(h, w) the share of each patch that a category's mask (height, width) of the photo covers."""
-    picture = Image.fromarray(masks[name] * np.uint8(255)).resize(photo.size, Image.Resampling.NEAREST).convert("RGB")
+    """(h·w,) the share of each patch that a mask (height, width) of the photo covers."""
+    picture = Image.fromarray(mask * np.uint8(255)).resize(photo.size, Image.Resampling.NEAREST).convert("RGB")
     values = torch.from_numpy(np.array(geometry.apply(picture, "bilinear").convert("L"), np.float32) / 255)
     shares = torch.nn.functional.adaptive_avg_pool2d(values[None], grid)[0].double().numpy()
     # The bars of a letterboxed photo are gray, not black: nothing is covered there.
-    return np.asarray(np.where(geometry.visible_share(grid) > 0, shares, 0.0), np.float64)
+    return np.asarray(np.where(geometry.visible_share(grid) > 0, shares, 0.0).ravel(), np.float64)
 
 
 def _categories(words: Sequence[str], present: Collection[str]) -> list[str | None]:

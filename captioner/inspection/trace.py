@@ -31,10 +31,10 @@ from captioner.model.stage import Stage
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
-Method: TypeAlias = Literal["raw", "relevance", "refined", "perturbation"]
+Method: TypeAlias = Literal["raw", "relevance", "perturbation", "refined"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""raw: attention weights; relevance: gradient times attention; refined: relevance on the finer grid of an earlier
-encoder stage, where that contributed to the word; perturbation: what hiding patches costs (slow)."""
+"""raw: attention weights; relevance: gradient times attention; perturbation: what hiding patches costs (slow);
+refined: relevance on the finer grid of an earlier encoder stage, where that stage contributed too."""
 BY_GRADIENTS: tuple[Method, ...] = ("relevance", "refined")
 """Methods whose evidence is relevance."""
 

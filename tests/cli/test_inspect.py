@@ -71,7 +71,7 @@ def test_json_has_the_numbers_of_the_trace(model: str, photo: str, tmp_path: Pat
         "caption": "a brown dog",
         "grid": [4, 4],
         "geometry": {"width": 40, "height": 30, "size": [64, 64], "fit": "squash"},
-        "method": "relevance",
+        "method": "refined",
         "layer": "mean",
         "head": "mean",
     }
