@@ -1,7 +1,7 @@
 """Maps that were tried, by pointing: `python -m benchmarks.attention_maps --data FOLDER`.
 
 Each is a way to say which patches a word came from; `relevance` and `refined` are those that stayed. With `--grounding`
-the truth is COCO's instances instead of mosaics. Prints Markdown.
+the truth is COCO's instances instead of mosaics, for the maps that the encoder's stage has a part in. Prints Markdown.
 """
 
 import argparse
@@ -31,7 +31,6 @@ STEPS = 4
 
 def maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
     """The maps (W, h, w) of a forced caption."""
-    found = {name: each for name, each in standard_maps(model, forced).items() if "layer" not in name}
     flat = {
         "attention times norm of the projected value": value_norm(model, forced),
         "relevance, all steps": all_steps(model, forced),
@@ -42,26 +41,26 @@ def maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float3
         ),
     }
     grid = model.encoder.grid
-    return found | {name: each.reshape(len(each), *grid) for name, each in flat.items()} | refined(model, forced)
+    return refined(model, forced) | {name: each.reshape(len(each), *grid) for name, each in flat.items()}
 
 
 def refined(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
-    """The stage alone, and other maps than relevance of all layers refined by it."""
+    """The standard maps (W, h, w), the stage alone, and other maps that it refines."""
+    base = standard_maps(model, forced)
     if forced.stage is None:
-        return {}
+        return base
     flows = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
     each, shared = (
         stage_contributions(forced, forced.memory, flows, passes)[:, 0].float().cpu().numpy()
         for passes in (len(forced.words), 1)
     )
-    base = standard_maps(model, forced)
     last = base[f"relevance, layer {len(model.decoder.blocks) - 1}"]
-    return {
+    return base | {
         "stage alone": np.maximum(each, 0),
-        "refined, every word with a pass of its own": refine(base["relevance"], each),
-        "refined, one pass for all words": refine(base["relevance"], shared),
+        "refined, a pass for every word": refine(base["relevance"], each),
+        "refined, one pass": refine(base["relevance"], shared),
         "refined, last layer": refine(last, each),
-        "raw, refined": refine(base["raw"], each),
+        "refined, raw attention": refine(base["raw"], each),
     }
 
 
@@ -150,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         captioner.model.encoder.stage = arguments.stage
     images = load_captions(arguments.data, arguments.annotations).split(arguments.split).images
     if arguments.grounding is not None:
-        table = instance_pointing(captioner.model, captioner.tokenizer, images, arguments.grounding, maps=maps)
+        table = instance_pointing(captioner.model, captioner.tokenizer, images, arguments.grounding, maps=refined)
         print(markdown("Pointing at annotated objects", summarize(table)))
         return 0
     table = mosaic_pointing(captioner.model, captioner.tokenizer, images, mosaics=arguments.mosaics, maps=maps)

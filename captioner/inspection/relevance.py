@@ -19,7 +19,7 @@ from captioner.model.memory import Memory
 
 MAX_LOG_PROB = -1e-6
 """Log-probabilities are clamped to this before they become log-odds, which are unbounded."""
-OWN_PASSES = 3
+OWN_PASSES = 4
 """Words of a caption with a backward pass through the encoder of their own, each as costly as a quarter of encoding."""
 TINY = 1e-12
 """Maps with a smaller sum count as empty."""
