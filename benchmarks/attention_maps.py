@@ -51,8 +51,7 @@ def refined(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.flo
         return base
     flows = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
     each, shared = (
-        stage_contributions(forced, forced.memory, flows, passes)[:, 0].float().cpu().numpy()
-        for passes in (len(forced.words), 1)
+        stage_contributions(forced, flows, passes).float().cpu().numpy() for passes in (len(forced.words), 1)
     )
     last = base[f"relevance, layer {len(model.decoder.blocks) - 1}"]
     return base | {

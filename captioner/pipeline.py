@@ -11,7 +11,6 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
 from captioner.caption import Caption, Captioned, caption_memory
 from captioner.checkpoint import load_model, save_model
@@ -198,9 +197,10 @@ class Captioner:
     ) -> AttentionTrace:
         """Which patches each word of a caption attended to: the model's own caption, or any `caption`.
 
-        `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory.
-        Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too long for the
-        model, and for a region of a tiled photo.
+        `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory. The
+        trace is by `relevance` instead of `refined` for tiles, whose grid is fine already, and for an encoder without
+        an earlier stage. Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too
+        long for the model, and for a region of a tiled photo.
         """
         from captioner.inspection.hallucination import hallucination_probabilities  # which captioning does not need
 
@@ -209,14 +209,14 @@ class Captioner:
         opened = open_image(image)
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
-        with_stage = method == "refined"
+        stage = None
         if tiles == (1, 1):
-            memory, stage = self._memory([photo], region, hide, with_stage)
+            memory, stage = self._memory([photo], region, hide, with_stage=method == "refined")
             view = View(encoder.grid, encoder.prefix, photo.geometry)
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
-            memory, stage, view = self._tiled(opened.image, tiles, with_stage)
+            memory, view = self._tiled(opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
         if caption is None:
@@ -242,18 +242,16 @@ class Captioner:
         """The words of a text that the model does not know; a trace shows them as `<unk>`."""
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
-    def _encode(self, images: Tensor, with_stage: bool) -> tuple[Memory, Stage | None]:
-        """The memory of images (B, 3, height, width) uint8, and the stage of the encoder if it is asked for."""
-        if with_stage:
-            return self.model.encode_with_stage(images.to(self.device))
-        with torch.inference_mode():
-            return self.model.encode(images.to(self.device)), None
-
+    @torch.inference_mode()
     def _memory(
         self, photos: Sequence[Photo], region: Region | None, hide: Region | None, with_stage: bool = False
     ) -> tuple[Memory, Stage | None]:
-        """The memory of a batch, masked outside `region` and inside `hide`."""
-        memory, stage = self._encode(torch.stack([photo.pixels for photo in photos]), with_stage)
+        """The memory of a batch, masked outside `region` and inside `hide`, and the encoder's stage if asked for."""
+        pixels, stage = torch.stack([photo.pixels for photo in photos]).to(self.device), None
+        if with_stage:
+            memory, stage = self.model.encode_with_stage(pixels)
+        else:
+            memory = self.model.encode(pixels)
         if region is None and hide is None:
             return memory, stage
         encoder = self.model.encoder
@@ -263,7 +261,8 @@ class Captioner:
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device)), stage
 
-    def _tiled(self, photo: Image, tiles: tuple[int, int], with_stage: bool) -> tuple[Memory, Stage | None, View]:
+    @torch.inference_mode()
+    def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
         """One memory of the photo's tiles, and the large grid that their patches form."""
         encoder, (rows, columns) = self.model.encoder, tiles
         height, width = encoder.image_size
@@ -273,16 +272,15 @@ class Captioner:
         assert encoder.config.interpolation is not None
         pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
         cut = pixels.unflatten(2, (columns, width)).unflatten(1, (rows, height)).permute(1, 3, 0, 2, 4).flatten(0, 1)
-        encoded, stage = self._encode(cut, with_stage)
-        with torch.inference_mode(False), torch.set_grad_enabled(with_stage):
-            memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
+        encoded = self.model.encode(cut.to(self.device))
+        memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
         positions = torch.arange(memory.positions).view(rows, columns, -1)
         prefix, patches, null = positions.tensor_split((encoder.prefix, encoder.patches.stop), dim=2)
         # Patch (y, x) of tile (r, c) is patch (r·h + y, c·w + x) of the large grid.
         high, wide = encoder.grid
         ordered = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
         order = torch.cat([prefix.flatten(), ordered.flatten(), null.flatten()]).tolist()
-        return memory, stage, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order), tiles)
+        return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
 
     def _prefix_tokens(self, text: str) -> tuple[int, ...]:
         if unknown := ", ".join(self.unknown_words(text)):

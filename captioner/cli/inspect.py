@@ -86,7 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
             complain(str(error))
             continue
         if arguments.method != trace.method:
-            print("captioner: the encoder has no earlier stage: maps by relevance", file=sys.stderr)
+            why = (
+                "the encoder has no earlier stage" if arguments.tiles == (1, 1) else "the grid of tiles is fine already"
+            )
+            print(f"captioner: maps by relevance, not refined: {why}", file=sys.stderr)
         written = []
         if arguments.png or not (arguments.json or arguments.trace):
             written.append(Path(f"{target}.png"))

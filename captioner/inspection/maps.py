@@ -47,7 +47,7 @@ def standard_maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[
     evidence = found.unflatten(-1, grid).float().cpu().numpy()  # (W, L, H, h, w)
     maps = {"raw": raw.mean(axis=(1, 2)), "relevance": np.maximum(evidence.sum(axis=(1, 2)), 0)}
     if forced.stage is not None:
-        contributions = stage_contributions(forced, forced.memory, gradients)[:, 0].float().cpu().numpy()
+        contributions = stage_contributions(forced, gradients).float().cpu().numpy()
         maps["refined"] = refine(maps["relevance"], contributions)
     if best := model.config.best_heads:
         maps["raw, best heads"] = raw[:, [layer for layer, _ in best], [head for _, head in best]].mean(axis=1)

@@ -96,22 +96,19 @@ def value_gradients(decoder: TextDecoder, memory: Memory, tokens: Tensor, words:
     return found
 
 
-def stage_contributions(
-    forced: ForcedPass, memory: Memory, gradients: Sequence[Tensor], own_passes: int = OWN_PASSES
-) -> Tensor:
-    """What the cells of the stage of a forced pass contribute to the log-odds of each word: (W, B, h, w), in nats.
+def stage_contributions(forced: ForcedPass, gradients: Sequence[Tensor], own_passes: int = OWN_PASSES) -> Tensor:
+    """What the cells of the stage of a forced pass contribute to the log-odds of each word: (W, h, w), in nats, signed.
 
     The `value_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
-    activation and summed over channels (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). `memory` has the
-    positions in the order of the gradients. Only the `own_passes` words that need the image most have a backward pass
-    of their own; the others have the sum of these.
+    activation and summed over channels (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). Only the
+    `own_passes` words that need the image most have a backward pass of their own; the others have the sum of these.
     """
     assert forced.stage is not None
-    values = [layer.values for layer in memory.layers]
+    values = [layer.values for layer in forced.memory.layers]
     need = forced.log_probs if forced.visual_need is None else forced.visual_need
-    shape = len(forced.words), *forced.stage.values[:, 0].shape
+    shape = len(forced.words), *forced.stage.values.shape[2:]
     own = np.argsort(-need, kind="stable")[:own_passes].tolist()
-    by_word = {word: forced.stage.contributions(values, [each[word, None] for each in gradients]) for word in own}
+    by_word = {word: forced.stage.contributions(values, [each[word, None] for each in gradients])[0] for word in own}
     shared = sum(by_word.values(), start=torch.zeros(shape[1:], device=values[0].device))
     return torch.stack([by_word.get(word, shared) for word in range(shape[0])]) if own else shared.expand(shape)
 

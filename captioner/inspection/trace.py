@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
@@ -53,8 +52,6 @@ class View:
     geometry: Geometry
     order: tuple[int, ...] | None = None
     """The permutation that puts the positions of tiles in this order; None if they are in order already."""
-    tiles: tuple[int, int] = (1, 1)
-    """Rows and columns of tiles, each an image of the encoder."""
 
     @property
     def patches(self) -> slice:
@@ -110,7 +107,7 @@ class AttentionTrace:
 
         A word of several tokens has their mean weights and the sum of their log-probabilities. Visual need is measured
         against `blind`, the memory of no image. The method `refined` needs the `stage` that the memory was computed
-        from; without one, the trace is by `relevance`.
+        from, with its positions in order; without one, the trace is by `relevance`.
         """
         forced = ForcedPass.of(decoder, tokenizer, memory, tokens, blind, stage)
         order = list(view.order) if view.order is not None else list(range(memory.positions))
@@ -118,14 +115,13 @@ class AttentionTrace:
         visible = None if keep is None else keep[0, order[view.patches]].view(view.grid)
         method = "relevance" if method == "refined" and stage is None else method
         evidence = contributions = None
-        with torch.inference_mode(False), torch.enable_grad():
-            ordered = memory.take(torch.tensor(order, device=forced.tokens.device))
+        ordered = memory if view.order is None else memory.take(torch.tensor(order, device=forced.tokens.device))
         caption = decoder, ordered, forced.tokens, forced.spans
         if method in BY_GRADIENTS:
             gradients = value_gradients(*caption)
             evidence = weigh_values(ordered, gradients, view.patches).float().cpu().numpy()
             if method == "refined":
-                cells = _join_tiles(stage_contributions(forced, ordered, gradients), view.tiles).clamp(min=0)
+                cells = stage_contributions(forced, gradients).clamp(min=0)
                 if visible is not None:
                     cells = cells * F.interpolate(visible[None, None].to(cells), size=cells.shape[1:])[0]
                 contributions = cells.float().cpu().numpy()
@@ -295,9 +291,3 @@ class AttentionTrace:
         maps = np.array([self.patches(word) for word in range(len(self.words))], np.float32)
         maps = maps.reshape(len(self.words), self.map_grid[0] * self.map_grid[1])
         return np.asarray(maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY), np.float32)
-
-
-def _join_tiles(maps: Tensor, tiles: tuple[int, int]) -> Tensor:
-    """Maps (W, B, h, w) of B tiles, row by row -> (W, rows·h, columns·w)."""
-    by_row: Tensor = maps.unflatten(1, tiles).transpose(2, 3)  # (W, rows, h, columns, w)
-    return by_row.flatten(3, 4).flatten(1, 2)

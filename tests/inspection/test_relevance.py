@@ -145,15 +145,15 @@ def test_words_without_a_pass_of_their_own_have_the_sum_of_those_with_one(traine
     pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     forced = force_caption(model, tokenizer, pixels, "a dog and a red circle")
     gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
-    each, two = (stage_contributions(forced, forced.memory, gradients, passes) for passes in (9, 2))
+    each, two = (stage_contributions(forced, gradients, passes) for passes in (9, 2))
     own = np.argsort(-forced.visual_need)[:2]
     for word in range(len(forced.words)):
         expected = each[word] if word in own else each[own[0]] + each[own[1]]
         torch.testing.assert_close(two[word], expected)
-    assert each.shape == (len(forced.words), 1, 4, 4)
+    assert each.shape == (len(forced.words), 4, 4)
     assert (each[0] - each[1]).abs().max() > 0
     nothing = replace(forced, words=(), spans=(), log_probs=forced.log_probs[:0], visual_need=None)
-    assert stage_contributions(nothing, forced.memory, [part[:0] for part in gradients]).shape == (0, 1, 4, 4)
+    assert stage_contributions(nothing, [part[:0] for part in gradients]).shape == (0, 4, 4)
 
 
 def test_contributions_are_the_slope_of_log_odds_in_what_the_stage_gives(trained):
@@ -162,7 +162,7 @@ def test_contributions_are_the_slope_of_log_odds_in_what_the_stage_gives(trained
     pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     forced = force_caption(model, tokenizer, pixels, "a dog and a red circle")
     gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
-    found = stage_contributions(forced, forced.memory, gradients, 9)[:, 0]
+    found = stage_contributions(forced, gradients, 9)
     values = [layer.values for layer in forced.memory.layers]
     for word in range(2):
         slope = torch.autograd.grad(

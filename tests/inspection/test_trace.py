@@ -14,7 +14,7 @@ from PIL import Image
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
-from captioner.inspection.trace import METHODS, AttentionTrace, Method, _join_tiles
+from captioner.inspection.trace import METHODS, AttentionTrace, Method
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
 from captioner.pipeline import Captioner
@@ -332,25 +332,13 @@ def test_refined_maps_leave_out_what_was_hidden(photo: Image.Image) -> None:
     assert not maps[:, :, 4:].any()
 
 
-def test_tiles_are_refined_in_their_places() -> None:
-    """Tiles that show the same have the same contributions, and each lies where its patches lie."""
-    captioner = tiny(encoder="test_efficientnet", size=(64, 64))
-    tile = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    trace = captioner.inspect(Image.fromarray(np.tile(tile, (2, 3, 1))), caption="a dog", tiles=(2, 3))
-    assert trace.contributions is not None
-    assert trace.map_grid == (8, 12)
-    cells = trace.contributions.reshape(2, 2, 4, 3, 4)
-    assert cells.max() > 0
-    np.testing.assert_allclose(cells, np.broadcast_to(cells[:, :1, :, :1], cells.shape), rtol=1e-3, atol=1e-6)
-    numbered = torch.arange(6.0)[None, :, None, None].expand(1, 6, 1, 2)
-    assert _join_tiles(numbered, (2, 3)).tolist() == [[[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]]
-
-
-def test_without_a_stage_the_maps_are_by_relevance(photo: Image.Image) -> None:
+def test_without_a_stage_and_in_tiles_maps_are_by_relevance(photo: Image.Image) -> None:
     captioner = tiny(encoder="test_efficientnet", size=(128, 128))
     captioner.model.encoder.stage = None
     trace = captioner.inspect(photo, caption="a dog runs")
     assert (trace.method, trace.map_grid) == ("relevance", trace.grid)
+    tiled = tiny(encoder="test_efficientnet", size=(64, 64)).inspect(photo, caption="a dog runs", tiles=(2, 1))
+    assert (tiled.method, tiled.map_grid) == ("relevance", (4, 2))
 
 
 def test_the_caption_is_the_same_by_every_method(captioner: Captioner, photo: Image.Image) -> None:
