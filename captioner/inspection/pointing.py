@@ -24,6 +24,7 @@ from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixel
 from captioner.errors import AnnotationError, ConfigError
 from captioner.geometry import Geometry
 from captioner.inspection.maps import MapMaker, force_caption, standard_maps
+from captioner.inspection.relevance import TINY
 from captioner.inspection.word_table import WordTable, plain_words
 from captioner.metrics.object_words import NounList
 from captioner.model.caption_model import CaptionModel
@@ -31,8 +32,6 @@ from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
 
 MAX_BEST_HEADS = 6
-TINY = 1e-12
-"""Maps with a smaller sum count as empty."""
 
 
 def mosaic_pointing(

@@ -101,11 +101,12 @@ def stage_contributions(forced: ForcedPass, gradients: Sequence[Tensor], own_pas
 
     The `value_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
     activation and summed over channels (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). Only the
-    `own_passes` words that need the image most have a backward pass of their own; the others have the sum of these.
+    `own_passes` words that need the image most (the least probable, if need was not measured) have a backward pass of
+    their own; the others have the sum of these.
     """
     assert forced.stage is not None
     values = [layer.values for layer in forced.memory.layers]
-    need = forced.log_probs if forced.visual_need is None else forced.visual_need
+    need = -forced.log_probs if forced.visual_need is None else forced.visual_need
     shape = len(forced.words), *forced.stage.values.shape[2:]
     own = np.argsort(-need, kind="stable")[:own_passes].tolist()
     by_word = {word: forced.stage.contributions(values, [each[word, None] for each in gradients])[0] for word in own}
