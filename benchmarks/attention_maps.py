@@ -1,11 +1,13 @@
-"""Maps that were tried beside relevance, by pointing in mosaics: `python -m benchmarks.attention_maps --data FOLDER`.
+"""Maps that were tried, by pointing: `python -m benchmarks.attention_maps --data FOLDER`.
 
-Each is a way to say which patches a word came from; `relevance` is the one that stayed. Prints Markdown.
+Each is a way to say which patches a word came from; `relevance` and `refined` are those that stayed. With `--grounding`
+the truth is COCO's instances instead of mosaics, for the maps that the encoder's stage has a part in. Prints Markdown.
 """
 
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from captioner import Captioner
 from captioner.data.formats import load_captions
 from captioner.inspection.forced_pass import ForcedPass
 from captioner.inspection.maps import standard_maps
-from captioner.inspection.pointing import mosaic_pointing
+from captioner.inspection.pointing import instance_pointing, mosaic_pointing
+from captioner.inspection.relevance import refine, stage_contributions, value_gradients
 from captioner.inspection.summary import markdown, summarize
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
@@ -27,9 +30,8 @@ STEPS = 4
 
 
 def maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
-    """The maps (W, h·w) of a forced caption."""
-    found = {name: each for name, each in standard_maps(model, forced).items() if "layer" not in name}
-    return found | {
+    """The maps (W, h, w) of a forced caption."""
+    flat = {
         "attention times norm of the projected value": value_norm(model, forced),
         "relevance, all steps": all_steps(model, forced),
         "relevance, keys and values": _positive(gradients(model, forced, keys=True)),
@@ -37,6 +39,27 @@ def maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float3
         f"integrated gradients, {STEPS} steps": _positive(
             sum((gradients(model, forced, scale=(step + 0.5) / STEPS) for step in range(STEPS)), torch.zeros(()))
         ),
+    }
+    grid = model.encoder.grid
+    return refined(model, forced) | {name: each.reshape(len(each), *grid) for name, each in flat.items()}
+
+
+def refined(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.float32]]:
+    """The standard maps (W, h, w), the stage alone, and other maps that it refines."""
+    base = standard_maps(model, forced)
+    if forced.stage is None:
+        return base
+    flows = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    each, shared = (
+        stage_contributions(forced, flows, passes).float().cpu().numpy() for passes in (len(forced.words), 1)
+    )
+    last = base[f"relevance, layer {len(model.decoder.blocks) - 1}"]
+    return base | {
+        "stage alone": np.maximum(each, 0),
+        "refined, a pass for every word": refine(base["relevance"], each),
+        "refined, one pass": refine(base["relevance"], shared),
+        "refined, last layer": refine(last, each),
+        "refined, raw attention": refine(base["raw"], each),
     }
 
 
@@ -117,9 +140,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--annotations", help="its annotation file, where there are several")
     parser.add_argument("--split", default="val")
     parser.add_argument("--mosaics", type=int, default=500)
+    parser.add_argument("--grounding", type=Path, help="COCO instances, instead of mosaics")
+    parser.add_argument("--stage", type=int, help="number of the encoder's stage that refines; default: its own choice")
     arguments = parser.parse_args(argv)
     captioner = Captioner.from_pretrained(arguments.model)
+    if arguments.stage is not None:
+        captioner.model.encoder.stage = arguments.stage
     images = load_captions(arguments.data, arguments.annotations).split(arguments.split).images
+    if arguments.grounding is not None:
+        table = instance_pointing(captioner.model, captioner.tokenizer, images, arguments.grounding, maps=refined)
+        print(markdown("Pointing at annotated objects", summarize(table)))
+        return 0
     table = mosaic_pointing(captioner.model, captioner.tokenizer, images, mosaics=arguments.mosaics, maps=maps)
     print(markdown(f"Pointing in {arguments.mosaics} mosaics", summarize(table)))
     return 0

@@ -11,6 +11,7 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from captioner.caption import Caption, Captioned, caption_memory
 from captioner.checkpoint import load_model, save_model
@@ -18,7 +19,7 @@ from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Strategy
 from captioner.geometry import Geometry, to_pixels
 from captioner.images import ImageSource, open_image
-from captioner.inspection.trace import METHODS, AttentionTrace, Method, View
+from captioner.inspection.trace import BY_GRADIENTS, METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
@@ -130,7 +131,10 @@ class Captioner:
         """
         if not photos:
             return []
-        memory, distances = self._memory(photos, region, hide)
+        with torch.inference_mode():
+            features = self.model.encoder(self._pixels(photos))
+            distances = self.model.unfamiliarity(features)
+            memory = self._shown(self.model.decoder.project(features), photos, region, hide)
         tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
         captions = []
         found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys)
@@ -197,13 +201,14 @@ class Captioner:
         region: Region | None = None,
         hide: Region | None = None,
         tiles: tuple[int, int] = (1, 1),
-        method: Method = "relevance",
+        method: Method = "refined",
     ) -> AttentionTrace:
         """Which patches each word of a caption attended to: the model's own caption, or any `caption`.
 
-        `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory.
-        Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too long for the
-        model, and for a region of a tiled photo.
+        `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory. The
+        trace is by `relevance` instead of `refined` for tiles, whose grid is fine already, and for an encoder without
+        an earlier stage. Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too
+        long for the model, and for a region of a tiled photo.
         """
         from captioner.inspection.hallucination import hallucination_probabilities  # which captioning does not need
 
@@ -212,8 +217,14 @@ class Captioner:
         opened = open_image(image)
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
+        stage = None
         if tiles == (1, 1):
-            memory, _ = self._memory([photo], region, hide)
+            if method == "refined":
+                memory, stage = self.model.encode_with_stage(self._pixels([photo]))
+            else:
+                with torch.inference_mode():
+                    memory = self.model.encode(self._pixels([photo]))
+            memory = self._shown(memory, [photo], region, hide)
             view = View(encoder.grid, encoder.prefix, photo.geometry)
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
@@ -227,30 +238,37 @@ class Captioner:
         else:
             tokens = self._caption_tokens(caption)
         trace = AttentionTrace.of(
-            self._decoder, memory, tokens, self.tokenizer, view=view, photo=opened.image, method=method, blind=blind
+            self._decoder,
+            memory,
+            tokens,
+            self.tokenizer,
+            view=view,
+            photo=opened.image,
+            method=method,
+            blind=blind,
+            stage=stage,
         )
-        weights = self.model.config.hallucination if method == "relevance" else ()
+        weights = self.model.config.hallucination if method in BY_GRADIENTS else ()
         return replace(trace, hallucination=hallucination_probabilities(trace, weights)) if weights else trace
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know; a trace shows them as `<unk>`."""
         return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
-    @torch.inference_mode()
-    def _memory(
-        self, photos: Sequence[Photo], region: Region | None, hide: Region | None
-    ) -> tuple[Memory, list[float | None]]:
-        """The memory of a batch, masked outside `region` and inside `hide`, and how unfamiliar each photo is."""
-        features = self.model.encoder(torch.stack([photo.pixels for photo in photos]).to(self.device))
-        memory, distances = self.model.decoder.project(features), self.model.unfamiliarity(features)
+    def _pixels(self, photos: Sequence[Photo]) -> Tensor:
+        """(B, 3, height, width) uint8 of photos, on the model's device."""
+        return torch.stack([photo.pixels for photo in photos]).to(self.device)
+
+    def _shown(self, memory: Memory, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
+        """The memory of photos, masked outside `region` and inside `hide`."""
         if region is None and hide is None:
-            return memory, distances
+            return memory
         encoder = self.model.encoder
         keep = torch.ones(len(photos), memory.positions, dtype=torch.bool)
         keep[:, : encoder.prefix] = False  # prefix tokens have seen the whole photo
         shown = np.stack([photo.shown_patches(region, hide, encoder.grid) for photo in photos])
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
-        return memory.mask(keep.to(self.device)), distances
+        return memory.mask(keep.to(self.device))
 
     @torch.inference_mode()
     def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:

@@ -56,7 +56,7 @@ def trace_record(
     head: int | None = None,
     heads: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
-    """A trace as plain data, with a map (h, w) a word; layers and heads are chosen as in `AttentionTrace.select`.
+    """A trace as plain data, with a map (h, w) a word on `grid`; layers, heads as in `AttentionTrace.select`.
 
     `null_mass` is null where the model has no null patch.
     """
@@ -78,7 +78,7 @@ def trace_record(
         words.append(word)
     return {
         "caption": trace.text,
-        "grid": list(trace.grid),
+        "grid": list(trace.map_grid),
         "geometry": trace.geometry.to_dict(),
         "method": trace.method,
         "layer": "mean" if layer is None else layer,

@@ -29,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load")
     add(
         "--method",
-        choices=("relevance", "raw", "perturbation"),
-        default="relevance",
-        help="relevance (default): what each patch contributed to the word, by gradients; raw: the attention weights; "
+        choices=("refined", "relevance", "raw", "perturbation"),
+        default="refined",
+        help="refined (default): relevance on the finer grid of an earlier encoder stage; relevance: what each patch "
+        "contributed to the word, by gradients; raw: the attention weights; "
         "perturbation: how much hiding each patch lowers the word's probability (slow)",
     )
     add("--layer", type=_index, metavar="mean|K", help="decoder layer, from 0; default: all")
@@ -84,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
         except ImageError as error:
             complain(str(error))
             continue
+        if arguments.method != trace.method:
+            why = (
+                "the encoder has no earlier stage" if arguments.tiles == (1, 1) else "the grid of tiles is fine already"
+            )
+            print(f"captioner: maps by relevance, not refined: {why}", file=sys.stderr)
         written = []
         if arguments.png or not (arguments.json or arguments.trace):
             written.append(Path(f"{target}.png"))

@@ -22,7 +22,6 @@ from captioner.images import open_image
 from captioner.text import printable
 
 MAX_CAPTION_CHARACTERS = 2000
-"""Longest caption that is accepted."""
 PROBLEMS_NAMED = 3
 """Number of problems that an error message names; the rest are counted."""
 HARMLESS = frozenset({"bom", "nan", "no_captions", "control_character", "text_without_picture"})
@@ -43,8 +42,7 @@ class CaptionedImage:
     """Its file, or the file's content."""
     captions: tuple[str, ...]
     split: str | None
-    dataset: str = ""
-    """The data set it comes from, where there are several."""
+    dataset: str = ""  # the source it comes from, where there are several
 
     @property
     def path(self) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
+from captioner.model.stage import Stage
 from captioner.tokenizer import Tokenizer
 
 Span = tuple[int, int]
@@ -32,6 +33,8 @@ class ForcedPass:
     """(W,) log p with the image minus log p without; None if no blind memory was given."""
     weights: NDArray[np.float32]
     """(W, L, H, N) at the steps that predict each word: the mean over its tokens; sums to one over N."""
+    stage: Stage | None = None
+    """An earlier stage of the encoder, from which the memory was computed; None if it is not known."""
 
     @classmethod
     def of(
@@ -41,6 +44,7 @@ class ForcedPass:
         memory: Memory,
         tokens: Sequence[int],
         blind: Memory | None = None,
+        stage: Stage | None = None,
     ) -> "ForcedPass":
         """Force tokens, without the start token, on the memory of one image; `blind` is the memory of no image."""
         forced = torch.tensor([[tokenizer.bos, *tokens]], device=memory.layers[0].keys.device)
@@ -65,6 +69,7 @@ class ForcedPass:
             log_probs=log_probs,
             visual_need=visual_need,
             weights=means.reshape(len(spans), *by_token.shape[1:]),
+            stage=stage,
         )
 
 

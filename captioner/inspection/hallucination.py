@@ -6,7 +6,7 @@ K object words · F features of each
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,8 @@ class ObjectWord:
 
 
 def object_words_of(trace: AttentionTrace) -> list[ObjectWord]:
-    """The object words of a trace, whose method must be relevance, with their features."""
+    """The object words of a trace by relevance, refined or not, with their features."""
+    trace = replace(trace, contributions=None)  # the features are those of relevance itself
     words = plain_words(trace.words)
     entropy, peak, null_mass = trace.entropy.tolist(), trace.peak.tolist(), trace.null_mass.tolist()
     found = []

@@ -3,12 +3,13 @@
 In mosaics, four photos in one picture, the map of a word from one photo's caption must lie on that photo. Chance is a
 quarter, and no boxes are needed. On instances, the map must lie on COCO's masks of the object that the word names.
 
-W words of a caption · K words · L layers · H heads · P = h·w patches
+W words of a caption · K words · L layers · H heads · h·w patches, on the grid of each map
 """
 
 import io
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from captioner.data.mosaics import CORNERS, Mosaics, corner_shares, mosaic_pixel
 from captioner.errors import AnnotationError, ConfigError
 from captioner.geometry import Geometry
 from captioner.inspection.maps import MapMaker, force_caption, standard_maps
+from captioner.inspection.relevance import TINY
 from captioner.inspection.word_table import WordTable, plain_words
 from captioner.metrics.object_words import NounList
 from captioner.model.caption_model import CaptionModel
@@ -30,8 +32,6 @@ from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
 
 MAX_BEST_HEADS = 6
-TINY = 1e-12
-"""Maps with a smaller sum count as empty."""
 
 
 def mosaic_pointing(
@@ -54,7 +54,7 @@ def mosaic_pointing(
         raise ConfigError(f"pointing: {len(images)} images, and a mosaic takes four")
     decoder = pack(model.decoder)
     tables = []
-    shares = corner_shares(model.encoder.grid)  # (4, P)
+    shares = cache(corner_shares)  # of a grid (4, h·w)
     for number, photos in enumerate(layout.layout[:mosaics]):
         corner = number % CORNERS
         image = images[photos[corner]]
@@ -64,12 +64,12 @@ def mosaic_pointing(
         mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
         columns = {}
         for name, each in maps(map_model or model, mapped).items():
-            by_corner = each @ shares.T  # (W, 4)
+            by_corner = each.reshape(len(each), -1) @ shares(each.shape[1:]).T  # (W, 4)
             total = by_corner.sum(axis=1)
             columns[f"{name} mass"] = _ratio(by_corner[:, corner], total, 1 / CORNERS)
             columns[f"{name} hit"] = np.where(total > TINY, by_corner.argmax(axis=1) == corner, 1 / CORNERS)
         raw = mapped.weights[..., model.encoder.patches]
-        heads = np.stack([raw @ shares[corner], raw.sum(axis=-1)], axis=-1)
+        heads = np.stack([raw @ shares(model.encoder.grid)[corner], raw.sum(axis=-1)], axis=-1)
         tables.append(WordTable.of(photos[corner], forced, columns, heads=heads))
     return WordTable.concat(tables)
 
@@ -85,9 +85,10 @@ def instance_pointing(
 ) -> WordTable:
     """`NAME mass` inside COCO's instances, `NAME hit` by the strongest patch, and `area`, their share of the image.
 
-    For words that name a category with instances in the image, all of them taken together; `area` is the mass of an
-    even map. Images that the file lacks are skipped. `map_model` makes the maps instead of `model`. Raises
-    AnnotationError for a file without instances.
+    For words of all captions that name a category with instances in the image, all of them taken together; `area` is
+    the mass of an even map, and the map `center` lies on the central patch whatever the word. Images that the file
+    lacks are skipped. `map_model` makes the maps instead of `model`. Raises AnnotationError for a file without
+    instances.
     """
     objects = _read_instances(instances)
     decoder = pack(model.decoder)
@@ -104,21 +105,27 @@ def instance_pointing(
             name = objects.cats[annotation["category_id"]]["name"]
             masks[name] = np.maximum(masks.get(name, np.uint8(0)), objects.annToMask(annotation))
         pixels = torch.from_numpy(view_pixels(photo, model.encoder.config, image))
-        caption = image.captions[number % len(image.captions)]
-        forced = force_caption(model, tokenizer, pixels, caption, decoder)
-        words = {word: name for word, name in enumerate(_categories(forced.words, masks)) if name is not None}
-        if not words:
-            continue
-        mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
-        inside = np.stack([_coverage(masks[name], photo, geometry, model.encoder.grid) for name in words.values()])
-        columns = {"area": inside.mean(axis=1)}
-        for name, each in maps(map_model or model, mapped).items():
-            chosen = each[list(words)]  # (K, P), as inside
-            total = chosen.sum(axis=1)
-            peak = np.take_along_axis(inside, chosen.argmax(axis=1)[:, None], axis=1)[:, 0] >= 0.5
-            columns[f"{name} mass"] = _ratio((chosen * inside).sum(axis=1), total, columns["area"])
-            columns[f"{name} hit"] = np.where(total > TINY, peak, columns["area"])
-        tables.append(WordTable.of(number, forced, columns, words=list(words)))
+        covered: dict[tuple[int, int], dict[str, NDArray[np.float64]]] = {}  # by grid and category
+        for caption in image.captions:
+            forced = force_caption(model, tokenizer, pixels, caption, decoder)
+            words = {word: name for word, name in enumerate(_categories(forced.words, masks)) if name is not None}
+            if not words:
+                continue
+            mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
+            central = np.repeat(center(model.encoder.grid)[None], len(forced.words), axis=0)
+            columns: dict[str, NDArray[np.floating]] = {}
+            for name, each in {**maps(map_model or model, mapped), "center": central}.items():
+                grid = each.shape[1], each.shape[2]
+                if grid not in covered:
+                    covered[grid] = {part: _coverage(mask, photo, geometry, grid) for part, mask in masks.items()}
+                inside = np.stack([covered[grid][category] for category in words.values()])  # (K, h·w)
+                columns.setdefault("area", inside.mean(axis=1))
+                chosen = each[list(words)].reshape(inside.shape)
+                total = chosen.sum(axis=1)
+                peak = np.take_along_axis(inside, chosen.argmax(axis=1)[:, None], axis=1)[:, 0] >= 0.5
+                columns[f"{name} mass"] = _ratio((chosen * inside).sum(axis=1), total, columns["area"])
+                columns[f"{name} hit"] = np.where(total > TINY, peak, columns["area"])
+            tables.append(WordTable.of(number, forced, columns, words=list(words)))
     return WordTable.concat(tables)
 
 
@@ -167,10 +174,16 @@ def _read_instances(path: Path) -> Any:
     return objects
 
 
+def center(grid: tuple[int, int]) -> NDArray[np.float32]:
+    """A map (h, w) that lies on the central patch, or on the two or four of an even grid."""
+    rows, columns = (np.abs(np.arange(count) - (count - 1) / 2) < 1 for count in grid)
+    return np.outer(rows, columns).astype(np.float32)
+
+
 def _coverage(
     mask: NDArray[np.uint8], photo: Image.Image, geometry: Geometry, grid: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(P,) the share of each patch that a mask (height, width) of the photo covers."""
+    """(h·w,) the share of each patch that a mask (height, width) of the photo covers."""
     picture = Image.fromarray(mask * np.uint8(255)).resize(photo.size, Image.Resampling.NEAREST).convert("RGB")
     values = torch.from_numpy(np.array(geometry.apply(picture, "bilinear").convert("L"), np.float32) / 255)
     shares = torch.nn.functional.adaptive_avg_pool2d(values[None], grid)[0].double().numpy()

@@ -1,14 +1,17 @@
 """What memory positions contributed to a word, beyond the attention weights.
 
-W words · T tokens · L layers · H heads · N memory positions · h·w patches
+W words · T tokens · L layers · H heads · N memory positions · d head width · h·w patches, or cells of a stage
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner.inspection.forced_pass import Span, token_log_probs
+from captioner.inspection.forced_pass import ForcedPass, Span, token_log_probs
 from captioner.model.attention import CrossAttention
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import DecoderBlock, TextDecoder
@@ -16,6 +19,10 @@ from captioner.model.memory import Memory
 
 MAX_LOG_PROB = -1e-6
 """Log-probabilities are clamped to this before they become log-odds, which are unbounded."""
+OWN_PASSES = 4
+"""Words of a caption with a backward pass through the encoder of their own, each as costly as a quarter of encoding."""
+TINY = 1e-12
+"""Maps with a smaller sum count as empty."""
 
 
 class _DetachedCache(LayerCache):
@@ -35,6 +42,28 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
     gradient-weighted attention of Chefer et al. 2021 with its sign. Self-attention to earlier words, which attended to
     the image themselves, is held constant. A word of several tokens has their sum.
     """
+    return weigh_values(memory, value_gradients(decoder, memory, tokens, words), patches)
+
+
+def weigh_values(memory: Memory, gradients: Sequence[Tensor], patches: slice) -> Tensor:
+    """The `relevance` (W, L, H, N) for the `value_gradients` of each layer."""
+    visible = torch.zeros(memory.positions, device=gradients[0].device)
+    visible[patches] = 1.0
+    if memory.layers[0].keep is not None:
+        visible = visible * memory.layers[0].keep[0]
+    share = (visible / visible.sum().clamp(min=1.0))[:, None]
+    found = []
+    for layer, gradient in zip(memory.layers, gradients, strict=True):
+        values = layer.values[0].detach()  # (H, N, d)
+        found.append((gradient * (values - (values * share).sum(dim=1, keepdim=True))).sum(dim=-1))
+    return torch.stack(found, dim=1)
+
+
+def value_gradients(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span]) -> list[Tensor]:
+    """The derivative of each word's log-odds with respect to the values of each layer, at its own step: (W, H, N, d).
+
+    Arguments as for `relevance`. With z = Σ α v, the derivative is α_tj ∂ log(p / (1 - p)) / ∂z_lht.
+    """
     cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_DetachedCache)
     crosses: list[CrossAttention] = []
     outputs: list[Tensor] = []  # of each layer's cross-attention (1, T, D)
@@ -46,30 +75,66 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
         for block, layer, words_before in zip(decoder.blocks, memory.layers, cache.layers, strict=True):
             assert isinstance(block, DecoderBlock)
             x = x + block.self_attention(block.self_norm(x), words_before)
-            copied = layer._replace(keys=layer.keys.clone(), values=layer.values.clone())
+            copied = layer._replace(keys=layer.keys.detach().clone(), values=layer.values.detach().clone())
             attended, attention = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
             assert attention is not None
             x = x + attended
             x = x + block.feed_forward(block.feed_norm(x))
             crosses.append(block.cross_attention)
             outputs.append(attended)
-            weights.append(attention)
+            weights.append(attention.detach())
         log_probs = token_log_probs(decoder.logits(decoder.final_norm(x)), tokens).clamp(max=MAX_LOG_PROB)
         log_odds = log_probs - (-log_probs.expm1()).log()
         gradients = torch.autograd.grad(log_odds.sum(), outputs)
-    visible = torch.zeros(memory.positions, device=tokens.device)
-    visible[patches] = 1.0
-    if memory.layers[0].keep is not None:
-        visible = visible * memory.layers[0].keep[0]
-    share = (visible / visible.sum().clamp(min=1.0))[:, None]
+    steps = torch.zeros(len(words), tokens.shape[1] - 1, dtype=outputs[0].dtype, device=tokens.device)
+    for word, (start, stop) in enumerate(words):
+        steps[word, start:stop] = 1.0
     found = []
-    for cross, layer, attention, gradient in zip(crosses, memory.layers, weights, gradients, strict=True):
-        values = layer.values[0]  # (H, N, d)
-        centered = values - (values * share).sum(dim=1, keepdim=True)
-        by_head = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (len(values), -1))  # (T, H, d)
-        found.append(attention[0] * (by_head.transpose(0, 1) @ centered.transpose(1, 2)))
-    by_step = torch.stack(found).permute(2, 0, 1, 3).detach()  # (T, L, H, N)
-    return torch.stack([by_step[start:stop].sum(dim=0) for start, stop in words]) if words else by_step[:0]
+    for cross, attention, gradient in zip(crosses, weights, gradients, strict=True):
+        by_head = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (attention.shape[1], -1))  # (T, H, d)
+        found.append(torch.einsum("wt,htn,thd->whnd", steps, attention[0], by_head))
+    return found
+
+
+def stage_contributions(forced: ForcedPass, gradients: Sequence[Tensor], own_passes: int = OWN_PASSES) -> Tensor:
+    """What the cells of the stage of a forced pass contribute to the log-odds of each word: (W, h, w), in nats, signed.
+
+    The `value_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
+    activation and summed over channels (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). Only the
+    `own_passes` words that need the image most (the least probable, if need was not measured) have a backward pass of
+    their own; the others have the sum of these.
+    """
+    assert forced.stage is not None
+    values = [layer.values for layer in forced.memory.layers]
+    need = -forced.log_probs if forced.visual_need is None else forced.visual_need
+    shape = len(forced.words), *forced.stage.values.shape[2:]
+    own = np.argsort(-need, kind="stable")[:own_passes].tolist()
+    by_word = {word: forced.stage.contributions(values, [each[word, None] for each in gradients])[0] for word in own}
+    shared = sum(by_word.values(), start=torch.zeros(shape[1:], device=values[0].device))
+    return torch.stack([by_word.get(word, shared) for word in range(shape[0])]) if own else shared.expand(shape)
+
+
+def refine(maps: NDArray[np.float32], contributions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Maps (W, h, w), spread over the cells (W, h', w') of a finer grid by their positive contributions.
+
+    Each map is resized bilinearly, multiplied cell by cell, and scaled to its former sum. A map that lies where nothing
+    contributes is only resized.
+    """
+    resized = resize(maps, contributions.shape[1:])
+    products = resized * np.maximum(contributions, 0)
+    products = np.where(_sums(products) > TINY, products, resized)
+    return np.asarray(products * (_sums(maps) / np.maximum(_sums(products), TINY)), np.float32)
+
+
+def resize(maps: NDArray[np.float32], grid: tuple[int, ...]) -> NDArray[np.float32]:
+    """Maps (W, h, w) on another grid, bilinearly."""
+    resized = F.interpolate(torch.from_numpy(maps)[:, None], size=grid, mode="bilinear", align_corners=False)
+    return np.asarray(resized[:, 0].numpy(), np.float32)
+
+
+def _sums(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(W, 1, 1)"""
+    return np.asarray(maps.sum(axis=(1, 2), keepdims=True), np.float32)
 
 
 @torch.inference_mode()

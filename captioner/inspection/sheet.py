@@ -40,16 +40,18 @@ FAINTEST, STRONGEST = 0.35, 0.8
 MEANING: dict[Method, str] = {
     "raw": "the share of a word's attention on one patch",
     "relevance": "what a patch added to the word's log-odds, in nats, to first order; only values above 0",
+    "refined": "relevance in nats, on the finer grid of an earlier encoder stage, where that stage contributed too",
     "perturbation": "what the word's log-probability loses when 3 x 3 patches are hidden, in nats",
 }
 """Method -> the meaning of a map's values."""
 PLAIN_MEANING: dict[Method, str] = {
     "raw": "the model looked here when it chose the word",
     "relevance": "this part of the photo made the word more likely",
+    "refined": "this part of the photo made the word more likely",
     "perturbation": "the word is less likely without this part of the photo",
 }
 """The same in plain words."""
-MIN_SCALE_END: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "perturbation": 0.15}
+MIN_SCALE_END: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "refined": 0.1, "perturbation": 0.15}
 """Least end of the color scale, so that tiny values stay dark."""
 HALLUCINATION_THRESHOLD = 0.5
 """Objects with a higher hallucination probability get a question mark."""
@@ -227,7 +229,7 @@ def _legend(
     if heads is not None:
         shown, of = f"{kind} of the best heads", ", ".join(f"layer {each} head {number}" for each, number in heads)
     where = "" if trace.method == "perturbation" else f" · {shown} · {of}"
-    high, wide = trace.grid
+    high, wide = trace.map_grid
     most = math.log2(high * wide)
     need = " · needs photo: log p with the photo minus without, in nats" if trace.needs else ""
     hidden = "" if trace.visible is None else " · Pale: patches hidden from the model"

@@ -8,13 +8,17 @@ import numpy as np
 from captioner.inspection.pointing import best_heads
 from captioner.inspection.word_table import NEED_THRESHOLD, Estimate, WordTable
 
-REFERENCE = "raw"
-"""The map that the others are compared with."""
+REFERENCES = ("raw", "center")
+"""The maps that the others are compared with, where they were measured."""
+AREA = "area"
+"""The mass of an even map, which the mass of the others is divided by."""
 DIGITS = 4
+FORMATS = {"value": ".3f", "over_area": ".2f", **{f"minus_{reference}": "+.3f" for reference in REFERENCES}}
+"""What is known of a measure of a map, in the order of the columns -> its format."""
 
 
 def summarize(table: WordTable) -> dict[str, Any]:
-    """Group of words -> measure -> map -> its mean and interval, and its difference from raw attention."""
+    """Group of words -> measure -> map -> its mean and interval, and its differences from the reference maps."""
     groups = {
         f"objects that need the image by more than {NEED_THRESHOLD:g} nat": table.visual_objects,
         "other objects": table.is_object & ~table.visual_objects,
@@ -27,10 +31,12 @@ def summarize(table: WordTable) -> dict[str, Any]:
         measures: dict[str, Any] = {"words": int(chosen.sum())}
         for column in table.columns:
             name, _, measure = column.rpartition(" ")
-            reference = f"{REFERENCE} {measure}"
             each: dict[str, Any] = _rounded(table.mean(column, chosen))
-            if name and name != REFERENCE and reference in table.columns:
-                each["minus_raw"] = _rounded(table.mean(column, chosen, minus=reference))
+            for reference in REFERENCES:
+                if name and name != reference and f"{reference} {measure}" in table.columns:
+                    each[f"minus_{reference}"] = _rounded(table.mean(column, chosen, minus=f"{reference} {measure}"))
+            if measure == "mass" and AREA in table.columns:
+                each["over_area"] = _rounded(table.mean(column, chosen, over=AREA))
             measures.setdefault(measure, {})[name or measure] = each
         found[group] = measures
     return found
@@ -48,15 +54,21 @@ def heads_summary(table: WordTable) -> dict[str, Any]:
 
 
 def markdown(title: str, summary: Mapping[str, Any]) -> str:
-    """A table for each group: a row for each map, and for each measure its mean and its difference from raw."""
+    """A table for each group: a row for each map, and for each measure its mean and what it is compared with."""
     lines = [f"## {title}", ""]
     for group, measures in summary.items():
         names = [measure for measure in measures if measure != "words"]
         maps = list(dict.fromkeys(name for measure in names for name in measures[measure]))
         lines += [f"{group}: {measures['words']} words", ""]
+        columns = [
+            (name, kind)
+            for name in names
+            for kind in FORMATS
+            if any(kind in estimates for estimates in measures[name].values())
+        ]
         lines += _table(
-            ["map", *(header for name in names for header in (name, "minus raw"))],
-            [[each, *(cell for name in names for cell in _cells(measures[name].get(each)))] for each in maps],
+            ["map", *(name if kind == "value" else kind.replace("_", " ") for name, kind in columns)],
+            [[each, *(_cell(measures[name].get(each, {}), kind) for name, kind in columns)] for each in maps],
         )
         lines.append("")
     return "\n".join(lines)
@@ -80,16 +92,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _cells(found: Mapping[str, Any] | None) -> tuple[str, str]:
-    if found is None:
-        return "", ""
-    difference = found.get("minus_raw")
-    return _format_estimate(found, ".3f"), "" if difference is None else _format_estimate(difference, "+.3f")
-
-
-def _format_estimate(found: Mapping[str, Any], digits: str) -> str:
-    low, high = found["interval"]
-    return f"{found['value']:{digits}} ({low:{digits}} to {high:{digits}})"
+def _cell(found: Mapping[str, Any], kind: str) -> str:
+    """An estimate and its interval; empty where there is none."""
+    estimate = found if kind == "value" else found.get(kind)
+    if not estimate:
+        return ""
+    digits, (low, high) = FORMATS[kind], estimate["interval"]
+    return f"{estimate['value']:{digits}} ({low:{digits}} to {high:{digits}})"
 
 
 def _rounded(estimate: Estimate) -> dict[str, Any]:

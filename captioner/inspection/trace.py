@@ -10,21 +10,32 @@ from typing import Any, BinaryIO, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
 from captioner.inspection.forced_pass import ForcedPass
-from captioner.inspection.relevance import perturbation, relevance
+from captioner.inspection.relevance import (
+    perturbation,
+    refine,
+    stage_contributions,
+    value_gradients,
+    weigh_values,
+)
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
+from captioner.model.stage import Stage
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
-Method: TypeAlias = Literal["raw", "relevance", "perturbation"]
+Method: TypeAlias = Literal["raw", "relevance", "perturbation", "refined"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""raw: attention weights; relevance: gradient times attention; perturbation: what hiding patches costs (slow)."""
+"""raw: attention weights; relevance: gradient times attention; perturbation: what hiding patches costs (slow);
+refined: relevance on the finer grid of an earlier encoder stage, where that stage contributed too."""
+BY_GRADIENTS: tuple[Method, ...] = ("relevance", "refined")
+"""Methods whose evidence is relevance."""
 
 FORMAT = 1
 PLAIN_FIELDS = ("text", "words", "log_probs", "grid", "prefix", "method", "needs")
@@ -67,8 +78,11 @@ class AttentionTrace:
     needs: tuple[float, ...] = ()
     """Visual need: log p of each word with the image minus log p without; empty if not measured."""
     evidence: NDArray[np.float32] | None = None
-    """In nats, signed: of a word's log-odds (W, L, H, N) for `relevance`, of its log-probability (W, 1, 1, N) for
-    `perturbation`; None for `raw`."""
+    """In nats, signed: of a word's log-odds (W, L, H, N) for `relevance` and `refined`, of its log-probability
+    (W, 1, 1, N) for `perturbation`; None for `raw`."""
+    contributions: NDArray[np.float32] | None = None
+    """(W, h', w') what each cell of an earlier encoder stage contributed to a word's log-odds, in nats, clipped at 0;
+    None unless the method is `refined`."""
     visible: NDArray[np.bool_] | None = None
     """(h, w) whether the model saw each patch; None if none was hidden."""
     hallucination: Mapping[int, float] = field(default_factory=dict)
@@ -87,24 +101,32 @@ class AttentionTrace:
         photo: Image.Image,
         method: Method = "raw",
         blind: Memory | None = None,
+        stage: Stage | None = None,
     ) -> Self:
         """Trace a caption over the memory of one image.
 
         A word of several tokens has their mean weights and the sum of their log-probabilities. Visual need is measured
-        against `blind`, the memory of no image.
+        against `blind`, the memory of no image. The method `refined` needs the `stage` that the memory was computed
+        from, with its positions in order; without one, the trace is by `relevance`.
         """
-        forced = ForcedPass.of(decoder, tokenizer, memory, tokens, blind)
+        forced = ForcedPass.of(decoder, tokenizer, memory, tokens, blind, stage)
         order = list(view.order) if view.order is not None else list(range(memory.positions))
-        evidence = None
-        if method != "raw":
-            ordered = memory.take(torch.tensor(order, device=forced.tokens.device))
-            caption = decoder, ordered, forced.tokens, forced.spans
-            if method == "relevance":
-                found = relevance(*caption, view.patches)
-            else:
-                found = perturbation(*caption, view.grid, view.patches)[:, None, None]
-            evidence = found.float().cpu().numpy()
         keep = memory.layers[0].keep
+        visible = None if keep is None else keep[0, order[view.patches]].view(view.grid)
+        method = "relevance" if method == "refined" and stage is None else method
+        evidence = contributions = None
+        ordered = memory if view.order is None else memory.take(torch.tensor(order, device=forced.tokens.device))
+        caption = decoder, ordered, forced.tokens, forced.spans
+        if method in BY_GRADIENTS:
+            gradients = value_gradients(*caption)
+            evidence = weigh_values(ordered, gradients, view.patches).float().cpu().numpy()
+            if method == "refined":
+                cells = stage_contributions(forced, gradients).clamp(min=0)
+                if visible is not None:
+                    cells = cells * F.interpolate(visible[None, None].to(cells), size=cells.shape[1:])[0]
+                contributions = cells.float().cpu().numpy()
+        elif method == "perturbation":
+            evidence = perturbation(*caption, view.grid, view.patches)[:, None, None].float().cpu().numpy()
         return cls(
             text=tokenizer.decode(tokens),
             words=forced.words,
@@ -118,7 +140,8 @@ class AttentionTrace:
             method=method,
             needs=() if forced.visual_need is None else tuple(forced.visual_need.tolist()),
             evidence=evidence,
-            visible=None if keep is None else keep[0, order[view.patches]].cpu().numpy().reshape(view.grid),
+            contributions=contributions,
+            visible=None if visible is None else visible.cpu().numpy(),
         )
 
     def __repr__(self) -> str:
@@ -156,12 +179,21 @@ class AttentionTrace:
         )
 
     def patches(self, word: int) -> NDArray[np.float32]:
-        """The map (h, w) of a word: mean weights for `raw`, else the evidence in nats, clipped at 0."""
+        """The map (h, w) of a word: mean weights for `raw`, else the evidence in nats, clipped at 0.
+
+        For `refined` it lies on the finer `map_grid`, with the same sum.
+        """
         if self.evidence is None:
             flat = self.weights[word, :, :, self._span].mean(axis=(0, 1))
         else:
             flat = np.maximum(self.evidence[word, :, :, self._span].sum(axis=(0, 1)), 0)
-        return np.asarray(flat, np.float32).reshape(self.grid)
+        found = np.asarray(flat, np.float32).reshape(self.grid)
+        return found if self.contributions is None else refine(found[None], self.contributions[word : word + 1])[0]
+
+    @property
+    def map_grid(self) -> tuple[int, int]:
+        """(h, w) of the maps."""
+        return self.grid if self.contributions is None else (self.contributions.shape[1], self.contributions.shape[2])
 
     @property
     def has_null_patch(self) -> bool:
@@ -186,7 +218,7 @@ class AttentionTrace:
 
     @property
     def entropy(self) -> NDArray[np.float32]:
-        """(W,) bits of each word's map: 0 for a single patch, log2(h·w) for an even map."""
+        """(W,) bits of each word's map: 0 for a single patch, log2(h·w) for an even map on `map_grid`."""
         shares = self._shares()
         return np.asarray(-(shares * np.log2(np.maximum(shares, TINY))).sum(axis=1), np.float32)
 
@@ -200,7 +232,7 @@ class AttentionTrace:
         photo = io.BytesIO()
         self.photo.save(photo, format="PNG")
         arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
-        optional = {"evidence": self.evidence, "visible": self.visible}
+        optional = {"evidence": self.evidence, "contributions": self.contributions, "visible": self.visible}
         arrays |= {name: values for name, values in optional.items() if values is not None}
         about = {"format": FORMAT, "geometry": self.geometry.to_dict(), "hallucination": dict(self.hallucination)}
         about |= {name: getattr(self, name) for name in PLAIN_FIELDS}
@@ -225,6 +257,7 @@ class AttentionTrace:
                     photo=photo,
                     weights=arrays["weights"],
                     evidence=arrays.get("evidence"),
+                    contributions=arrays.get("contributions"),
                     visible=arrays.get("visible"),
                 )
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, zipfile.BadZipFile) as error:
@@ -256,5 +289,5 @@ class AttentionTrace:
     def _shares(self) -> NDArray[np.float32]:
         """(W, h·w) each word's map, normalized to a sum of one."""
         maps = np.array([self.patches(word) for word in range(len(self.words))], np.float32)
-        maps = maps.reshape(len(self.words), self.grid[0] * self.grid[1])
+        maps = maps.reshape(len(self.words), self.map_grid[0] * self.map_grid[1])
         return np.asarray(maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY), np.float32)

@@ -13,6 +13,8 @@ from captioner.metrics.significance import Statistics, interval, resample
 
 NEED_THRESHOLD = 1.0
 """A word needs the image if its visual need, in nats, is above this."""
+TINY = 1e-12
+"""No ratio is taken to less."""
 
 
 class Estimate(NamedTuple):
@@ -81,13 +83,18 @@ class WordTable:
         """(K,) words that name objects and need the image."""
         return self.is_object & (self.visual_need > NEED_THRESHOLD)
 
-    def mean(self, column: str, chosen: NDArray[np.bool_], minus: str | None = None) -> Estimate:
-        """The mean of a column over the chosen words, at least one, or of its difference from another column."""
+    def mean(
+        self, column: str, chosen: NDArray[np.bool_], minus: str | None = None, over: str | None = None
+    ) -> Estimate:
+        """The mean of a column over the chosen words, at least one, of its difference from another column, or of its
+        ratio to the mean of another one.
+        """
         values = (self.columns[column] - (0.0 if minus is None else self.columns[minus]))[chosen]
+        weights = np.ones(len(values)) if over is None else self.columns[over][chosen]
         _, photo = np.unique(self.photos[chosen], return_inverse=True)
-        sums = np.stack([np.bincount(photo, values), np.bincount(photo)], axis=1).astype(np.float64)
-        ratio = Statistics(sums, lambda totals: totals[..., :1] / np.maximum(totals[..., 1:], 1))
-        return Estimate(float(values.mean()), *interval(resample(ratio)[:, 0]))
+        sums = np.stack([np.bincount(photo, values), np.bincount(photo, weights)], axis=1).astype(np.float64)
+        ratio = Statistics(sums, lambda totals: totals[..., :1] / np.maximum(totals[..., 1:], TINY))
+        return Estimate(float(values.sum() / max(weights.sum(), TINY)), *interval(resample(ratio)[:, 0]))
 
 
 def are_objects(words: Sequence[str]) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from captioner.model.decoder import TextDecoder
 from captioner.model.encoder import VisionEncoder
 from captioner.model.familiarity import Familiarity
 from captioner.model.memory import Memory
+from captioner.model.stage import Stage
 
 GRAY = 128
 """Pixel value of the gray picture that stands for no image."""
@@ -48,6 +49,12 @@ class CaptionModel(nn.Module):
         if self.familiarity is None or self.config.familiar_distance is None:
             return [None] * len(features)
         return [*(self.familiarity(features) / self.config.familiar_distance).tolist()]
+
+    def encode_with_stage(self, images: Tensor) -> tuple[Memory, Stage | None]:
+        """The memory as from `encode`, in an autograd graph that leads back to an earlier stage of the encoder."""
+        features, stage = self.encoder.with_stage(images)
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.decoder.project(features), stage
 
     def blind(self, memory: Memory) -> Memory:
         """The memory of as many blank images: only the null patches, or a gray picture if there are none."""

@@ -22,13 +22,16 @@ from captioner.errors import ConfigError
 from captioner.model.depthwise import is_depthwise, keep_strided_in_float32
 from captioner.model.efficientnet_lite import lite_to_timm
 from captioner.model.linear import replace_linear_layers
+from captioner.model.stage import Stage
 from captioner.text import did_you_mean, first_line
 
 PACKAGE = "package:"
 CPU_IMAGES = 4
 """Images encoded at a time on a CPU: the features of a convolutional network then stay in its caches."""
-LAST_MAP: dict[str, Any] = {"indices": 1, "norm": False, "output_fmt": "NCHW", "intermediates_only": True}
-"""Options of timm's `forward_intermediates` that give the last feature map and nothing else."""
+LAST_MAP = 1
+"""timm's `indices` for the last feature map alone."""
+MAPS: dict[str, Any] = {"norm": False, "output_fmt": "NCHW", "intermediates_only": True}
+"""Options of timm's `forward_intermediates` that give feature maps and nothing else."""
 WINDOWS = (1, 2, 4, 6, 7, 8, 12, 14, 16)
 """Image sizes must be multiples of the stride times one of these: windows of attention, in patches."""
 
@@ -69,6 +72,7 @@ class VisionEncoder(nn.Module):
         self.prefix: int = self.backbone.num_prefix_tokens if "return_prefix_tokens" in offered else 0
         self.patches = slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
         own: Any = defaults["interpolation"] if defaults["interpolation"] in ("bilinear", "lanczos") else "bicubic"
+        self.stage = _earlier_stage(self.backbone)
         self.config = replace(config, image_size=self.image_size, interpolation=config.interpolation or own)
         for module in self.backbone.modules():
             if isinstance(module, nn.LayerNorm) and config.norm_eps is not None:
@@ -87,10 +91,24 @@ class VisionEncoder(nn.Module):
             return self._features(images)
         return torch.cat([self._features(some) for some in images.split(CPU_IMAGES)])
 
+    def with_stage(self, images: Tensor) -> tuple[Tensor, Stage | None]:
+        """As `forward`, in an autograd graph that leads back to the earlier stage `stage`; None if there is none."""
+        with torch.inference_mode(False), torch.enable_grad():
+            pixels = self._normalize(images.clone()).requires_grad_()
+            if self.stage is None:
+                return self._join(*self._intermediates(pixels)), None
+            [stage, *_], (patches, *prefix) = self._maps(pixels, [self.stage, len(self.backbone.feature_info) - 1])
+            return self._join(patches, *prefix), Stage.of(stage, patches)
+
     def _features(self, images: Tensor) -> Tensor:
+        return self._join(*self._intermediates(self._normalize(images)))
+
+    def _normalize(self, images: Tensor) -> Tensor:
         # Colors of a pixel side by side: convolutions on a CPU are twice as fast so (benchmarks.products).
-        pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        patches, prefix = self._intermediates(pixels)
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _join(self, patches: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """The last map (B, E, h, w) and prefix tokens (B, P, E) -> features (B, N, E)."""
         if self.config.pool > 1:
             patches = F.avg_pool2d(patches, self.config.pool)
         features = patches.flatten(2).transpose(1, 2)  # (B, h·w, E)
@@ -171,10 +189,15 @@ class VisionEncoder(nn.Module):
 
     def _intermediates(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """pixels (B, 3, height, width) -> the last feature map (B, E, h, w), and prefix tokens (B, P, E) if any."""
+        [(patches, *prefix)] = self._maps(pixels, LAST_MAP)
+        return patches, prefix[0] if prefix else None
+
+    def _maps(self, pixels: Tensor, indices: int | list[int]) -> list[tuple[Tensor, ...]]:
+        """Feature maps (B, C, h, w) by timm's `indices`, each with its prefix tokens (B, P, C) if there are any."""
         if not self.prefix:
-            return self.backbone.forward_intermediates(pixels, **LAST_MAP)[0], None
-        [(patches, prefix)] = self.backbone.forward_intermediates(pixels, **LAST_MAP, return_prefix_tokens=True)
-        return patches, prefix
+            return [(each,) for each in self.backbone.forward_intermediates(pixels, indices=indices, **MAPS)]
+        found = self.backbone.forward_intermediates(pixels, indices=indices, **MAPS, return_prefix_tokens=True)
+        return list(found)
 
 
 def _feature_map(backbone: Any, size: tuple[int, int], own_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -184,7 +207,7 @@ def _feature_map(backbone: Any, size: tuple[int, int], own_size: tuple[int, int]
     edge of a photo of another size than its own.
     """
     with torch.no_grad():
-        [patches] = backbone.eval().forward_intermediates(torch.zeros(1, 3, *size), **LAST_MAP)
+        [patches] = backbone.eval().forward_intermediates(torch.zeros(1, 3, *size), indices=LAST_MAP, **MAPS)
     _, width, *grid = patches.shape
     stride = _stride(backbone)
     cut = any(side % stride and cells * stride < side for side, cells in zip(size, grid, strict=True))
@@ -195,6 +218,13 @@ def _feature_map(backbone: Any, size: tuple[int, int], own_size: tuple[int, int]
 
 def _stride(backbone: Any) -> int:
     return int(max(info["reduction"] for info in backbone.feature_info))
+
+
+def _earlier_stage(backbone: Any) -> int | None:
+    """The number of the last stage with a finer grid than the last; where all have the same, of the middle block."""
+    reductions = [info["reduction"] for info in backbone.feature_info]
+    finer = [number for number, each in enumerate(reductions) if each < reductions[-1]]
+    return finer[-1] if finer else len(reductions) // 2 if len(reductions) > 1 else None
 
 
 def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> Any:

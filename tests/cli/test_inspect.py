@@ -71,7 +71,7 @@ def test_json_has_the_numbers_of_the_trace(model: str, photo: str, tmp_path: Pat
         "caption": "a brown dog",
         "grid": [4, 4],
         "geometry": {"width": 40, "height": 30, "size": [64, 64], "fit": "squash"},
-        "method": "relevance",
+        "method": "refined",
         "layer": "mean",
         "head": "mean",
     }
@@ -246,9 +246,10 @@ def test_the_best_heads_of_a_model_are_shown(model: str, photo: str, tmp_path: P
     np.testing.assert_allclose(record["words"][1]["map"], trace.select(heads=[(1, 0), (0, 1)]).patches(1), atol=1e-6)
 
 
-def test_regions_tiles_and_traces(model: str, photo: str, tmp_path: Path) -> None:
+def test_regions_tiles_and_traces(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert inspect(model, photo, "-o", out, "--trace", "--json", "--caption", "a dog", "--tiles", "2x3") == 0
+    assert "maps by relevance, not refined: the grid of tiles is fine already" in capsys.readouterr().err
     assert sorted(each.name for each in out.iterdir()) == ["dog.json", "dog.npz"]
     assert AttentionTrace.load(out / "dog.npz").grid == (8, 12)
     assert inspect(model, photo, "-o", out, "--json", "--caption", "a dog", "--region", "0,0,0.5,1") == 0

@@ -39,6 +39,8 @@ def test_object_words_have_their_features(trace):
     assert dog.features == pytest.approx((-2, 1, 4, 0, 1, 0.2, 1 / 6))
     assert sausage.features == pytest.approx((-11, 0.75, 4, 2, 0.25, 0.2, 4 / 6))
     assert len(FEATURES) == len(dog.features)
+    finer = replace(trace, method="refined", contributions=np.ones((6, 4, 4), np.float32))
+    assert object_words_of(finer) == [dog, sausage]  # the regression was fitted to relevance
 
 
 def test_phrases_that_name_no_object_are_left_out(trace):

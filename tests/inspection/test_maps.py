@@ -29,6 +29,6 @@ def test_standard_maps_have_a_row_a_word(trained):
     model, tokenizer = trained
     pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     forced = force_caption(model, tokenizer, pixels, "a red circle")
-    assert {each.shape for each in standard_maps(model, forced).values()} == {
-        (3, model.encoder.grid[0] * model.encoder.grid[1])
-    }
+    found = standard_maps(model, forced)
+    assert found.pop("refined").shape == (3, 4, 4)
+    assert {each.shape for each in found.values()} == {(3, *model.encoder.grid)}

@@ -10,7 +10,7 @@ from captioner.inspection.relevance import perturbation
 def test_where_everything_is_blurred_all_rankings_are_alike(trained, images):
     table = pixel_curves(*trained, images[:3], fractions=(1.0,))
     maps = {column.rpartition(" ")[0] for column in table.columns}
-    assert {"raw", "relevance", "center", "edges", "random"} <= maps
+    assert {"raw", "relevance", "refined", "center", "edges", "random"} <= maps
     for name in maps:
         np.testing.assert_allclose(table.columns[f"{name} deletion"], table.columns["raw deletion"], atol=1e-4)
         # Showing all of the photo gains what blurring all of it loses.
@@ -29,7 +29,7 @@ def test_the_patch_that_matters_most_is_worth_most(trained, images):
         lost = perturbation(
             model.decoder, forced.memory, forced.tokens, forced.spans, encoder.grid, encoder.patches, size=1
         )
-        exact = lost[:, encoder.patches].numpy()
+        exact = lost[:, encoder.patches].unflatten(1, encoder.grid).numpy()
         return {"exact": exact - exact.min(), "worst": exact.max() - exact}
 
     table = pixel_curves(model, tokenizer, images[:4], maps=maps, fractions=(0.01,))
@@ -41,7 +41,7 @@ def test_the_patch_that_matters_most_is_worth_most(trained, images):
 def test_baselines_rank_the_center_and_the_edges_first():
     pixels = torch.zeros(3, 30, 60, dtype=torch.uint8)
     pixels[:, 3:7, 43:57] = 255  # in the upper right patch
-    found = baselines(pixels, (3, 3))
+    found = {name: each.ravel() for name, each in baselines(pixels, (3, 3)).items()}
     assert found["center"].argmax() == 4
     assert set(np.argsort(found["center"])[:4]) == {0, 2, 6, 8}
     assert found["edges"].argmax() == 2

@@ -10,7 +10,7 @@ from PIL import Image
 from captioner.errors import AnnotationError, ConfigError
 from captioner.geometry import Geometry
 from captioner.inspection.maps import maps_with_perturbation
-from captioner.inspection.pointing import _categories, _coverage, best_heads, instance_pointing, mosaic_pointing
+from captioner.inspection.pointing import _categories, _coverage, best_heads, center, instance_pointing, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from tests.inspection.conftest import network
 from tests.inspection.test_word_table import table_of
@@ -26,8 +26,8 @@ def test_an_oracle_points_perfectly_and_a_uniform_map_by_chance(trained, images)
         oracle = np.zeros((words, high, wide), np.float32)
         row, column = divmod(corner, 2)
         oracle[:, row * (high - 1), column * (wide - 1)] = 0.3
-        even = np.ones((words, high * wide), np.float32)
-        return {"oracle": oracle.reshape(words, -1), "even": even, "empty": 0 * even}
+        even = np.ones((words, 3, 5), np.float32)  # a map may have a grid of its own
+        return {"oracle": oracle, "even": even, "empty": 0 * even}
 
     table = mosaic_pointing(model, tokenizer, images, mosaics=8, maps=maps)
     everything = np.ones(len(table.words), bool)
@@ -47,7 +47,7 @@ def test_the_standard_maps_of_a_model(trained, images):
     marked.load_state_dict(model.state_dict())
     marked.config = replace(model.config, best_heads=((0, 1), (1, 0)))
     table = mosaic_pointing(marked, tokenizer, images, mosaics=4, maps=maps_with_perturbation)
-    names = {"raw", "relevance", "raw, best heads", "perturbation"}
+    names = {"raw", "relevance", "refined", "raw, best heads", "perturbation"}
     names |= {f"{kind}, layer {layer}" for kind in ("raw", "relevance") for layer in (0, 1)}
     assert set(table.columns) == {f"{name} {measure}" for name in names for measure in ("mass", "hit")}
     assert table.heads.shape == (len(table.words), 2, 2, 2)
@@ -79,7 +79,7 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
         tokenizer,
         images,
         shapes / "instances.json",
-        maps=lambda model, forced: {"even": np.ones((len(forced.words), 4))},
+        maps=lambda model, forced: {"even": np.ones((len(forced.words), 4, 4))},
     )
     names = {category["name"] for category in data["categories"]}
     assert len(table.words) > 0
@@ -112,13 +112,15 @@ def test_pointing_at_annotated_objects(trained, images, shapes, tmp_path):
         high, wide = model.encoder.grid
         found = np.zeros((len(forced.words), high, wide))
         found[:, :, 0] = 1
-        return {"left": found.reshape(len(forced.words), -1)}
+        return {"left": found}
 
     half = instance_pointing(model, tokenizer, [image, images[1]], tmp_path / "half.json", maps=left)
-    assert half.words == ("dog",)
-    assert half.columns["area"] == pytest.approx([0.5], abs=0.05)
-    assert half.columns["left mass"] == pytest.approx([1.0], abs=0.05)
-    assert half.columns["left hit"].tolist() == [1]
+    assert set(half.words) == {"dog"}
+    assert len(half.words) == len(image.captions) > 1
+    assert half.columns["area"] == pytest.approx([0.5] * len(half.words), abs=0.05)
+    assert half.columns["left mass"] == pytest.approx([1.0] * len(half.words), abs=0.05)
+    assert half.columns["center mass"] == pytest.approx([0.5] * len(half.words), abs=0.05)
+    assert set(half.columns["left hit"]) == {1}
     # Two boxes that share a patch cover it together.
     corners = [(0, 0), (first["width"] / 2, 0), (first["width"] / 2, first["height"]), (0, first["height"])]
     boxes = [[(x / 2 + shift, y) for x, y in corners] for shift in (0, first["width"] / 4)]
@@ -167,3 +169,9 @@ def test_words_name_categories_in_both_numbers_and_by_their_synonyms():
     expected = [None, "cross", None, "cross", "dog", None, "hot dog", "hot dog"]
     assert _categories(words, ["cross", "dog", "hot dog"]) == expected
     assert _categories(words, []) == [None] * len(words)
+
+
+def test_the_center_of_a_grid_is_its_central_patches():
+    assert np.argwhere(center((3, 5))).tolist() == [[1, 2]]
+    assert np.argwhere(center((2, 3))).tolist() == [[0, 1], [1, 1]]
+    assert np.count_nonzero(center((4, 4))) == 4

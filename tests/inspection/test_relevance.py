@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from captioner.config import DecoderConfig
-from captioner.inspection.relevance import perturbation, relevance
+from captioner.inspection.maps import force_caption
+from captioner.inspection.relevance import perturbation, refine, relevance, resize, stage_contributions, value_gradients
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import TextDecoder
 
@@ -136,3 +138,53 @@ def test_words_that_are_certain_have_finite_relevance(seen):
         tokens = torch.tensor([[1, certain]])
         assert log_probs(decoder, memory, tokens) == 0
     assert relevance(decoder, memory, tokens, [(0, 1)], PATCHES).isfinite().all()
+
+
+def test_words_without_a_pass_of_their_own_have_the_sum_of_those_with_one(trained):
+    model, tokenizer = trained
+    pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    forced = force_caption(model, tokenizer, pixels, "a dog and a red circle")
+    gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    each, two = (stage_contributions(forced, gradients, passes) for passes in (9, 2))
+    own = np.argsort(-forced.visual_need)[:2]
+    for word in range(len(forced.words)):
+        expected = each[word] if word in own else each[own[0]] + each[own[1]]
+        torch.testing.assert_close(two[word], expected)
+    assert each.shape == (len(forced.words), 4, 4)
+    assert (each[0] - each[1]).abs().max() > 0
+    nothing = replace(forced, words=(), spans=(), log_probs=forced.log_probs[:0], visual_need=None)
+    assert stage_contributions(nothing, [part[:0] for part in gradients]).shape == (0, 4, 4)
+
+
+def test_contributions_are_the_slope_of_log_odds_in_what_the_stage_gives(trained):
+    """With attention and earlier words held: the values move along with a channel of a cell, and the odds with them."""
+    model, tokenizer = trained
+    pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    forced = force_caption(model, tokenizer, pixels, "a dog and a red circle")
+    gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    found = stage_contributions(forced, gradients, 9)
+    values = [layer.values for layer in forced.memory.layers]
+    for word in range(2):
+        slope = torch.autograd.grad(
+            values, forced.stage.values, [each[word, None] for each in gradients], retain_graph=True
+        )[0][0]
+        activation = forced.stage.values[0].detach()
+        expected = (slope * (activation - activation.mean(dim=(1, 2), keepdim=True))).sum(dim=0)
+        torch.testing.assert_close(found[word], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_refined_map_keeps_its_sum_and_lies_where_the_stage_contributes():
+    maps = np.zeros((3, 2, 2), np.float32)
+    maps[0] = [[1, 1], [1, 1]]
+    maps[1] = [[0, 4], [0, 0]]
+    cells = np.zeros((3, 4, 4), np.float32)
+    cells[0, 0, 0], cells[0, 3, 2], cells[0, 1, 1] = 3, 1, -5
+    cells[1, :, 0] = 1  # where the map is empty
+    cells[2] = 1
+    found = refine(maps, cells)
+    assert found[0, 0, 0] == pytest.approx(3)
+    assert found[0, 3, 2] == pytest.approx(1)
+    assert np.count_nonzero(found[0]) == 2
+    np.testing.assert_allclose(found[1], resize(maps[1:2], (4, 4))[0] * 4 / resize(maps[1:2], (4, 4)).sum(), rtol=1e-5)
+    assert not found[2].any()
+    assert refine(maps[:0], cells[:0]).shape == (0, 4, 4)

@@ -14,7 +14,7 @@ from PIL import Image
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
-from captioner.inspection.trace import AttentionTrace, Method
+from captioner.inspection.trace import METHODS, AttentionTrace, Method
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
 from captioner.pipeline import Captioner
@@ -252,7 +252,7 @@ def test_attention_on_letterbox_bars_is_told() -> None:
     assert by_hand(weights, (4, 4)).padding_mass == pytest.approx([0.0])
 
 
-@pytest.mark.parametrize("method", ["raw", "relevance", "perturbation"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, tmp_path: Path, method: Method) -> None:
     trace = captioner.inspect(photo, caption="a brown dog", method=method, region=(0.0, 0.0, 0.5, 1.0))
     trace.save(tmp_path / "dog.npz")
@@ -301,6 +301,48 @@ def test_tiles_are_drawn_in_their_places(encoder: str) -> None:
             box = trace.geometry.patch_box(row * high, column * wide, trace.grid)
             assert box[:2] == pytest.approx((x, y))
     assert laid.min() > 0
+
+
+@pytest.mark.parametrize(("encoder", "grid"), [("test_efficientnet", (8, 12)), ("test_vit", (8, 12))])
+def test_refined_maps_lie_on_the_grid_of_an_earlier_stage(encoder: str, grid: tuple[int, int]) -> None:
+    """A photo of a convolutional network has twice as many rows and columns as its last map; a ViT's are the same."""
+    captioner = tiny(encoder=encoder, size=(128, 192))
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (128, 192, 3), dtype=np.uint8))
+    plain = captioner.inspect(photo, caption="a dog runs", method="relevance")
+    refined = captioner.inspect(photo, caption="a dog runs", method="refined")
+    assert (refined.method, plain.method) == ("refined", "relevance")
+    assert (refined.map_grid, refined.grid, plain.map_grid) == (grid, captioner.model.encoder.grid, plain.grid)
+    for word in range(3):
+        assert refined.patches(word).shape == grid
+        assert refined.patches(word).sum() == pytest.approx(plain.patches(word).sum(), rel=1e-4)
+    np.testing.assert_allclose(refined.weights, plain.weights, atol=1e-6)
+    assert refined.evidence is not None
+    assert plain.evidence is not None
+    np.testing.assert_allclose(refined.evidence, plain.evidence, atol=1e-5)
+    assert refined.entropy.max() <= math.log2(grid[0] * grid[1])
+    one = refined.select(layer=1)
+    assert one.patches(1).sum() == pytest.approx(plain.select(layer=1).patches(1).sum(), rel=1e-4)
+
+
+def test_refined_maps_leave_out_what_was_hidden(photo: Image.Image) -> None:
+    captioner = tiny(encoder="test_efficientnet", size=(128, 128))
+    trace = captioner.inspect(photo, caption="a dog runs", region=(0.0, 0.0, 0.5, 1.0), method="refined")
+    maps = np.stack([trace.patches(word) for word in range(3)])
+    assert maps[:, :, :4].sum() > 0
+    assert not maps[:, :, 4:].any()
+
+
+def test_without_a_stage_and_in_tiles_maps_are_by_relevance(photo: Image.Image) -> None:
+    captioner = tiny(encoder="test_efficientnet", size=(128, 128))
+    captioner.model.encoder.stage = None
+    trace = captioner.inspect(photo, caption="a dog runs")
+    assert (trace.method, trace.map_grid) == ("relevance", trace.grid)
+    tiled = tiny(encoder="test_efficientnet", size=(64, 64)).inspect(photo, caption="a dog runs", tiles=(2, 1))
+    assert (tiled.method, tiled.map_grid) == ("relevance", (4, 2))
+
+
+def test_the_caption_is_the_same_by_every_method(captioner: Captioner, photo: Image.Image) -> None:
+    assert {captioner.inspect(photo, method=method).text for method in METHODS} == {captioner(photo).text}
 
 
 def test_one_tile_is_the_photo(captioner: Captioner, photo: Image.Image) -> None:

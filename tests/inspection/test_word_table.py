@@ -32,6 +32,7 @@ def test_summaries():
     assert first["raw"]["value"] == pytest.approx((0 + 0.2 + 0.6) / 3, abs=1e-4)
     assert first["new"]["minus_raw"]["value"] == pytest.approx(1 - 0.8 / 3, abs=1e-4)
     assert "minus_raw" not in first["raw"]
+    assert "over_area" not in first["raw"]
     page = markdown("Title", found)
     assert page.startswith("## Title\n")
     assert "| new | 1.000 (1.000 to 1.000) | +0.733" in page
@@ -50,3 +51,19 @@ def test_intervals_are_over_photos():
     assert 0.4 < low < 0.5 < high < 0.6
     together = replace(table, photos=np.repeat([0, 1], 100))
     assert together.mean("hit", everything) == (0.5, 0, 1)
+
+
+def test_mass_is_compared_with_the_area_and_with_the_center():
+    """Two photos whose words have different areas: the ratio is that of the means, and certain only if both agree."""
+    columns = {"area": [0.1, 0.3], "raw mass": [0.2, 0.6], "center mass": [0.1, 0.7], "center hit": [0, 1]}
+    columns = {name: np.array(values, np.float32) for name, values in columns.items()}
+    table = replace(table_of(np.ones((2, 1, 1, 2), np.float32)), columns=columns)
+    found = summarize(table)["objects that need the image by more than 1 nat"]
+    assert found["mass"]["raw"]["over_area"] == {"value": 2, "interval": [2, 2]}
+    assert found["mass"]["center"]["over_area"]["value"] == 2
+    assert found["mass"]["center"]["over_area"]["interval"] == pytest.approx([1, 7 / 3], abs=1e-4)
+    assert found["mass"]["raw"]["minus_center"] == {"value": 0, "interval": [-0.1, 0.1]}
+    assert found["hit"]["center"] == {"value": 0.5, "interval": [0, 1]}
+    page = markdown("Title", {"words": found})
+    assert "| map | area | mass | over area | minus raw | minus center | hit |" in page
+    assert "| raw |  | 0.400 (0.200 to 0.600) | 2.00 (2.00 to 2.00) |  | +0.000 (-0.100 to +0.100) |  |" in page
