@@ -3,7 +3,7 @@
 The patches that a map ranks first are blurred in the photo, or are the only sharp ones, and the photo is encoded again:
 log p(word) must fall, or rise, more than for other rankings.
 
-S pictures, one for each ranking and fraction · R rows · h·w patches, on the grid of each map · P patches of the encoder
+S pictures, one for each ranking and fraction · R rows · P = h·w patches
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,6 +47,7 @@ def pixel_curves(
 
     In nats: the drop of log p with the map's first patches blurred, its rise with only them sharp, and its drop with
     them hidden in memory, an easier test. The rankings `random` (mean of ten), `center` and `edges` ignore the word.
+    Maps on a finer grid are averaged over the encoder's patches, so that all rankings blur squares of the same size.
     Images whose caption names no object are skipped. `map_model` makes the maps instead of `model`.
     """
     decoder = pack(model.decoder)
@@ -62,10 +63,10 @@ def pixel_curves(
         word = int(random.choice(objects))
         mapped = forced if map_model is None else force_caption(map_model, tokenizer, pixels, caption)
         rankings: dict[str, NDArray[np.floating]] = {
-            name: each[word] for name, each in maps(map_model or model, mapped).items()
+            name: _pooled(each[word], model.encoder.grid) for name, each in maps(map_model or model, mapped).items()
         }
         rankings |= baselines(pixels, model.encoder.grid)
-        rankings |= {f"random {each}": random.random(model.encoder.grid) for each in range(RANDOM_RANKINGS)}
+        rankings |= {f"random {each}": random.random(rankings["center"].size) for each in range(RANDOM_RANKINGS)}
         curves = _curves(model, forced, word, pixels, rankings, fractions, random)
         for kind in ("deletion", "insertion", "memory"):
             draws = [curves.pop(f"random {each} {kind}") for each in range(RANDOM_RANKINGS)]
@@ -76,15 +77,15 @@ def pixel_curves(
 
 
 def baselines(pixels: Tensor, grid: tuple[int, int]) -> dict[str, NDArray[np.float64]]:
-    """Rankings (h, w) of pixels (3, height, width) that ignore the word: nearness to the center, edge energy."""
+    """Rankings (P,) of pixels (3, height, width) that ignore the word: nearness to the center, edge energy."""
     high, wide = grid
     y, x = np.mgrid[0:high, 0:wide]
-    center = -np.hypot((y + 0.5) / high - 0.5, (x + 0.5) / wide - 0.5)
+    center = -np.hypot((y + 0.5) / high - 0.5, (x + 0.5) / wide - 0.5).ravel()
     gray = pixels.float().mean(dim=0)
     energy = torch.zeros_like(gray)
     energy[:-1] += gray.diff(dim=0).abs()
     energy[:, :-1] += gray.diff(dim=1).abs()
-    edges = torch.nn.functional.adaptive_avg_pool2d(energy[None], grid)[0].double().numpy()
+    edges = torch.nn.functional.adaptive_avg_pool2d(energy[None], grid).flatten().double().numpy()
     return {"center": center, "edges": edges}
 
 
@@ -97,31 +98,24 @@ def _curves(
     fractions: Sequence[float],
     random: np.random.Generator,
 ) -> dict[str, float]:
-    """The columns of `pixel_curves` for one word and these rankings (h, w)."""
+    """The columns of `pixel_curves` for one word and these rankings (P,)."""
+    high, wide = model.encoder.grid
     height, width = model.encoder.image_size
     photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     soft = photo.filter(ImageFilter.GaussianBlur(BLUR * max(height, width)))
     blurred = torch.from_numpy(np.array(soft)).permute(2, 0, 1)
-    # Equal patches are in random order, the same for all rankings on a grid.
-    ties = {shape: random.random(shape) for shape in dict.fromkeys(values.shape for values in rankings.values())}
-
-    def first_patches(values: NDArray[np.floating], fraction: float) -> Tensor:
-        """(h, w) the patches that a ranking (h, w) has first."""
-        order = np.lexsort((ties[values.shape].ravel(), -values.ravel()))
-        mask = torch.zeros(values.size, dtype=torch.bool)
-        mask[order[: max(1, round(fraction * values.size))].tolist()] = True
-        return mask.view(*values.shape)
-
-    def spread(mask: Tensor) -> Tensor:
-        """A mask (h, w) of patches as one of pixels (1, height, width)."""
-        high, wide = mask.shape
-        return mask[torch.arange(height) * high // height][:, torch.arange(width) * wide // width][None]
-
-    inside = torch.stack(  # (S, 1, height, width)
-        [spread(first_patches(values, fraction)) for values in rankings.values() for fraction in fractions]
-    )
-    coarse = [_pooled(values, model.encoder.grid) for values in rankings.values()]
-    first = torch.stack([first_patches(values, fraction).flatten() for values in coarse for fraction in fractions])
+    # (height, width): the patch of each pixel
+    patches = (torch.arange(height) * high // height)[:, None] * wide + (torch.arange(width) * wide // width)
+    masks = []
+    ties = random.random(high * wide)  # equal patches are in random order, the same for all rankings
+    for values in rankings.values():
+        order = np.lexsort((ties, -values))
+        for fraction in fractions:
+            mask = torch.zeros(high * wide, dtype=torch.bool)
+            mask[order[: max(1, round(fraction * high * wide))].tolist()] = True
+            masks.append(mask)
+    first = torch.stack(masks)  # (S, P): the patches ranked first
+    inside = first[:, patches][:, None]  # (S, 1, height, width)
     pictures = torch.cat([torch.where(inside, blurred, pixels), torch.where(inside, pixels, blurred), blurred[None]])
     start, stop = forced.spans[word]
     tokens = forced.tokens[:, : stop + 1]
@@ -145,6 +139,6 @@ def _curves(
 
 
 def _pooled(values: NDArray[np.floating], grid: tuple[int, int]) -> NDArray[np.floating]:
-    """A map of any grid on this one: the mean over each patch."""
+    """A map (h, w) of any grid on this one, flattened: the mean over each patch."""
     pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(values)[None], grid)[0]
-    return np.asarray(pooled.numpy())
+    return np.asarray(pooled.flatten().numpy())
