@@ -143,6 +143,8 @@ class SelfCriticalTask(CrossEntropyTask):
         rewards = torch.zeros(len(images), samples)
         for name, reward in self.rewards.items():
             ours = [row for row, image in enumerate(images) if self.places[image][0] == name]
+            if not ours:
+                continue
             grouped = [words[row * samples : (row + 1) * samples] for row in ours]
             places = [self.places[images[row]][1] for row in ours]
             rewards[ours] = torch.from_numpy(reward.reward(places, grouped)).float()

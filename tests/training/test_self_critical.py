@@ -123,6 +123,7 @@ def test_rewards_are_the_cider_of_each_data_set(task):
     assert found[[0, 2]].numpy() == pytest.approx(one, abs=1e-5)
     assert found[[1]].numpy() == pytest.approx(two, abs=1e-5)
     assert found[0, 0] > found[0, 1]
+    assert torch.equal(task.reward([1], texts[3:6], [True] * 3), found[[1]])  # a batch without images of the other
 
 
 TINY = """
