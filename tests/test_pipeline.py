@@ -509,8 +509,12 @@ def test_batches_are_halved_until_memory_suffices(captioner, photos, caplog):
     finally:
         hook.remove()
     assert all(map(same, found, expected))
-    assert sizes == [7, 3, 1, *[1] * 6]
-    assert "out of memory for 7 images at once; continuing with 3" in caplog.text
+    # On a busy machine, the first batch goes before all photos are read.
+    assert sum(size for size in sizes if size <= 2) == len(photos)
+    assert sizes[0] > 2
+    for size, following in itertools.pairwise(sizes):
+        assert following == size // 2 if size > 2 else following <= 2
+    assert f"out of memory for {sizes[0]} images at once; continuing with {sizes[0] // 2}" in caplog.text
 
 
 LITTLE_MEMORY = """
