@@ -1,4 +1,4 @@
-"""What a trained model knows about its own reliability: the confidence of its words, and which photos are familiar.
+"""Calibration of a trained model: the confidence of its words, and its distance from familiar photos.
 
 K words · F features of a word · B images · S photos · N positions · E encoder width
 """

@@ -74,7 +74,7 @@ class Caption:
         return are_objects([word.text for word in self.words]).tolist()  # type: ignore[no-any-return]
 
     def word_features(self) -> list[tuple[float, float, float]]:
-        """What confidence depends on: each word's log-odds, its place from 0 to 1, and the log of `unfamiliarity`."""
+        """The inputs of the regression of confidence: log-odds, place from 0 to 1, and the log of `unfamiliarity`."""
         distance = 0.0 if self.unfamiliarity is None else math.log(max(self.unfamiliarity, MIN_DOUBT))
         return [(log_odds(word.log_prob), place / len(self.words), distance) for place, word in enumerate(self.words)]
 

@@ -122,7 +122,7 @@ class TokenizerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSetConfig(Section):
-    """Where a data set lies, and its splits."""
+    """Location and splits of a data set."""
 
     root: Text = "data/shapes"
     """A folder with an annotation file and `images/`."""

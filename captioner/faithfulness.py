@@ -53,7 +53,7 @@ class Report:
     pixels: dict[str, Any] | None = None
     hallucination: dict[str, Any] | None = None
     hallucination_weights: tuple[float, ...] = ()
-    """For `ModelConfig.hallucination`; empty if there were too few examples."""
+    """The fitted `ModelConfig.hallucination`; empty if there were too few examples."""
     notes: tuple[str, ...] = ()
     """Warnings for the user."""
 

@@ -90,7 +90,7 @@ class OpenedImage:
     """`truncated`, `half_resolution`, `exif_ignored`, `icc_ignored`, `rescaled_range`, `alpha_on_white`,
     `first_frame_only`."""
     sha256: str | None
-    """Of the file's bytes; None for a PIL image or an array."""
+    """The hash of the file's bytes; None for a PIL image or an array."""
 
 
 def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedImage:

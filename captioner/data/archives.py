@@ -32,7 +32,7 @@ class Archive:
     count: int
     """Number of these members."""
     folder: str = "."
-    """Where they go, inside the data set's folder."""
+    """The folder, inside the data set's, that they are unpacked to."""
 
     @property
     def name(self) -> str:

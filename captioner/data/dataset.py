@@ -41,7 +41,7 @@ class Sample:
     corner: int = -1
     """The image's corner in its mosaic, or -1 if it is not in one."""
     objects: tuple[list[int], ...] = ()
-    """For mosaics: per caption, the positions of the tokens that name objects."""
+    """The positions of the tokens that name objects, for each caption; in mosaics only."""
 
 
 class Batch(NamedTuple):
@@ -117,7 +117,7 @@ class CaptionDataset(Dataset[Batch]):
         """The tokens of every caption, by image."""
         return [[framed(self.tokenizer, text, self.max_length) for text in image.captions] for image in self.images]
 
-    @property
+    @cached_property
     def lengths(self) -> list[list[int]]:
         """The number of tokens of every caption, by image."""
         return [[len(tokens) for tokens in captions] for captions in self.tokens]

@@ -25,7 +25,7 @@ class Hypothesis(NamedTuple):
 
     @property
     def log_prob(self) -> float:
-        """Of the whole caption."""
+        """The log-probability of the whole caption: the sum over its tokens."""
         return math.fsum(self.token_log_probs)
 
 

@@ -24,7 +24,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
 from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
-from captioner.training.task import SEED_STRIDE, CrossEntropyTask
+from captioner.training.task import CrossEntropyTask
 from captioner.training.validation import CaptionValidation
 
 log = logging.getLogger(__name__)
@@ -104,12 +104,11 @@ class SelfCriticalTask(CrossEntropyTask):
     @torch.no_grad()
     def sample(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, Tensor]:
         """S samples of each image: tokens (R, T) with start and end token, padded, and their lengths (R,)."""
-        batches = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         strategy = Sampling(
             max_length=self.model.decoder.config.max_length - 1,
             top_p=1.0,
             samples=self.options.samples,
-            seed=self.config.training.seed + SEED_STRIDE * batches,
+            seed=self.batch_seed,
         )
         with torch.autocast(memory.layers[0].keys.device.type, enabled=False):
             search = Search(

@@ -59,10 +59,15 @@ class CaptionTask(pl.LightningModule):
         steps: int = math.ceil(trainer.datamodule.train_batches / trainer.accumulate_grad_batches)
         return steps * max(1, trainer.max_epochs or 1)
 
+    @property
+    def batch_seed(self) -> int:
+        """The seed of the current batch, another one in each process."""
+        batches: int = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
+        return self.config.training.seed + SEED_STRIDE * batches
+
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         # Seeded by batch, so that a resumed run draws the same dropout as an uninterrupted one.
-        batches = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
-        torch.manual_seed(self.config.training.seed + SEED_STRIDE * batches)
+        torch.manual_seed(self.batch_seed)
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         if not batch.weight:  # a repeated batch, which keeps processes in step
