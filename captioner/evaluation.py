@@ -17,7 +17,7 @@ from torch import Tensor
 from captioner.caption import Caption, caption_memory
 from captioner.generation import Strategy
 from captioner.metrics.metric import Captions
-from captioner.metrics.object_words import chair, object_words
+from captioner.metrics.object_words import NounList, chair, object_words
 from captioner.metrics.ptb import TOKENIZERS
 from captioner.metrics.scores import DEFAULT_METRICS, Scores, TokenizerName, score
 from captioner.model.decoder import TextDecoder
@@ -58,6 +58,8 @@ class CaptionStatistics:
     """Mean words of the references."""
     repeated_bigrams: float
     """Captions that repeat a bigram."""
+    repeated_objects: float
+    """Captions that name an object twice by the same words, as in "a stove and a stove"."""
     cut_off: float
     """Captions that end at the maximum length, or on a word such as `a` or `with`."""
     object_precision: float | None
@@ -158,6 +160,7 @@ def caption_statistics(
 
     `cut_off` (I,) says which reached the maximum length; `known` are the tokenized captions of the training split.
     """
+    nouns = NounList.bundled()
     split = [candidate.split() for candidate in captions.candidates]
     bigrams = [list(pairwise(words)) for words in split]
     lengths = [len(words) for words in split]
@@ -175,6 +178,7 @@ def caption_statistics(
         longest=max(lengths),
         reference_length=fmean(reference_lengths),
         repeated_bigrams=fmean(len(set(each)) < len(each) for each in bigrams),
+        repeated_objects=fmean(len(set(each)) < len(each) for each in map(nouns.names, split)),
         cut_off=fmean(
             stopped or not BAD_ENDINGS.isdisjoint(words[-1:]) for words, stopped in zip(split, cut_off, strict=True)
         ),

@@ -45,6 +45,7 @@ def test_statistics_are_counted(captions):
     assert (statistics.shortest, statistics.longest, statistics.mean_length) == (2, 7, 13 / 3)
     assert statistics.reference_length == pytest.approx((6 + 3 + 4 + 3 + 5 + 3) / 6)
     assert statistics.repeated_bigrams == 1 / 3
+    assert statistics.repeated_objects == 1 / 3  # the dogs
     assert statistics.cut_off == 2 / 3  # one ends on "a", one was stopped
     assert statistics.object_precision == 1.0
     assert statistics.object_recall == 4 / 6  # dog, person, bicycle, person; not the grass nor the ball

@@ -121,6 +121,10 @@ class NounList:
                     break
             place += size
 
+    def names(self, words: Sequence[str]) -> list[str]:
+        """The names of objects in tokenized words, one a mention."""
+        return [" ".join(words[start:stop]) for start, stop, concept, _ in self.phrases(words) if concept]
+
     def are_objects(self, words: Sequence[str]) -> list[bool]:
         """Whether each of a caption's words, in lower case and without punctuation, belongs to an object's name."""
         flags = [False] * len(words)
