@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import Self
 
@@ -105,7 +106,13 @@ def caption_memory(
     prefix: Sequence[int] = (),
     keys: Sequence[str] | None = None,
 ) -> list[list[Caption]]:
-    """The captions of each image of a memory, best first; `prefix` and `keys` are those of `generate`."""
+    """The captions of each image of a memory, best first; `prefix` and `keys` are those of `generate`.
+
+    Unless `search.no_repeat_ngram` is set, a model with a vocabulary of words repeats no bigram and no object's name.
+    """
+    once: Sequence[int] = ()
+    if search.no_repeat_ngram is None and tokenizer.kind == "word":
+        search, once = replace(search, no_repeat_ngram=2), object_tokens(tokenizer)
     # A model of few positions writes shorter captions than the default allows.
     most = min(search.max_length, decoder.config.max_length - 1)
     found = generate(
@@ -116,10 +123,17 @@ def caption_memory(
         eos=tokenizer.eos,
         pad=tokenizer.pad,
         suppressed=tokenizer.suppressed,
+        once=once,
         prefix=prefix,
         keys=keys,
     )
     return [[_to_caption(tokenizer, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+
+@lru_cache(maxsize=4)
+def object_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of the words that name an object, in a vocabulary of words."""
+    return tuple(token for token in range(len(tokenizer)) if are_objects([tokenizer.decode([token])]).all())
 
 
 def _to_caption(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Caption:

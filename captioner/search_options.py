@@ -32,6 +32,8 @@ class SearchOptions:
     """Most tokens, the end token included; None leaves it to `length`."""
     length_penalty: float | None = None
     """For beam search: above 1 favors long captions, below 1 short ones; None leaves it to `length`."""
+    no_repeat_ngram: int | None = None
+    """No run of this many tokens comes twice; 0 allows all. None: a model of words repeats no bigram and no object."""
     temperature: float = 1.0
     top_p: float = 0.9
     seed: int = 0
@@ -41,14 +43,16 @@ class SearchOptions:
         from captioner.generation import BeamSearch, Greedy, Sampling
 
         least, most, penalty = LENGTHS[self.length]
+        repeat = self.no_repeat_ngram
         if self.max_length is not None:
             least, most = min(least, self.max_length - 1), self.max_length
         if self.method == "greedy":
-            return Greedy(min_length=least, max_length=most)
+            return Greedy(min_length=least, max_length=most, no_repeat_ngram=repeat)
         if self.method == "sample":
             return Sampling(
                 min_length=least,
                 max_length=most,
+                no_repeat_ngram=repeat,
                 temperature=self.temperature,
                 top_p=self.top_p,
                 seed=self.seed,
@@ -57,6 +61,7 @@ class SearchOptions:
         return BeamSearch(
             min_length=least,
             max_length=most,
+            no_repeat_ngram=repeat,
             width=max(DEFAULT_BEAM, self.captions) if self.beam is None else self.beam,
             length_penalty=penalty if self.length_penalty is None else self.length_penalty,
             captions=self.captions,

@@ -59,9 +59,9 @@ def forced_log_probs(decoder, memory, tokens):
     return [next_log_probs(decoder, memory, tokens[:t])[token] for t, token in enumerate(tokens)]
 
 
-def allowed_choices(log_probs, tokens, strategy, suppressed):
+def allowed_choices(log_probs, tokens, strategy, suppressed, once=()):
     choices = dict(enumerate(log_probs))
-    for token in suppressed:
+    for token in {*suppressed, *(set(once) & set(tokens))}:
         choices.pop(token, None)
     size = strategy.no_repeat_ngram
     if size and len(tokens) >= size:
@@ -73,22 +73,22 @@ def allowed_choices(log_probs, tokens, strategy, suppressed):
     return choices
 
 
-def slow_greedy(decoder, memory, strategy, prefix=(), suppressed=(PAD, BOS)):
+def slow_greedy(decoder, memory, strategy, prefix=(), suppressed=(PAD, BOS), once=()):
     tokens = list(prefix)
     while len(tokens) < strategy.max_length and EOS not in tokens:
-        choices = allowed_choices(next_log_probs(decoder, memory, tokens), tokens, strategy, suppressed)
+        choices = allowed_choices(next_log_probs(decoder, memory, tokens), tokens, strategy, suppressed, once)
         tokens.append(max(choices, key=choices.get))
     return tokens
 
 
-def slow_beam(decoder, memory, strategy, prefix=(), suppressed=(PAD, BOS)):
+def slow_beam(decoder, memory, strategy, prefix=(), suppressed=(PAD, BOS), once=()):
     """Plain lists, no cache, no early end: [(penalized score, tokens)], best first."""
     running, finished = [(0.0, list(prefix))], []
     for length in range(len(prefix), strategy.max_length):
         candidates = []
         for score, tokens in running:
             log_probs = next_log_probs(decoder, memory, tokens)
-            for token, value in allowed_choices(log_probs, tokens, strategy, suppressed).items():
+            for token, value in allowed_choices(log_probs, tokens, strategy, suppressed, once).items():
                 candidates.append((score + value, [*tokens, token]))
         candidates.sort(key=lambda candidate: -candidate[0])
         penalty = (length + 1 - len(prefix)) ** strategy.length_penalty
@@ -124,10 +124,11 @@ def test_greedy_equals_a_loop_without_cache(seed):
     decoder = network(seed)
     memory = see(decoder, seed=seed)
     for strategy in (Greedy(max_length=9), Greedy(max_length=9, min_length=5, no_repeat_ngram=1 + seed % 3)):
-        for prefix in ((), (4, 3)):
-            found = generate(decoder, memory, strategy, **SPECIAL, prefix=prefix)
+        for prefix, once in (((), ()), ((4, 3), ()), ((4, 3), range(3, V))):
+            found = generate(decoder, memory, strategy, **SPECIAL, prefix=prefix, once=once)
             for image, [hypothesis] in enumerate(found):
-                assert hypothesis.tokens == slow_greedy(decoder, memory.select(torch.tensor([image])), strategy, prefix)
+                alone = memory.select(torch.tensor([image]))
+                assert hypothesis.tokens == slow_greedy(decoder, alone, strategy, prefix, once=once)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -143,10 +144,10 @@ def test_beam_search_equals_one_of_plain_lists(seed):
         length_penalty=(0.0, 0.7, 1.0, 2.0, -0.5)[seed // 2 % 5],
         no_repeat_ngram=seed % 4,
     )
-    prefix = ((), (5,), (3, 4))[seed % 3]
-    found = generate(decoder, memory, strategy, **SPECIAL, prefix=prefix)
+    prefix, once = ((), (5,), (3, 4))[seed % 3], ((), (3, 4, 5))[seed // 2 % 2]
+    found = generate(decoder, memory, strategy, **SPECIAL, prefix=prefix, once=once)
     for image, hypotheses in enumerate(found):
-        expected = slow_beam(decoder, memory.select(torch.tensor([image])), strategy, prefix)
+        expected = slow_beam(decoder, memory.select(torch.tensor([image])), strategy, prefix, once=once)
         assert [each.tokens for each in hypotheses] == [tokens for _, tokens in expected]
         scores = [penalized(each, strategy, len(prefix)) for each in hypotheses]
         assert scores == pytest.approx([score for score, _ in expected], abs=1e-4)
@@ -274,6 +275,20 @@ def test_no_run_of_tokens_comes_twice(strategy, size):
                 repeats[allowed] += len(runs) - len(set(runs))
     assert repeats[size] == 0
     assert repeats[0] > 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_tokens_of_once_come_once(strategy):
+    repeats = Counter()
+    for once in ((3, 4, 5), ()):
+        chosen = replace(strategy, no_repeat_ngram=None, min_length=8)
+        for seed in range(5):
+            decoder = network(seed)
+            for hypothesis in itertools.chain(*generate(decoder, see(decoder), chosen, **SPECIAL, once=once)):
+                found = [token for token in hypothesis.tokens if token in (3, 4, 5)]
+                repeats[once] += len(found) - len(set(found))
+    assert repeats[3, 4, 5] == 0
+    assert repeats[()] > 0
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)

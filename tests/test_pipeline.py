@@ -90,7 +90,7 @@ def same(one, other):
 
 
 def test_a_caption_holds_what_the_search_found(captioner, photos):
-    search = BeamSearch(width=4, captions=3, max_length=8)
+    search = BeamSearch(width=4, captions=3, max_length=8, no_repeat_ngram=2)
     caption = captioner(photos[0], search=search)
     assert isinstance(caption, Caption)
     image = opened(photos[0])
@@ -145,11 +145,12 @@ def test_confidence_is_a_regression_on_the_log_odds_of_words_and_of_object_words
 @pytest.mark.skipif(not AVAILABLE, reason="PyTorch without oneDNN, or no x86")
 def test_with_8_bits_captions_are_nearly_as_probable_and_do_not_depend_on_their_batch(captioner, photos):
     rounded = Captioner(captioner.model, captioner.tokenizer, name="tiny", int8=True)
-    alone = [rounded(photo) for photo in photos]
+    search = BeamSearch(no_repeat_ngram=0)
+    alone = [rounded(photo, search=search) for photo in photos]
     for size in (1, 3, len(photos)):
-        together = [each.caption for each in rounded.stream(list(map(str, photos)), batch_size=size)]
+        together = [each.caption for each in rounded.stream(list(map(str, photos)), search=search, batch_size=size)]
         assert all(map(same, alone, together))
-    whole = captioner(photos)
+    whole = captioner(photos, search=search)
     assert [each.log_prob for each in alone] != [each.log_prob for each in whole]
     assert np.mean([each.log_prob for each in alone]) == pytest.approx(np.mean([e.log_prob for e in whole]), abs=0.1)
 

@@ -88,6 +88,13 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     lengths = "; ".join(f"{name}: {low} to {high} tokens, penalty {a:g}" for name, (low, high, a) in LENGTHS.items())
     add("--length", choices=tuple(LENGTHS), default="medium", help=f"{lengths}; default: medium")
     add("--max-length", type=number(int, 1), metavar="T", help="maximum number of tokens, the end token included")
+    add(
+        "--no-repeat-ngram",
+        type=number(int, 0),
+        metavar="N",
+        help="no run of N tokens comes twice; 0 allows all; default: models of whole words repeat no pair of words and "
+        "name no object twice",
+    )
     add("--length-penalty", type=float, metavar="A", help="beam search: above 1 favors long captions, below 1 short")
 
 
@@ -147,6 +154,7 @@ def search_of(arguments: argparse.Namespace) -> "Strategy":
         beam=arguments.beam,
         max_length=arguments.max_length,
         length_penalty=arguments.length_penalty,
+        no_repeat_ngram=arguments.no_repeat_ngram,
         temperature=1.0 if arguments.temperature is None else arguments.temperature,
         top_p=0.9 if arguments.top_p is None else arguments.top_p,
         seed=arguments.seed or 0,

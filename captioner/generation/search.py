@@ -21,7 +21,8 @@ COMPACT_SHARE = 0.25
 class Search:
     """One search, advanced a token at a time: `step` until `done`, or stop earlier; `captions` gives what there is.
 
-    `prefix` forces the first tokens, `suppressed` are never chosen, `keys` (B) name the images to Sampling's noise.
+    `prefix` forces the first tokens, `suppressed` are never chosen, those of `once` no second time; `keys` (B) name the
+    images to Sampling's noise.
     Memory may hide positions by image, (B, N), not by row. Raises ConfigError where the requested lengths do not fit
     the decoder's positions. The decoder, packed or not, must be in evaluation mode.
     """
@@ -37,6 +38,7 @@ class Search:
         eos: int,
         pad: int = 0,
         suppressed: Sequence[int] = (),
+        once: Sequence[int] = (),
         prefix: Sequence[int] = (),
         keys: Sequence[str] | None = None,
     ) -> None:
@@ -49,6 +51,7 @@ class Search:
         images, device = memory.images, memory.layers[0].keys.device
         self._decoder, self._memory, self._strategy, self._eos = decoder, memory, strategy, eos
         self._suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
+        self._once = torch.tensor(list(once), dtype=torch.long, device=device)
         self._cache = decoder.new_cache(strategy.max_length)
         # The forced tokens are the same for every row of an image, so they pass once an image.
         forced = torch.tensor([bos, *prefix], device=device).expand(images, -1)
@@ -77,7 +80,8 @@ class Search:
             state.tokens,
             eos=self._eos,
             suppressed=self._suppressed,
-            no_repeat_ngram=strategy.no_repeat_ngram,
+            once=self._once,
+            no_repeat_ngram=strategy.no_repeat_ngram or 0,
             min_length=strategy.min_length,
         )
         rows = state.step(choices)
@@ -127,6 +131,7 @@ def generate(
     eos: int,
     pad: int = 0,
     suppressed: Sequence[int] = (),
+    once: Sequence[int] = (),
     prefix: Sequence[int] = (),
     keys: Sequence[str] | None = None,
 ) -> list[list[Hypothesis]]:
@@ -138,7 +143,16 @@ def generate(
     decoder.eval()
     try:
         search = Search(
-            decoder, memory, strategy, bos=bos, eos=eos, pad=pad, suppressed=suppressed, prefix=prefix, keys=keys
+            decoder,
+            memory,
+            strategy,
+            bos=bos,
+            eos=eos,
+            pad=pad,
+            suppressed=suppressed,
+            once=once,
+            prefix=prefix,
+            keys=keys,
         )
         while not search.done:
             search.step()
@@ -148,15 +162,25 @@ def generate(
 
 
 def mask_choices(
-    choices: Tensor, tokens: Tensor, *, eos: int, suppressed: Tensor, no_repeat_ngram: int = 0, min_length: int = 0
+    choices: Tensor,
+    tokens: Tensor,
+    *,
+    eos: int,
+    suppressed: Tensor,
+    once: Tensor | None = None,
+    no_repeat_ngram: int = 0,
+    min_length: int = 0,
 ) -> Tensor:
     """choices (R, V), logits or log-probabilities of what follows tokens (R, T), with -inf for what is not allowed.
 
-    Not allowed are the tokens `suppressed` (any number), those that would repeat an n-gram, and the end token before
-    `min_length`, except in a row that has no other choice.
+    Not allowed are the tokens `suppressed` (any number), those of `once` (any number) that the row has, those that
+    would repeat an n-gram, and the end token before `min_length`, except in a row that has no other choice.
     """
     if len(suppressed):
         choices = choices.index_fill(1, suppressed, -math.inf)
+    if once is not None and len(once):
+        used = torch.zeros_like(choices, dtype=torch.bool).scatter_(1, tokens, True)
+        choices = choices.index_copy(1, once, choices[:, once].masked_fill(used[:, once], -math.inf))
     length = tokens.shape[1]
     if 0 < no_repeat_ngram <= length:
         ngrams = tokens.unfold(1, no_repeat_ngram, 1)  # (R, T - n + 1, n)

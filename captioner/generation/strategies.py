@@ -46,15 +46,16 @@ class Strategy:
     """Most tokens after the start token, the end token and a forced prefix included."""
     min_length: int = 1
     """Fewest tokens before the end token, a forced prefix included."""
-    no_repeat_ngram: int = 0
-    """No run of this many tokens comes twice; 0 allows all."""
+    no_repeat_ngram: int | None = None
+    """No run of this many tokens comes twice; 0 allows all. None leaves it to the caller (`caption_memory`), or allows
+    all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_length < self.max_length:
             raise ConfigError(
                 f"min_length {self.min_length} and max_length {self.max_length}: a caption needs 0 <= min < max"
             )
-        if self.no_repeat_ngram < 0:
+        if self.no_repeat_ngram is not None and self.no_repeat_ngram < 0:
             raise ConfigError(f"no_repeat_ngram {self.no_repeat_ngram}: give a number of tokens, or 0 to allow all")
 
     @property

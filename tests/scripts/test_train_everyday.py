@@ -5,7 +5,7 @@ import torch
 
 from captioner.checkpoint import load_model
 from captioner.pipeline import Captioner
-from scripts.train_everyday import STAGES, main
+from scripts.train_everyday import main
 
 SMALL = {
     "encoder.weights": "null",
@@ -20,16 +20,20 @@ SMALL = {
 
 
 @pytest.mark.slow
-def test_each_stage_goes_on_from_the_one_before_and_is_done_once(shapes, tmp_path, capfd):
-    words = ["--flickr8k", str(shapes), "--coco", str(shapes), "-o", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("flags", "stages"),
+    [([], ["1_finetune", "2_decoder", "3_self_critical"]), (["--quick"], ["1_quick", "2_self_critical"])],
+)
+def test_each_stage_goes_on_from_the_one_before_and_is_done_once(shapes, tmp_path, capfd, flags, stages):
+    words = ["--flickr8k", str(shapes), "--coco", str(shapes), "-o", str(tmp_path), *flags]
     words += [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     assert main([*words, "--minutes", "0.01"]) != 0  # a leg that ends before anything is done
     assert main(words) == 0
     captured = capfd.readouterr()
-    assert captured.out.splitlines()[-1] == str(tmp_path / STAGES[-1] / "model")
-    assert captured.err.count("starting from") == 2
+    assert captured.out.splitlines()[-1] == str(tmp_path / stages[-1] / "model")
+    assert captured.err.count("starting from") == len(stages) - 1
     assert "before self-critical training" in captured.err
-    folders = [tmp_path / stage / "model" for stage in STAGES]
+    folders = [tmp_path / stage / "model" for stage in stages]
     encoders = [load_model(folder)[0].encoder.state_dict() for folder in folders]
     assert all(torch.equal(encoders[0][name], other[name]) for other in encoders[1:] for name in other)
     assert Captioner.from_pretrained(folders[-1])(next((shapes / "images").iterdir())).text
