@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the bundled model: fine-tune the encoder, train the decoder on, then for CIDEr-D.
+"""Train the bundled model: fine-tune the encoder in two cycles, train the decoder on, then for CIDEr-D.
 
 `--quick` leaves the encoder as it comes: cross-entropy, then CIDEr-D. The same command goes on where it was
 interrupted. `--minutes` ends a leg in time.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-FULL = ("finetune", "decoder", "self_critical")
+FULL = ("finetune", "finetune", "decoder", "self_critical")
 QUICK = ("quick", "self_critical")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -22,7 +22,7 @@ SMALL = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "stages"),
-    [([], ["1_finetune", "2_decoder", "3_self_critical"]), (["--quick"], ["1_quick", "2_self_critical"])],
+    [([], ["1_finetune", "2_finetune", "3_decoder", "4_self_critical"]), (["--quick"], ["1_quick", "2_self_critical"])],
 )
 def test_each_stage_goes_on_from_the_one_before_and_is_done_once(shapes, tmp_path, capfd, flags, stages):
     words = ["--flickr8k", str(shapes), "--coco", str(shapes), "-o", str(tmp_path), *flags]
@@ -34,7 +34,7 @@ def test_each_stage_goes_on_from_the_one_before_and_is_done_once(shapes, tmp_pat
     assert captured.err.count("starting from") == len(stages) - 1
     assert "before self-critical training" in captured.err
     folders = [tmp_path / stage / "model" for stage in stages]
-    encoders = [load_model(folder)[0].encoder.state_dict() for folder in folders]
+    encoders = [load_model(folder)[0].encoder.state_dict() for folder in folders if "1_finetune" not in str(folder)]
     assert all(torch.equal(encoders[0][name], other[name]) for other in encoders[1:] for name in other)
     assert Captioner.from_pretrained(folders[-1])(next((shapes / "images").iterdir())).text
     before = [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders]
