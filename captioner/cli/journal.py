@@ -68,6 +68,10 @@ class Journal:
         self.entries: dict[str, Entry] = {}
         """Path -> the entry that was read, without its text."""
         self.last: Entry | None = None
+        self.inherited = 0
+        """Lines of the interrupted run."""
+        self.old_entries: int | None = None
+        """How many entries the document had to which the run appends."""
         self._file: io.FileIO | None = None
         if resume and self.path.exists():
             self._read()
@@ -79,6 +83,11 @@ class Journal:
             return "pending"
         return "failed" if entry.failed else "done"
 
+    @property
+    def started(self) -> bool:
+        """Whether anything was written by this run."""
+        return self._file is not None
+
     def start(self) -> io.FileIO:
         """The file, open for writing after the entries that were read; a new one if there are none."""
         if self._file is None and self.entries:
@@ -86,8 +95,10 @@ class Journal:
             self._file = io.FileIO(self.path, "a")
         elif self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = io.FileIO(self.path, "w")
-            append(self._file, json.dumps({"journal": FORMAT, "settings": self.settings}).encode() + b"\n")
+            self.path.unlink(missing_ok=True)
+            self._file = io.FileIO(self.path, "x")
+            header = {"journal": FORMAT, "settings": self.settings, "old_entries": self.old_entries}
+            append(self._file, json.dumps(header).encode() + b"\n")
         return self._file
 
     def add(self, result: Result, stamp: Stamp, target: Path, offset: int, text: str) -> None:
@@ -98,6 +109,8 @@ class Journal:
 
     def read(self) -> Iterator[Entry]:
         """The entries in the file, in order."""
+        if self._file is not None and not self._file.closed:
+            check_unchanged(self._file)
         lines = self._lines()
         next(lines, None)
         for line in lines:
@@ -126,9 +139,11 @@ class Journal:
             if found["journal"] != FORMAT:
                 raise ValueError(f"format {found['journal']}")
             before: dict[str, str] = found["settings"]
+            self.old_entries = found.get("old_entries")
             for entry in self.read():
                 self.entries[entry.path] = entry._replace(text="")
                 self.last = entry
+                self.inherited += 1
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.path}: not a journal of this program; remove it and start again") from error
         names = sorted({*before, *self.settings})
@@ -148,11 +163,24 @@ def stamp(path: str) -> Stamp:
 
 
 def append(file: io.FileIO, content: bytes) -> None:
-    """Write all bytes, unbuffered: a signal comes before or after, and a full disk shows here."""
+    """Write all bytes, unbuffered: a signal comes before or after, and a full disk or a lost file shows here."""
+    check_unchanged(file)
     rest = memoryview(content)
     with full_disk_error(Path(os.fsdecode(file.name))):
         while rest:
             rest = rest[file.write(rest) :]
+
+
+def check_unchanged(file: io.FileIO) -> None:
+    """Raise ResourceError if another program removed, replaced or changed the file, which is written up to its end."""
+    mine = os.fstat(file.fileno())
+    try:
+        unchanged = os.path.samestat(mine, os.stat(file.name)) and mine.st_size == file.tell()
+    except FileNotFoundError:
+        unchanged = False
+    if not unchanged:
+        name = printable(os.fsdecode(file.name))
+        raise ResourceError(f"{name}: removed or changed by another program during the run; start the run again")
 
 
 @contextmanager
