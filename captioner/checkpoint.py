@@ -70,7 +70,7 @@ def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
     state = {
         name.removeprefix(MODEL_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(MODEL_PREFIX)
+        if name.startswith(MODEL_PREFIX) and isinstance(tensor, Tensor)
     }
     return _build(about, Tokenizer.from_str(str(about.get("tokenizer")), str(source)), state, source)
 
@@ -121,8 +121,18 @@ def _build(
             section.pop(key, None)
     try:
         config = config_from_dict(ModelConfig, about["model"], str(source))
-        model = CaptionModel(config, vocabulary=len(tokenizer))
-        model.load_state_dict(state)  # float16 becomes the network's float32
+        layers = sum(name.startswith("decoder.blocks.") and name.endswith(".cross_norm.weight") for name in state)
+        if config.decoder.layers != layers:
+            raise ConfigError(f"decoder.layers {config.decoder.layers}, but weights of {layers}")
+        with torch.device("meta"):  # nothing is allocated before all shapes are known to fit
+            model = CaptionModel(config, vocabulary=len(tokenizer))
+        dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        # float16 becomes the network's float32; a copy, as files are mapped into memory
+        state = {name: tensor.to(dtypes.get(name, tensor.dtype), copy=True) for name, tensor in state.items()}
+        model.load_state_dict(state, assign=True)
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise ConfigError(f"weights that are not finite: {', '.join(broken)}")
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error

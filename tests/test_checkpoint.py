@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from captioner.checkpoint import describe, load_model, load_training_file, save_model
@@ -182,6 +183,30 @@ def test_a_configuration_that_does_not_fit_the_weights(folder):
     assert "do not fit" in refusal(folder)
     change(folder, model={**model, "decoder": {**model["decoder"], "depth": 3}})
     assert "unknown key decoder.depth" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("decoder", "width", 16_384), ("decoder", "layers", 100_000), ("encoder", "name", "eva_giant_patch14_224")],
+)
+def test_a_large_network_is_not_built_for_weights_of_a_small_one(folder, section, key, value):
+    resource = pytest.importorskip("resource")
+    about = json.loads((folder / "config.json").read_text())
+    about["model"][section][key] = value
+    (folder / "config.json").write_text(json.dumps(about))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, value):
+    state = load_file(folder / "model.safetensors")
+    state["decoder.token_embedding.weight"][1, 2] = value
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite: decoder\.token_embedding\.weight"):
+        load_model(folder)
 
 
 def test_the_tokenizer_of_another_model(folder):
