@@ -110,6 +110,7 @@ def _preview(pending: Iterable[Input], output: Output, tally: Tally) -> None:
 
 
 def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Namespace, tally: Tally) -> None:
+    from captioner.data.features import hash_weights
     from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
@@ -125,6 +126,8 @@ def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Names
         with _exit_on_sigterm():
             search = search_of(arguments)
             captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+            if output.journal:
+                output.journal.check_weights(hash_weights(captioner.model.state_dict()))
             outcomes = captioner.stream(
                 sources(),
                 search=search,

@@ -14,7 +14,7 @@ from captioner.cli.formats import Result, encode
 from captioner.errors import ConfigError, ResourceError
 from captioner.text import printable
 
-FORMAT = 3
+FORMAT = 4
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 State: TypeAlias = Literal["pending", "done", "failed"]
@@ -70,11 +70,20 @@ class Journal:
         self.last: Entry | None = None
         self.inherited = 0
         """Lines of the interrupted run."""
+        self.weights: str | None = None
+        """The hash of the model's weights."""
         self.old_entries: int | None = None
         """How many entries the document had to which the run appends."""
         self._file: io.FileIO | None = None
         if resume and self.path.exists():
             self._read()
+
+    def check_weights(self, weights: str) -> None:
+        """Raise ConfigError if the run to resume had a model of other weights."""
+        if self.entries and self.weights != weights:
+            problem = "the weights of the model have changed since the run to resume"
+            raise ConfigError(f"{self.path}: {problem}; restore them, or name another output")
+        self.weights = weights
 
     def state(self, path: str) -> State:
         """Whether an input is done; it is pending again once its file has changed."""
@@ -97,8 +106,8 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
             self._file = io.FileIO(self.path, "x")
-            header = {"journal": FORMAT, "settings": self.settings, "old_entries": self.old_entries}
-            append(self._file, json.dumps(header).encode() + b"\n")
+            header = {"journal": FORMAT, "settings": self.settings, "weights": self.weights}
+            append(self._file, json.dumps(header | {"old_entries": self.old_entries}).encode() + b"\n")
         return self._file
 
     def add(self, result: Result, stamp: Stamp, target: Path, offset: int, text: str) -> None:
@@ -139,7 +148,7 @@ class Journal:
             if found["journal"] != FORMAT:
                 raise ValueError(f"format {found['journal']}")
             before: dict[str, str] = found["settings"]
-            self.old_entries = found.get("old_entries")
+            self.weights, self.old_entries = found["weights"], found["old_entries"]
             for entry in self.read():
                 self.entries[entry.path] = entry._replace(text="")
                 self.last = entry

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from captioner.cli import main
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
@@ -488,6 +490,27 @@ def test_resume_starts_a_new_run_if_there_is_nothing_to_resume(caption: Caption,
     out.with_name(f".{out.name}.journal.jsonl").write_text("")
     assert caption(*words) == 0
     assert len(read(out)) == 1
+
+
+@posix
+def test_resume_notices_another_model_in_the_same_folder(
+    caption: Caption,
+    model: str,
+    interrupt: Callable[..., tuple[int, str]],
+    photos: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--format", "jsonl", "-o", "out.jsonl"]
+    copy = shutil.copytree(model, photos / "model")
+    interrupt(signal.SIGKILL, lambda: lines(out) == 3, *words, "--model", "model")
+    state = load_file(copy / "model.safetensors")
+    state["decoder.token_embedding.weight"][5] += 1e-3
+    save_file(state, copy / "model.safetensors")
+    before = out.read_bytes()
+    assert caption("photos", *words, "--model", "model", "--resume") == 2
+    assert "the weights of the model have changed" in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize("words", [("--format", "jsonl", "-o", "out"), ("--format", "sidecar", "-o", "texts")])
