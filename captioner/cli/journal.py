@@ -123,7 +123,7 @@ class Journal:
         lines = self._lines()
         next(lines, None)
         for line in lines:
-            yield Entry(**json.loads(line))
+            yield _entry(line)
 
     def remove(self) -> None:
         """Delete the file, as the run is complete; one that was neither read nor written stays."""
@@ -145,21 +145,41 @@ class Journal:
             return  # interrupted before its first line
         try:
             found: dict[str, Any] = json.loads(header)
-            if found["journal"] != FORMAT:
-                raise ValueError(f"format {found['journal']}")
             before: dict[str, str] = found["settings"]
             self.weights, self.old_entries = found["weights"], found["old_entries"]
+            if found["journal"] != FORMAT or not isinstance(before, dict):
+                raise ValueError("another format")
+            if not isinstance(self.weights, str | None) or not _is_count(self.old_entries or 0):
+                raise ValueError("wrong types")
             for entry in self.read():
                 self.entries[entry.path] = entry._replace(text="")
                 self.last = entry
                 self.inherited += 1
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{self.path}: not a journal of this program; remove it and start again") from error
         names = sorted({*before, *self.settings})
         changed = [f"{name} {before.get(name)}" for name in names if before.get(name) != self.settings.get(name)]
         if changed:
             problem = f"the run to resume had other settings ({', '.join(changed)})"
             raise ConfigError(f"{self.path}: {problem}; repeat them, or name another output")
+
+
+def _entry(line: bytes) -> Entry:
+    """A line of the journal. Raises ValueError or TypeError for one that this program did not write."""
+    entry = Entry(**json.loads(line))
+    stamp = entry.stamp if entry.stamp is not None else [0, 0]
+    texts = (entry.path, entry.target, entry.text, entry.sha256 or "")
+    if not (isinstance(stamp, list) and len(stamp) == 2 and all(isinstance(each, int) for each in stamp)):
+        raise ValueError("wrong stamp")
+    if not all(isinstance(each, str) and "\0" not in each for each in texts):
+        raise ValueError("wrong texts")
+    if not (isinstance(entry.failed, bool) and _is_count(entry.offset)):
+        raise ValueError("wrong types")
+    return entry
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def stamp(path: str) -> Stamp:
