@@ -1,6 +1,7 @@
 """Model folders: config.json, model.safetensors, tokenizer.json, README.md. Self-describing plain data."""
 
 import json
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,23 @@ def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
 def load_training_file(path: Path) -> dict[str, Any]:
     """A training checkpoint as plain data. Raises CheckpointError for a damaged one, or one of another program."""
     try:
+        _check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: not a complete checkpoint of plain data ({first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "captioner" not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of this program; name one that `captioner train` wrote")
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every part of a checkpoint with its checksum. Raises ValueError for other bytes, and for an archive that
+    would take more memory than its file."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("a compressed archive")
+        if (part := archive.testzip()) is not None:
+            raise ValueError(f"{part}: other bytes than were written")
 
 
 def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -225,6 +226,27 @@ def test_a_checkpoint_cut_short(saved, tmp_path):
     content = (saved[2] / "last.ckpt").read_bytes()
     (tmp_path / "a.ckpt").write_bytes(content[: len(content) // 2])
     assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_a_checkpoint_with_other_bytes_than_were_written(saved, tmp_path, place):
+    content = bytearray((saved[2] / "last.ckpt").read_bytes())
+    start = int(place * len(content))
+    for each in range(start, start + 2000):
+        content[each] ^= 1
+    (tmp_path / "a.ckpt").write_bytes(content)
+    assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(saved, tmp_path):
+    torch.save({"captioner": {}, "state_dict": {"zeros": torch.zeros(2**20)}}, tmp_path / "whole.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.ckpt") as whole,
+        zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for part in whole.infolist():
+            bomb.writestr(part.filename, whole.read(part))
+    assert "a compressed archive" in refusal(tmp_path / "a.ckpt")
 
 
 def test_a_checkpoint_that_holds_code(tmp_path):
