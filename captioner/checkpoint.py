@@ -1,6 +1,7 @@
 """Model folders: config.json, model.safetensors, tokenizer.json, README.md. Self-describing plain data."""
 
 import json
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
     state = {
         name.removeprefix(MODEL_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(MODEL_PREFIX)
+        if name.startswith(MODEL_PREFIX) and isinstance(tensor, Tensor)
     }
     return _build(about, Tokenizer.from_str(str(about.get("tokenizer")), str(source)), state, source)
 
@@ -78,12 +79,23 @@ def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
 def load_training_file(path: Path) -> dict[str, Any]:
     """A training checkpoint as plain data. Raises CheckpointError for a damaged one, or one of another program."""
     try:
+        _check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: not a complete checkpoint of plain data ({first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "captioner" not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of this program; name one that `captioner train` wrote")
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every part of a checkpoint with its checksum. Raises ValueError for other bytes, and for an archive that
+    would take more memory than its file."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("a compressed archive")
+        if (part := archive.testzip()) is not None:
+            raise ValueError(f"{part}: other bytes than were written")
 
 
 def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
@@ -121,8 +133,18 @@ def _build(
             section.pop(key, None)
     try:
         config = config_from_dict(ModelConfig, about["model"], str(source))
-        model = CaptionModel(config, vocabulary=len(tokenizer))
-        model.load_state_dict(state)  # float16 becomes the network's float32
+        layers = sum(name.startswith("decoder.blocks.") and name.endswith(".cross_norm.weight") for name in state)
+        if config.decoder.layers != layers:
+            raise ConfigError(f"decoder.layers {config.decoder.layers}, but weights of {layers}")
+        with torch.device("meta"):  # nothing is allocated before all shapes are known to fit
+            model = CaptionModel(config, vocabulary=len(tokenizer))
+        dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        # float16 becomes the network's float32; a copy, as files are mapped into memory
+        state = {name: tensor.to(dtypes.get(name, tensor.dtype), copy=True) for name, tensor in state.items()}
+        model.load_state_dict(state, assign=True)
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise ConfigError(f"weights that are not finite: {', '.join(broken)}")
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: its weights and its configuration do not fit ({reason})") from error

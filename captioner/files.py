@@ -1,11 +1,17 @@
 """Files that are written as a whole or not at all, and locks between processes."""
 
+import hashlib
 import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+MAX_NAME = 255
+"""Longest file name, in bytes, that file systems take."""
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag of `os.open` that refuses a link in the place of the file."""
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
@@ -15,11 +21,11 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock file while the block runs; the lock of a killed process is released. Windows has no such
     locks: there the block just runs.
 
-    Waits while another process holds it; with `wait=False`, raises BlockingIOError instead.
+    Waits while another process holds it; with `wait=False`, raises BlockingIOError instead. Raises OSError for a link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("w") as file:
+        with open(path, "w", opener=lambda name, flags: os.open(name, flags | NO_LINK, 0o666)) as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 try:
@@ -36,13 +42,22 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             return
 
 
+def partial(path: Path) -> Path:
+    """The temporary file beside `path`, in which it is written."""
+    name = f".{path.name}.partial"
+    if len(os.fsencode(name)) > MAX_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}.partial"
+    return path.with_name(name)
+
+
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object], *, sync: bool = False) -> None:
     """Write bytes, or what a function writes, to a temporary file and rename it to `path`; if that fails, an old file
     stays. `sync` waits until the content and the name would survive a power failure.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial(path)
+    temporary.unlink(missing_ok=True)  # of a killed process, or a link that was planted there
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:

@@ -174,6 +174,16 @@ def _from_memory(source: Image.Image | NDArray[np.uint8], name: str) -> Image.Im
     return source
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image does."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    try:
+        return bool(_kind(start, ""))
+    except ImageError:
+        return False
+
+
 def _kind(data: bytes, name: str) -> str:
     """The format, by signature."""
     for kind, signatures in SIGNATURES.items():

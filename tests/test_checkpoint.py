@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from captioner.checkpoint import describe, load_model, load_training_file, save_model
@@ -184,6 +186,30 @@ def test_a_configuration_that_does_not_fit_the_weights(folder):
     assert "unknown key decoder.depth" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("decoder", "width", 16_384), ("decoder", "layers", 100_000), ("encoder", "name", "eva_giant_patch14_224")],
+)
+def test_a_large_network_is_not_built_for_weights_of_a_small_one(folder, section, key, value):
+    resource = pytest.importorskip("resource")
+    about = json.loads((folder / "config.json").read_text())
+    about["model"][section][key] = value
+    (folder / "config.json").write_text(json.dumps(about))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_model(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, value):
+    state = load_file(folder / "model.safetensors")
+    state["decoder.token_embedding.weight"][1, 2] = value
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite: decoder\.token_embedding\.weight"):
+        load_model(folder)
+
+
 def test_the_tokenizer_of_another_model(folder):
     other = Tokenizer.train(["other words"], TokenizerConfig(min_count=1))
     (folder / "tokenizer.json").write_text(other.to_str(), encoding="utf-8")
@@ -200,6 +226,27 @@ def test_a_checkpoint_cut_short(saved, tmp_path):
     content = (saved[2] / "last.ckpt").read_bytes()
     (tmp_path / "a.ckpt").write_bytes(content[: len(content) // 2])
     assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_a_checkpoint_with_other_bytes_than_were_written(saved, tmp_path, place):
+    content = bytearray((saved[2] / "last.ckpt").read_bytes())
+    start = int(place * len(content))
+    for each in range(start, start + 2000):
+        content[each] ^= 1
+    (tmp_path / "a.ckpt").write_bytes(content)
+    assert "not a complete checkpoint" in refusal(tmp_path / "a.ckpt")
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(saved, tmp_path):
+    torch.save({"captioner": {}, "state_dict": {"zeros": torch.zeros(2**20)}}, tmp_path / "whole.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.ckpt") as whole,
+        zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for part in whole.infolist():
+            bomb.writestr(part.filename, whole.read(part))
+    assert "a compressed archive" in refusal(tmp_path / "a.ckpt")
 
 
 def test_a_checkpoint_that_holds_code(tmp_path):

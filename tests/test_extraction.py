@@ -96,6 +96,18 @@ def test_a_damaged_store_is_refused(shapes, encoder, tmp_path, name, content):
         extract_features(encoder, load_captions(shapes), tmp_path)
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan"), 1.0])
+def test_features_that_changed_since_they_were_written_are_refused(shapes, encoder, tmp_path, value):
+    store = extract_features(encoder, load_captions(shapes), tmp_path)
+    names = [str(image.image_id) for image in load_captions(shapes).images]
+    array = np.memmap(tmp_path / "features.f16", dtype=np.float16, mode="r+").reshape(len(names), -1)
+    array[2, 5 : 5 + (array.shape[1] - 5 if value == 0 else 1)] = value
+    array.flush()
+    with pytest.raises(ConfigError, match=f"the features of {names[2]} are damaged"):
+        store.read(names[2])
+    assert store.read(names[1]).isfinite().all()
+
+
 def test_a_worker_is_sent_the_place_and_not_the_features(shapes, encoder, tmp_path):
     captions = load_captions(shapes)
     store = extract_features(encoder, captions, tmp_path)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from captioner.files import locked, write_whole
+from captioner.files import locked, partial, write_whole
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -38,6 +38,26 @@ def test_the_old_file_stays_if_writing_fails(tmp_path):
 def test_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "file", b"new")
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "字" * 83 + ".txt", "x" * 246 + ".txt"])
+def test_names_as_long_as_file_systems_take(tmp_path, name):
+    write_whole(tmp_path / name, b"new")
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [(name, b"new")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_nothing_is_written_through_links(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"old")
+    path = tmp_path / "file"
+    partial(path).symlink_to(precious)
+    write_whole(path, b"new")
+    assert (path.read_bytes(), path.is_symlink()) == (b"new", False)
+    (tmp_path / ".lock").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic"), locked(tmp_path / ".lock"):
+        pass
+    assert precious.read_bytes() == b"old"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks as Unix has them")

@@ -16,7 +16,7 @@ from captioner.cli.flags import add_caption_flags, check_flags, search_of
 from captioner.cli.formats import Result, format_named
 from captioner.cli.inputs import STDIN, Finder, Input
 from captioner.cli.journal import Stamp, stamp
-from captioner.cli.output import Output, SidecarOutput, open_output
+from captioner.cli.output import Output, SidecarOutput, exclusive, open_output
 from captioner.errors import ImageError
 from captioner.text import printable
 
@@ -52,6 +52,11 @@ class Tally:
 
 def run(arguments: argparse.Namespace) -> int:
     check_flags(arguments)
+    with exclusive(arguments):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     tally = Tally()
     finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain)
     inputs = finder.find(arguments.inputs)
@@ -61,7 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     format = format_named(arguments.format, single=len(first) == 1 and not streamed)
     output = open_output(arguments, format)
     if output is None:
-        tally.note(f"{printable(arguments.output)}: exists, so nothing is done (--existing skip)")
+        reason = (
+            "complete, so there is nothing to resume"
+            if arguments.resume
+            else "exists, so nothing is done (--existing skip)"
+        )
+        tally.note(f"{printable(arguments.output)}: {reason}")
         return 0
     shard, shards = arguments.shard
     with closing(output):
@@ -100,6 +110,7 @@ def _preview(pending: Iterable[Input], output: Output, tally: Tally) -> None:
 
 
 def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Namespace, tally: Tally) -> None:
+    from captioner.data.features import hash_weights
     from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
@@ -115,6 +126,8 @@ def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Names
         with _exit_on_sigterm():
             search = search_of(arguments)
             captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+            if output.journal:
+                output.journal.check_weights(hash_weights(captioner.model.state_dict()))
             outcomes = captioner.stream(
                 sources(),
                 search=search,

@@ -106,14 +106,20 @@ class Finder:
         """Images of a folder. Links to folders are not followed: they may form loops."""
         from captioner.images import IMAGE_EXTENSIONS
 
-        entries = self._entries(folder)
-        for entry in entries:
-            if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(entry.path):
-                yield entry.path
-        if self.recursive:
+        for _, entries in self._walk(folder) if self.recursive else [(folder, self._entries(folder))]:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._scan(entry.path)
+                if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(entry.path):
+                    yield entry.path
+
+    def _walk(self, root: str) -> Iterator[tuple[str, list["os.DirEntry[str]"]]]:
+        """A folder and its subfolders, however deep, each with its entries."""
+        folders = [root]
+        while folders:
+            folder = folders.pop()
+            entries = self._entries(folder)
+            yield folder, entries
+            inner = [each.name for each in reversed(entries) if each.is_dir(follow_symlinks=False)]
+            folders += [os.path.join(folder, name) for name in inner]
 
     def _expand(self, root: str, parts: Sequence[str]) -> Iterator[str]:
         """The files that a glob matches, as a shell would give them; `**` is any depth."""
@@ -124,10 +130,8 @@ class Finder:
         part, rest = parts[0], parts[1:]
         if part == "**":
             rest = tuple(dropwhile("**".__eq__, rest))  # a second ** would find everything twice
-            yield from self._expand(root, rest or ["*"])
-            for entry in self._entries(root):
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._expand(os.path.join(root, entry.name), parts)
+            for folder, _ in self._walk(root):
+                yield from self._expand(folder, rest or ["*"])
         elif not MAGIC.search(part):
             if os.path.lexists(os.path.join(root, part)):
                 yield from self._expand(os.path.join(root, part), rest)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from itertools import chain, count
@@ -143,14 +144,14 @@ def _index(text: str) -> int | None:
 
 def _targets(images: Sequence[str], folder: Path) -> list[Path]:
     """Output paths without suffix, one per image; they never collide and never overwrite an input."""
-    given = {Path(image).resolve() for image in images}
+    given = {os.path.realpath(image) for image in images}
     taken: set[str] = set()
     targets = []
     for image in images:
         stem = Path(image).stem or "image"
         for name in chain([stem], (f"{stem}-{number}" for number in count(2))):
             # Some file systems ignore case.
-            if name.casefold() not in taken and (folder / f"{name}.png").resolve() not in given:
+            if name.casefold() not in taken and os.path.realpath(folder / f"{name}.png") not in given:
                 break
         taken.add(name.casefold())
         targets.append(folder / name)

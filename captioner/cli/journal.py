@@ -14,7 +14,7 @@ from captioner.cli.formats import Result, encode
 from captioner.errors import ConfigError, ResourceError
 from captioner.text import printable
 
-FORMAT = 3
+FORMAT = 4
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 State: TypeAlias = Literal["pending", "done", "failed"]
@@ -68,9 +68,22 @@ class Journal:
         self.entries: dict[str, Entry] = {}
         """Path -> the entry that was read, without its text."""
         self.last: Entry | None = None
+        self.inherited = 0
+        """Lines of the interrupted run."""
+        self.weights: str | None = None
+        """The hash of the model's weights."""
+        self.old_entries: int | None = None
+        """How many entries the document had to which the run appends."""
         self._file: io.FileIO | None = None
         if resume and self.path.exists():
             self._read()
+
+    def check_weights(self, weights: str) -> None:
+        """Raise ConfigError if the run to resume had a model of other weights."""
+        if self.entries and self.weights != weights:
+            problem = "the weights of the model have changed since the run to resume"
+            raise ConfigError(f"{self.path}: {problem}; restore them, or name another output")
+        self.weights = weights
 
     def state(self, path: str) -> State:
         """Whether an input is done; it is pending again once its file has changed."""
@@ -79,6 +92,11 @@ class Journal:
             return "pending"
         return "failed" if entry.failed else "done"
 
+    @property
+    def started(self) -> bool:
+        """Whether anything was written by this run."""
+        return self._file is not None
+
     def start(self) -> io.FileIO:
         """The file, open for writing after the entries that were read; a new one if there are none."""
         if self._file is None and self.entries:
@@ -86,8 +104,10 @@ class Journal:
             self._file = io.FileIO(self.path, "a")
         elif self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = io.FileIO(self.path, "w")
-            append(self._file, json.dumps({"journal": FORMAT, "settings": self.settings}).encode() + b"\n")
+            self.path.unlink(missing_ok=True)
+            self._file = io.FileIO(self.path, "x")
+            header = {"journal": FORMAT, "settings": self.settings, "weights": self.weights}
+            append(self._file, json.dumps(header | {"old_entries": self.old_entries}).encode() + b"\n")
         return self._file
 
     def add(self, result: Result, stamp: Stamp, target: Path, offset: int, text: str) -> None:
@@ -98,10 +118,12 @@ class Journal:
 
     def read(self) -> Iterator[Entry]:
         """The entries in the file, in order."""
+        if self._file is not None and not self._file.closed:
+            check_unchanged(self._file)
         lines = self._lines()
         next(lines, None)
         for line in lines:
-            yield Entry(**json.loads(line))
+            yield _entry(line)
 
     def remove(self) -> None:
         """Delete the file, as the run is complete; one that was neither read nor written stays."""
@@ -123,19 +145,41 @@ class Journal:
             return  # interrupted before its first line
         try:
             found: dict[str, Any] = json.loads(header)
-            if found["journal"] != FORMAT:
-                raise ValueError(f"format {found['journal']}")
             before: dict[str, str] = found["settings"]
+            self.weights, self.old_entries = found["weights"], found["old_entries"]
+            if found["journal"] != FORMAT or not isinstance(before, dict):
+                raise ValueError("another format")
+            if not isinstance(self.weights, str | None) or not _is_count(self.old_entries or 0):
+                raise ValueError("wrong types")
             for entry in self.read():
                 self.entries[entry.path] = entry._replace(text="")
                 self.last = entry
-        except (ValueError, KeyError, TypeError) as error:
+                self.inherited += 1
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{self.path}: not a journal of this program; remove it and start again") from error
         names = sorted({*before, *self.settings})
         changed = [f"{name} {before.get(name)}" for name in names if before.get(name) != self.settings.get(name)]
         if changed:
             problem = f"the run to resume had other settings ({', '.join(changed)})"
             raise ConfigError(f"{self.path}: {problem}; repeat them, or name another output")
+
+
+def _entry(line: bytes) -> Entry:
+    """A line of the journal. Raises ValueError or TypeError for one that this program did not write."""
+    entry = Entry(**json.loads(line))
+    stamp = entry.stamp if entry.stamp is not None else [0, 0]
+    texts = (entry.path, entry.target, entry.text, entry.sha256 or "")
+    if not (isinstance(stamp, list) and len(stamp) == 2 and all(isinstance(each, int) for each in stamp)):
+        raise ValueError("wrong stamp")
+    if not all(isinstance(each, str) and "\0" not in each for each in texts):
+        raise ValueError("wrong texts")
+    if not (isinstance(entry.failed, bool) and _is_count(entry.offset)):
+        raise ValueError("wrong types")
+    return entry
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def stamp(path: str) -> Stamp:
@@ -148,11 +192,24 @@ def stamp(path: str) -> Stamp:
 
 
 def append(file: io.FileIO, content: bytes) -> None:
-    """Write all bytes, unbuffered: a signal comes before or after, and a full disk shows here."""
+    """Write all bytes, unbuffered: a signal comes before or after, and a full disk or a lost file shows here."""
+    check_unchanged(file)
     rest = memoryview(content)
     with full_disk_error(Path(os.fsdecode(file.name))):
         while rest:
             rest = rest[file.write(rest) :]
+
+
+def check_unchanged(file: io.FileIO) -> None:
+    """Raise ResourceError if another program removed, replaced or changed the file, which is written up to its end."""
+    mine = os.fstat(file.fileno())
+    try:
+        unchanged = os.path.samestat(mine, os.stat(file.name)) and mine.st_size == file.tell()
+    except FileNotFoundError:
+        unchanged = False
+    if not unchanged:
+        name = printable(os.fsdecode(file.name))
+        raise ResourceError(f"{name}: removed or changed by another program during the run; start the run again")
 
 
 @contextmanager

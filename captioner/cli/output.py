@@ -6,7 +6,9 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias
 
@@ -14,8 +16,8 @@ from captioner import files
 from captioner.cli.flags import UNRELATED
 from captioner.cli.formats import Format, Result, coco_document, coco_id, encode
 from captioner.cli.inputs import Input
-from captioner.cli.journal import Journal, Stamp, State, append, full_disk_error
-from captioner.errors import ConfigError
+from captioner.cli.journal import Journal, Stamp, State, append, check_unchanged, full_disk_error
+from captioner.errors import ConfigError, ResourceError
 from captioner.text import printable
 
 Existing: TypeAlias = Literal["skip", "overwrite", "append", "error"]
@@ -115,9 +117,12 @@ class FileOutput(Output):
             # An input that changed between runs has two entries; the later one counts.
             entries = {entry.path: entry.text for entry in self.journal.read()}
             with full_disk_error(self.path):
-                files.write_whole(self.path, encode(coco_document([*self.old_entries, *entries.values()])))
+                document = encode(coco_document([*self.old_entries, *entries.values()]))
+                files.write_whole(self.path.resolve(), document)  # the file behind a link
         elif self.file.tell() == 0:
             append(self.file, encode(self.lead))
+        else:
+            check_unchanged(self.file)
         super().finish()
 
     def close(self) -> None:
@@ -141,7 +146,8 @@ class FileOutput(Output):
             if self.format.is_document:
                 entries = json.load(file)
                 if isinstance(entries, list):
-                    self.old_entries = [json.dumps(each, ensure_ascii=False) for each in entries]
+                    self.old_entries = [json.dumps(each, ensure_ascii=False) for each in self._without_new(entries)]
+                    self.journal.old_entries = len(self.old_entries)
                     return
             elif self.journal.last is not None or os.fstat(file.fileno()).st_size == 0:
                 return
@@ -151,6 +157,15 @@ class FileOutput(Output):
                 return
         problem = f"not {self.format.name} of this program, so nothing can be appended"
         raise ConfigError(f"{printable(str(path))}: {problem}; name another output")
+
+    def _without_new(self, entries: list[object]) -> list[object]:
+        """The entries that a document had before this run, which may have been killed just after it was written."""
+        if self.journal.last is None or self.journal.old_entries is None:
+            return entries
+        new = {entry.path: entry.text for entry in self.journal.read()}
+        appended = entries[self.journal.old_entries :]
+        written = appended == [json.loads(text) for text in new.values() if text]
+        return entries[: self.journal.old_entries] if written else entries
 
 
 class SidecarOutput(Output):
@@ -174,9 +189,12 @@ class SidecarOutput(Output):
         return None if self.existing == "append" else f"the sidecar {os.path.normcase(self.target(item))}"
 
     def state(self, item: Input) -> State:
-        if (state := super().state(item)) != "pending" or self.existing in ("append", "overwrite"):
+        if (state := super().state(item)) != "pending":
             return state
         target = self.target(item)
+        if self.existing in ("append", "overwrite"):
+            _refuse_image(target)
+            return state
         if (self.journal and item.path in self.journal.entries) or not target.exists():
             return "pending"
         if self.existing == "skip":
@@ -195,6 +213,31 @@ class SidecarOutput(Output):
             with full_disk_error(target):
                 files.write_whole(target, old + encode(text))
 
+    def finish(self) -> None:
+        if self.journal and self.journal.started:
+            written = (
+                entry.target for entry in islice(self.journal.read(), self.journal.inherited, None) if entry.text
+            )
+            lost = [target for target in written if not os.path.exists(target)]
+            if lost:
+                names = printable(lost[0]) + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+                raise ResourceError(f"{names}: removed by another program during the run; caption these photos again")
+        super().finish()
+
+
+@contextmanager
+def exclusive(arguments: argparse.Namespace) -> Iterator[None]:
+    """Keep other runs from the file or folder OUT. Raises ResourceError if another run is writing it."""
+    path = None if arguments.output is None or arguments.dry_run else Path(arguments.output)
+    with ExitStack() as stack:
+        if path is not None and (path.is_file() or path.is_dir() or not path.exists()):
+            try:
+                stack.enter_context(files.locked(path.with_name(f".{path.name}.lock"), wait=False))
+            except BlockingIOError as error:
+                problem = "another run is writing it; wait for it, or name another output"
+                raise ResourceError(f"{printable(str(path))}: {problem}") from error
+        yield
+
 
 def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
     """The output that the flags name; None for a file to be kept. Raises ConfigError where it must not be written."""
@@ -205,6 +248,8 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
         if path is not None and path.exists() and not path.is_dir():
             raise ConfigError(f"{name}: not a folder; --format sidecar writes into one")
         journal = None if path is None else Journal(path, settings, resume=arguments.resume)
+        if arguments.resume and journal and not journal.entries and existing == "error":
+            existing = "skip"  # the run is complete, or its first sidecar
         return SidecarOutput(path, arguments.ext, format, existing, journal)
     if path is None:
         return StreamOutput(sys.stdout, format)
@@ -212,7 +257,14 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
         raise ConfigError(f"{name}: a folder; name a file, or use --format sidecar")
     if path.exists() and not path.is_file():
         return StreamOutput(path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"), format)
+    if path.exists() and existing != "skip":
+        _refuse_image(path)
+        lists = (argument[1:] for argument in arguments.inputs if argument.startswith("@"))
+        if any(os.path.exists(each) and os.path.samefile(each, path) for each in lists):
+            raise ConfigError(f"{name}: the list of inputs; name another output")
     journal = Journal(path, settings, resume=arguments.resume)
+    if arguments.resume and not journal.path.exists() and path.exists():
+        return None
     if not journal.entries and existing != "overwrite":
         if journal.path.exists() and not arguments.resume:
             problem = "of a run that was interrupted"
@@ -222,3 +274,10 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
                 return None
             raise ConfigError(f"{name}: exists; choose --existing skip, overwrite or append, or name another file")
     return FileOutput(path, format, existing, journal)
+
+
+def _refuse_image(path: Path) -> None:
+    from captioner.images import is_image
+
+    if path.is_file() and is_image(path):
+        raise ConfigError(f"{printable(str(path))}: an image, which would be overwritten; name another output or --ext")

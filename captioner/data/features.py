@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -52,16 +53,18 @@ class StoreKey:
 
 
 class FeatureStore:
-    """Features of photos by name and view, memory-mapped."""
+    """Features of photos by name and view, memory-mapped; each is checked as it is read."""
 
-    def __init__(self, folder: Path, rows: Mapping[str, list[int]], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, folder: Path, rows: Mapping[str, list[int]], shape: tuple[int, int, int], checksums: list[int]
+    ) -> None:
         self.folder = folder
-        self._rows = rows
+        self._rows, self._checksums = rows, checksums
         self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r", shape=shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the array: each process maps the file itself."""
-        return FeatureStore, (self.folder, self._rows, self._array.shape)
+        return FeatureStore, (self.folder, self._rows, self._array.shape, self._checksums)
 
     @classmethod
     def open(cls, folder: Path, key: StoreKey) -> "FeatureStore | None":
@@ -70,7 +73,7 @@ class FeatureStore:
             return None
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            store = cls(folder, index["rows"], tuple(index["shape"]))
+            store = cls(folder, index["rows"], tuple(index["shape"]), index["crc32"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ConfigError(f"{folder} is damaged ({error}); delete the folder to compute it again") from error
         changed = [name for name, value in key.to_dict().items() if index["key"].get(name) != value]
@@ -91,16 +94,17 @@ class FeatureStore:
         return len(self._rows[name])
 
     def read(self, name: str, view: int = 0) -> Tensor:
-        """The features (N, E) of a view of a photo, float16; view 0 is the plain one."""
-        return torch.from_numpy(np.array(self._array[self._rows[name][view]]))
+        """The features (N, E) of a view of a photo, float16; view 0 is the plain one. Raises ConfigError if they have
+        changed since they were written."""
+        row = self._rows[name][view]
+        features = np.array(self._array[row])
+        if zlib.crc32(features) != self._checksums[row]:
+            raise ConfigError(f"{self.folder / ARRAY}: the features of {name} are damaged; delete the folder")
+        return torch.from_numpy(features)
 
 
 class FeatureWriter:
-    """Writes a store view by view; `finish` makes it readable.
-
-    `done` is the number of views written so far, some by an interrupted writer with the same key. Raises ResourceError
-    if the disk has no room.
-    """
+    """Writes a store view by view; `finish` makes it readable. Raises ResourceError if the disk has no room."""
 
     def __init__(self, folder: Path, key: StoreKey, *, views: Mapping[str, int], shape: tuple[int, int]) -> None:
         self.folder, self.key = folder, key
@@ -108,9 +112,9 @@ class FeatureWriter:
         self.rows = {name: list(range(*edges)) for name, edges in zip(views, pairwise(ends), strict=True)}
         total = ends[-1]
         size = 2 * total * shape[0] * shape[1]
-        self.done = self._views_done(total, shape, size)
+        self._checksums = self._written(total, shape, size)
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.done:
+        if not self._checksums:
             (folder / PROGRESS).unlink(missing_ok=True)  # of other features, which are discarded
             (folder / ARRAY).unlink(missing_ok=True)
             require_space(folder, size, "features")
@@ -120,29 +124,36 @@ class FeatureWriter:
                 file.truncate(size)
         self._array = np.memmap(folder / ARRAY, dtype=np.float16, mode="r+", shape=(total, *shape))
 
+    @property
+    def done(self) -> int:
+        """The number of views written so far, some by an interrupted writer with the same key."""
+        return len(self._checksums)
+
     def write(self, features: NDArray[np.float16]) -> None:
         """Store the features (B, N, E) of the next views."""
-        self._array[self.done : self.done + len(features)] = features
-        before, self.done = self.done, self.done + len(features)
+        before = self.done
+        self._array[before : before + len(features)] = features
+        self._checksums += [zlib.crc32(np.ascontiguousarray(each)) for each in features]
         if before // KEPT_EVERY != self.done // KEPT_EVERY:
-            self._array.flush()
-            self._put(PROGRESS, {"key": self.key.to_dict(), "shape": list(self._array.shape), "done": self.done})
+            self._put(PROGRESS, {})
 
     def finish(self) -> None:
         """Make the store readable."""
-        self._array.flush()
-        self._put(INDEX, {"key": self.key.to_dict(), "shape": list(self._array.shape), "rows": self.rows})
+        self._put(INDEX, {"rows": self.rows})
         (self.folder / PROGRESS).unlink(missing_ok=True)
 
-    def _views_done(self, total: int, shape: tuple[int, int], size: int) -> int:
+    def _written(self, total: int, shape: tuple[int, int], size: int) -> list[int]:
+        """The checksums of the views that an interrupted writer with the same key has stored."""
         try:
             progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
             same = progress["key"] == self.key.to_dict() and progress["shape"] == [total, *shape]
-            return int(progress["done"]) if same and (self.folder / ARRAY).stat().st_size == size else 0
+            return list(progress["crc32"]) if same and (self.folder / ARRAY).stat().st_size == size else []
         except (OSError, ValueError, KeyError, TypeError):
-            return 0
+            return []
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
+        self._array.flush()
+        content |= {"key": self.key.to_dict(), "shape": list(self._array.shape), "crc32": self._checksums}
         write_whole(self.folder / name, json.dumps(content).encode())
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from captioner.cli import main
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
@@ -488,7 +490,96 @@ def test_resume_starts_a_new_run_if_there_is_nothing_to_resume(caption: Caption,
     out.with_name(f".{out.name}.journal.jsonl").write_text("")
     assert caption(*words) == 0
     assert len(read(out)) == 1
-    assert caption(*words) == 2
+
+
+@posix
+def test_resume_notices_another_model_in_the_same_folder(
+    caption: Caption,
+    model: str,
+    interrupt: Callable[..., tuple[int, str]],
+    photos: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--format", "jsonl", "-o", "out.jsonl"]
+    copy = shutil.copytree(model, photos / "model")
+    interrupt(signal.SIGKILL, lambda: lines(out) == 3, *words, "--model", "model")
+    state = load_file(copy / "model.safetensors")
+    state["decoder.token_embedding.weight"][5] += 1e-3
+    save_file(state, copy / "model.safetensors")
+    before = out.read_bytes()
+    assert caption("photos", *words, "--model", "model", "--resume") == 2
+    assert "the weights of the model have changed" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [("--format", "jsonl", "-o", "out"), ("--format", "sidecar", "-o", "texts")])
+def test_a_complete_run_has_nothing_to_resume(
+    caption: Caption, photos: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption("photos", *words) == 0
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert caption("photos", *words, "--resume") == 0
+    assert re.search("nothing to resume|0 captioned, 0 failed, 3 skipped", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+@posix
+def test_one_run_at_a_time_writes_an_output(
+    caption: Caption, model: str, photos: Path, launch: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--format", "jsonl", "-o", "out.jsonl")
+    process = launch("caption", "--model", model, "--device", "cpu", "-", *words)
+    process.write("photos/a.jpg\n")
+    process.wait_until(lambda: lines(photos / "out.jsonl") == 1)
+    for more in ((), ("--resume",), ("--existing", "overwrite")):
+        assert caption("photos/a.jpg", *words, *more) == 5
+        assert capsys.readouterr().err.endswith(
+            "out.jsonl: another run is writing it; wait for it, or name another output\n"
+        )
+    assert caption("photos/a.jpg", *words, "--dry-run", "--resume") == 0
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert caption("photos", *words, "--resume") == 0
+    assert len(read(photos / "out.jsonl")) == 3
+    assert not list(photos.glob(".*"))
+
+
+@pytest.mark.parametrize("existing", ["overwrite", "append"])
+def test_inputs_are_not_overwritten(
+    caption: Caption, photos: Path, existing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "list").write_text("photos/a.jpg\n")
+    (photos / "c.txt").write_bytes((photos / "photos" / "a.jpg").read_bytes())
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    for words in (
+        ("photos/a.jpg", "-o", "photos/b 2.png"),
+        ("@list", "-o", "list"),
+        ("c.txt", "--format", "sidecar"),
+        ("photos/a.jpg", "--format", "coco", "-o", "photos/a.jpg"),
+    ):
+        assert caption(*words, "--existing", existing) == 2, words
+        assert re.search("an image, which|the list of inputs|cannot be appended|nothing can", capsys.readouterr().err)
+        assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+@posix
+def test_every_format_follows_a_link_that_the_output_is(caption: Caption, photos: Path) -> None:
+    (photos / "elsewhere").mkdir()
+    for name in ("jsonl", "coco"):
+        (photos / "link").unlink(missing_ok=True)
+        (photos / "link").symlink_to(photos / "elsewhere" / name)
+        assert caption("photos/a.jpg", "--format", name, "-o", "link") == 0
+        assert (photos / "link").is_symlink()
+        assert (photos / "elsewhere" / name).stat().st_size > 0
+
+
+def test_sidecars_of_long_names(caption: Caption, photos: Path) -> None:
+    name = "字" * 83
+    draw(photos / "long" / f"{name}.jpg", 3)
+    assert caption("long", "--format", "sidecar") == 0
+    assert (photos / "long" / f"{name}.txt").read_text()
 
 
 def test_a_failure_leaves_no_sidecar_and_its_journal_ends(caption: Caption, photos: Path) -> None:

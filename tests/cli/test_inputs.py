@@ -45,6 +45,23 @@ def test_a_folder_gives_its_images_by_name_and_with_r_its_tree() -> None:
     assert paths(".", recursive=True) == ["./a.png", "./b.JPG", "./z/c.webp", "./z/deep/d.gif"]
 
 
+@posix
+@pytest.mark.usefixtures("tree")
+def test_trees_may_be_deeper_than_python_calls_functions(tree: Path) -> None:
+    here = os.getcwd()
+    try:
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("deep.png").write_bytes(b"x")
+    finally:
+        os.chdir(here)
+    assert paths(".", recursive=True)[-1] == "./z/deep/d.gif"
+    assert "./" + "d/" * 1100 + "deep.png" in paths(".", recursive=True)
+    assert "d/" * 1100 + "deep.png" in paths("**/*.png")
+    subprocess.run(["rm", "-r", "d"], check=True)  # shutil.rmtree recurses
+
+
 @pytest.mark.usefixtures("tree")
 def test_files_that_are_named_are_inputs_whatever_they_are_in_the_order_given() -> None:
     assert paths("notes.txt", "missing.jpg", "a.png", ".hidden.jpg") == [

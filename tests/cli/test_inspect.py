@@ -142,6 +142,16 @@ def test_a_bad_photo_is_reported_and_skipped(
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["dog.png"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_itself_costs_no_other_photo(model: str, photo: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(photo, folder / "a.jpg")
+    (folder / "b.jpg").symlink_to("b.jpg")
+    assert main(["inspect", str(folder), "--model", model, "-o", str(tmp_path / "out")]) == 1
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
 def test_folders_are_searched(model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("no photo")
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -110,3 +111,37 @@ def test_what_an_interruption_left_unwritten(tmp_path: Path, content: str | None
     if content is not None:
         target.write_bytes(content.encode())
     assert Entry("a.jpg", None, None, False, str(target), 4, "new ü\n").unwritten() == rest
+
+
+ODD = (None, True, -1, 2**64, 0.5, "", "a\0b", [], [1], [1, "2"], {}, {"a": 1})
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_a_journal_of_other_values_is_refused_or_taken_as_it_is(photo: Path, value: object) -> None:
+    """Nothing but ConfigError, whatever stands in a journal."""
+    path = written(photo, outcome(b"photo")).path
+    header, line = map(json.loads, path.read_text().splitlines())
+    refused = 0
+    for part, keys in ((header, list(header)), (line, list(line))):
+        for key in keys:
+            changed = {**part, key: value}
+            both = (changed, line) if part is header else (header, changed)
+            path.write_text("".join(f"{json.dumps(each)}\n" for each in both))
+            try:
+                journal = Journal(photo.with_name("out"), SETTINGS, resume=True)
+                assert journal.state(str(photo)) in ("pending", "done", "failed")
+                assert journal.last is not None
+                journal.last.unwritten()
+            except ConfigError:
+                refused += 1
+    assert refused >= 4
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**5, b'{"journal": ' + b"[" * 10**5, b"\xff\xfe", b"1e999", b"null"])
+def test_other_files_are_no_journals(photo: Path, content: bytes) -> None:
+    journal = written(photo, outcome(b"photo")).path
+    first = journal.read_bytes().splitlines(keepends=True)[0]
+    for text in (content + b"\n", first + content + b"\n"):
+        journal.write_bytes(text)
+        with pytest.raises(ConfigError, match="not a journal"):
+            Journal(photo.with_name("out"), SETTINGS, resume=True)

@@ -1,5 +1,7 @@
 """Outputs: a run that is killed during any write and resumed leaves the file of a run that was not."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from captioner.cli.formats import Result, format_named
 from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal
 from captioner.cli.output import Existing, FileOutput, SidecarOutput
+from captioner.errors import ResourceError
 
 NAMES = ("ä.jpg", "b\udce9.jpg")
 RESULTS = [
@@ -87,3 +90,60 @@ def test_a_sidecar_that_a_kill_prevented_is_written(tmp_path: Path, existing: Ex
         assert not list(tmp_path.glob(".*"))
         first.unlink()
         second.unlink()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_document_that_was_replaced_before_a_kill_is_not_appended_to_again(tmp_path: Path, count: int) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(OLD["coco"].encode())
+    output = file_output(out, "coco", "append")
+    write(output, count)
+    journal = output.journal.path.read_bytes()
+    resume(file_output(out, "coco", "append", resume=True))
+    whole = out.read_bytes()
+    if count == len(RESULTS):
+        output.journal.path.write_bytes(journal)  # the kill came before it was removed
+        resume(file_output(out, "coco", "append", resume=True))
+        assert out.read_bytes() == whole
+    # Somebody else appended to it meanwhile: theirs stays.
+    output.journal.path.write_bytes(journal)
+    out.write_bytes(b'[{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "another"}]')
+    resume(file_output(out, "coco", "append", resume=True))
+    assert b"another" in out.read_bytes()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_file(path: Path) -> None:
+    content = path.read_bytes()
+    path.rename(path.with_name("moved"))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, cut, replace_file, lambda path: shutil.rmtree(path.parent)])
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv", "coco"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_file_that_others_remove_or_change_is_noticed(
+    tmp_path: Path, format: str, harm: Callable[[Path], None], count: int
+) -> None:
+    out = tmp_path / "folder" / "out"
+    output = file_output(out, format, "error")
+    for result in RESULTS[:count]:
+        output.add(Input(result.path, result.path), None, result)
+    harm(output.journal.path if format == "coco" else out)
+    with pytest.raises(ResourceError, match="removed or changed by another program"):
+        resume(output)
+    output.close()
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: shutil.rmtree(path.parent)])
+def test_sidecars_that_others_remove_are_noticed(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    output = sidecars(tmp_path / "texts", "error")
+    for result in RESULTS:
+        output.add(Input(result.path, result.path), None, result)
+    harm(tmp_path / "texts" / "ä.txt")
+    with pytest.raises(ResourceError, match="removed by another program"):
+        output.finish()
+    output.close()
