@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.errors import ImageError
+from captioner.image_structure import excess
 from captioner.text import printable
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -220,6 +221,8 @@ def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> 
     """The first frame, with its pixels. Pillow's switch for truncated files is global, so it is not used."""
     _check_bytes(len(data), name)
     kind = _kind(data, name)
+    if problem := excess(data, kind):
+        raise ImageError(f"{name}: corrupt ({problem}); save it anew in an editor", "corrupt")
     decoder = _decoder(kind, name)
 
     def header(data: bytes) -> ImageFile:
