@@ -9,6 +9,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """The text as `printable` gives it, with its line ends."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type's name where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

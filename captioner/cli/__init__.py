@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import captioner
 from captioner.errors import CaptionerError, Interrupted, ResourceError
-from captioner.text import did_you_mean, printable
+from captioner.text import did_you_mean, printable_lines
 
 VERBS = {
     "caption": ("captioner.cli.caption", "describe images"),
@@ -119,7 +119,7 @@ def _report(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     with suppress(OSError):  # a configuration's error has several lines
-        print("captioner: error: " + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+        print(f"captioner: error: {printable_lines(message)}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:

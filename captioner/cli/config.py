@@ -6,6 +6,7 @@ import sys
 
 from captioner.config_files import dump_yaml, json_schema, load_config
 from captioner.errors import ConfigError
+from captioner.text import printable, printable_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     for file in arguments.files:
         try:
             load_config(file)
-            print(f"{file}: OK")
+            print(f"{printable(file)}: OK")
         except ConfigError as error:
-            print(error, file=sys.stderr)
+            print(printable_lines(str(error)), file=sys.stderr)
             code = error.exit_code
     return code

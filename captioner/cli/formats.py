@@ -19,6 +19,10 @@ COLUMNS = ("path", "caption", "log_prob", "confidence", "width", "height", "sha2
 """Columns of CSV: a row for each caption, or one with `error` (a stable code) for a failed input."""
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that spreadsheets evaluate."""
+
+
 class Row(NamedTuple):
     """A caption on one line, after the prepended text."""
 
@@ -89,11 +93,12 @@ def render_text(result: Result) -> str:
 
 def render_csv(result: Result) -> str:
     record = result.record
+    path = f"./{result.path}" if result.path.startswith(FORMULA) else result.path  # the same file
     if result.failed:
-        return _csv_row((result.path, *[""] * (len(COLUMNS) - 2), record["error"]["code"]))
+        return _csv_row((path, *[""] * (len(COLUMNS) - 2), record["error"]["code"]))
     notes = " ".join(note for note in record["notes"] if note != LOW_CONFIDENCE)
     about = (record["width"], record["height"], record["sha256"], record["model"], notes, "")
-    return "".join(_csv_row((result.path, *row, *about)) for row in result.rows)
+    return "".join(_csv_row((path, *row, *about)) for row in result.rows)
 
 
 def render_coco(result: Result) -> str:
@@ -123,5 +128,10 @@ def encode(text: str) -> bytes:
 
 def _csv_row(values: Iterable[object]) -> str:
     line = io.StringIO()
-    csv.writer(line).writerow(values)  # its default line end makes it quote carriage returns too
+    csv.writer(line).writerow(map(_plain_cell, values))  # its default line end makes it quote carriage returns too
     return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _plain_cell(value: object) -> object:
+    """A text that spreadsheets do not take for a formula: they do where it begins as one."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -310,6 +310,9 @@ def _is_loop(folder: Path) -> bool:
 
 def _sidecar_captions(root: Path, sidecar: Path, problems: list[Problem]) -> list[ListedCaption]:
     where = sidecar.relative_to(root).as_posix()
+    if sidecar.exists() and not sidecar.is_file():  # reading a FIFO would wait for ever
+        problems.append(Problem("unreadable", where, "not a regular file; write the captions into one"))
+        return []
     try:
         text = read_text(safe_path(root, where), where, problems)
     except (AnnotationError, InputError) as error:

@@ -35,6 +35,12 @@ def test_check_names_what_is_wrong_in_every_file(tmp_path: Path, capsys: pytest.
     ]
 
 
+def test_check_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text('"\\e[31mred": 1\nname: "\\a"\n')
+    assert main(["config", "check", str(tmp_path / "a.yaml")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_schema_prints_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema"]) == 0
     assert json.loads(capsys.readouterr().out) == json_schema()

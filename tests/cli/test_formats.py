@@ -49,6 +49,15 @@ def test_csv_has_a_row_a_caption() -> None:
     assert format_named("jsonl").header == ""
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_spreadsheets_evaluate_no_cell(start: str) -> None:
+    path = f"{start}cmd|'x'!A1.jpg"
+    for outcome in (GOOD, BAD):
+        for row in rows(render("csv", path, outcome, prepend=start)):
+            assert row[0] == f"./{path}"  # still its name
+            assert not any(cell.startswith(start) for cell in row if cell and not cell[1:2].isdecimal())
+
+
 def test_text_has_paths_only_for_several_inputs() -> None:
     assert render("text", "x.jpg", GOOD) == "x.jpg\ta dog runs\nx.jpg\ta cat\n"
     assert render("text", "x.jpg", GOOD, single=True) == render("sidecar", "x.jpg", GOOD) == "a dog runs\na cat\n"

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -230,6 +231,14 @@ def test_folder_of_sidecars(tmp_path: Path) -> None:
         ("val/b.PNG", ("A cat.", "Two cats."), "val"),
     ]
     assert sorted(codes(tmp_path)) == ["bom", "no_captions", "text_without_picture"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="FIFOs of Unix")
+def test_a_sidecar_that_would_block_is_a_problem(tmp_path: Path) -> None:
+    draw(tmp_path, "a.jpg", "b.jpg")
+    write(tmp_path / "b.txt", "A dog.")
+    os.mkfifo(tmp_path / "a.txt")
+    assert sorted(codes(tmp_path)) == ["no_captions", "unreadable"]
 
 
 def test_coco_as_its_authors_lay_it_out(tmp_path: Path) -> None:
