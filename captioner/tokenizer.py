@@ -13,7 +13,8 @@ Two kinds, both stored as one `tokenizer.json` that `tokenizers.Tokenizer.from_f
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,7 +91,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start and end token."""
-        return self._backend.encode(_writable(text), add_special_tokens=False).ids
+        with _without_panics():
+            return self._backend.encode(_writable(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end token; invalid UTF-8 becomes U+FFFD."""
@@ -157,11 +159,24 @@ class Tokenizer:
     def _begins_word(self, token_id: int) -> bool:
         """Whether the decoder puts white space before this token if it follows a letter."""
         token = self._backend.id_to_token(token_id) or ""
-        text: str = self._backend.decoder.decode(["a", token])
+        with _without_panics():
+            text: str = self._backend.decoder.decode(["a", token])
         return text[1:2].isspace()
 
     def _text(self, ids: Sequence[int], positions: list[int]) -> str:
-        return self._backend.decode([ids[position] for position in positions], skip_special_tokens=False)
+        with _without_panics():
+            return self._backend.decode([ids[position] for position in positions], skip_special_tokens=False)
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Turn the library's panics, on regular expressions that take too long, into CheckpointError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"tokenizer.json: its rules fail ({error}); take one saved with a model") from error
 
 
 def _kind(backend: tokenizers.Tokenizer) -> Literal["word", "bpe"]:

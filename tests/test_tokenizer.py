@@ -250,6 +250,14 @@ def test_endless_words_do_not_stop_the_regex_engine() -> None:
     assert set(WORD.encode("a'" * 10**6)) == {WORD.unk}
 
 
+def test_a_hostile_rule_is_an_error_of_the_file() -> None:
+    content = json.loads(WORD.to_str())
+    content["pre_tokenizer"]["pattern"] = {"Regex": "(?:(?:x+x+)+(?=x*y))"}
+    hostile = Tokenizer.from_str(json.dumps(content))
+    with pytest.raises(CheckpointError, match="its rules fail"):
+        hostile.encode("x" * 60)
+
+
 @BOTH
 def test_lone_surrogates_are_replaced(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("dog \ud83d") == tokenizer.encode("dog ?")

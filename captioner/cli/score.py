@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import io
 import json
 import math
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 
 from captioner.cli.files import check_output, write_whole
 from captioner.errors import AnnotationError, ConfigError, InputError
+
+MAX_UNPACKED = 2**30
+"""Most bytes of a JSON file, unpacked: a few megabytes can unpack to gigabytes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +165,10 @@ def read_json(path: Path) -> Any:
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(MAX_UNPACKED + 1)
+        if len(content) > MAX_UNPACKED:
+            raise InputError(f"{path}: over {MAX_UNPACKED // 2**20} MiB unpacked; split it")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except (EOFError, OSError) as error:

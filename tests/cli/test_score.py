@@ -198,6 +198,14 @@ def test_a_packed_file_that_is_cut_short(run: Runner) -> None:
     assert err.startswith(f"captioner: error: {packed}: cannot be read (")
 
 
+def test_a_packed_file_is_not_unpacked_beyond_a_limit(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.cli.score.MAX_UNPACKED", 2**20)
+    packed = run.folder / "packed.json.gz"
+    packed.write_bytes(gzip.compress(b" " * 2**21 + json.dumps(REFERENCES).encode()))
+    code, _, err = run("--references", str(packed))
+    assert (code, err) == (3, f"captioner: error: {packed}: over 1 MiB unpacked; split it\n")
+
+
 def test_scoring_loads_no_torch(run: Runner) -> None:
     run()
     program = (
