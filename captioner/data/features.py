@@ -98,7 +98,7 @@ class FeatureStore:
         changed since they were written."""
         row = self._rows[name][view]
         features = np.array(self._array[row])
-        if zlib.crc32(features) != self._checksums[row]:
+        if zlib.crc32(features.data) != self._checksums[row]:
             raise ConfigError(f"{self.folder / ARRAY}: the features of {name} are damaged; delete the folder")
         return torch.from_numpy(features)
 
@@ -133,7 +133,7 @@ class FeatureWriter:
         """Store the features (B, N, E) of the next views."""
         before = self.done
         self._array[before : before + len(features)] = features
-        self._checksums += [zlib.crc32(np.ascontiguousarray(each)) for each in features]
+        self._checksums += [zlib.crc32(np.ascontiguousarray(each).data) for each in features]
         if before // KEPT_EVERY != self.done // KEPT_EVERY:
             self._put(PROGRESS, {})
 
