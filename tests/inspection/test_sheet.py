@@ -13,7 +13,8 @@ from captioner.config import Fit
 from captioner.errors import ConfigError
 from captioner.geometry import Geometry
 from captioner.images import UPRIGHT, open_image
-from captioner.inspection.sheet import COLORS, draw_sheet
+from captioner.inspection.legend import COLORS
+from captioner.inspection.sheet import draw_sheet
 from captioner.inspection.trace import AttentionTrace
 
 GRID = (4, 6)
@@ -64,7 +65,7 @@ def photo_box(sheet: Image.Image) -> tuple[int, int, int, int]:
 def panel(sheet: Image.Image, number: int = 1) -> NDArray[np.float64]:
     """The brightness (height, width) of a panel of the first row."""
     left, top, right, bottom = photo_box(sheet)
-    step = max(right - left, 150) + 22
+    step = max(right - left, 200) + 22
     box = (left + number * step, top, right + number * step, bottom)
     return np.asarray(sheet.crop(box).convert("L")).astype(float)
 
@@ -142,7 +143,7 @@ def test_many_words_wrap_into_rows() -> None:
 
 def test_one_word_leaves_room_for_the_legend() -> None:
     sheet = draw_sheet(trace_of(hot(1, 1), size=(1, 2000), null=0.1))
-    assert sheet.width == 2 * 28 + 2 * 150 + 22
+    assert sheet.width == 2 * 28 + 2 * 200 + 22
     below = np.asarray(sheet)[-28:]
     assert (below == 255).all()
 
