@@ -177,6 +177,37 @@ def test_visual_need_is_told_where_it_was_measured() -> None:
     np.testing.assert_array_equal(panel(little), panel(without))
 
 
+def by_evidence(maps: NDArray[np.float64], needs: tuple[float, ...]) -> AttentionTrace:
+    """A trace by relevance."""
+    trace = trace_of(maps)
+    return replace(trace, method="relevance", evidence=trace.weights, needs=needs)
+
+
+def test_words_that_the_sentence_gave_away_are_faint_on_a_scale_of_their_own() -> None:
+    maps = np.concatenate([hot(1, 2, 0.004), hot(1, 2, 0.008), *[hot(1, 2, 0.8)] * 3])
+    dark, faint, fainter = (
+        [panel(draw_sheet(by_evidence(maps, (*needs, 3.0, 3.0, 3.0))), number) for number in (1, 2)]
+        for needs in ((3.0, 3.0), (0.1, 0.1), (-2.0, 1.0))
+    )
+    assert dark[0].max() < 8  # nothing to see
+    assert faint[0].max() == faint[1].max() > 60
+    np.testing.assert_array_equal(faint, fainter)
+    raw = replace(by_evidence(maps, (0.1,) * 5), method="raw", evidence=None)
+    np.testing.assert_array_equal(panel(draw_sheet(raw)), panel(draw_sheet(replace(raw, needs=()))))
+
+
+def test_doubt_is_a_text_below_the_panel() -> None:
+    trace = by_evidence(hot(1, 1), (2.0,))
+    plain, likely, doubtful = (draw_sheet(replace(trace, hallucination={0: chance})) for chance in (0.0, 0.4, 0.6))
+    left, top, _, bottom = photo_box(plain)
+    assert likely.tobytes() == plain.tobytes()
+    changed = ImageChops.difference(plain, doubtful).getbbox()
+    assert changed is not None
+    assert changed[1] > bottom
+    assert changed[0] >= left + 262
+    assert top < bottom
+
+
 def test_what_was_hidden_is_covered() -> None:
     visible = np.ones(GRID, bool)
     visible[:, :3] = False
