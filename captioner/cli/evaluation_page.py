@@ -1,22 +1,16 @@
 """The HTML report of `captioner evaluate`: scores, and the worst and best images with their captions."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from PIL import Image
-
 from captioner.evaluation import Evaluation, ImageId
-from captioner.images import open_image
+from captioner.inspection.report import thumbnail
 
 MAX_IMAGES = 10
 """Maximum number of images among the worst, and among the best."""
-THUMBNAIL = (400, 300)
-"""Maximum width and height of a thumbnail, in pixels."""
 
 
 def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[str, str]) -> str:
@@ -73,12 +67,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _figure(evaluation: Evaluation, image: ImageId, path: Path, note: str) -> str:
     caption = evaluation.captions[image]
     references = "".join(f"<li>{escape(text)}</li>" for text in evaluation.references[image])
-    photo, buffer = open_image(path).image, io.BytesIO()
-    photo.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    photo.save(buffer, format="JPEG", quality=85)
-    thumbnail = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure><img src="data:image/jpeg;base64,{thumbnail}" alt="image {escape(str(image))}">'
+        f'<figure><img src="{thumbnail(path)}" alt="image {escape(str(image))}">'
         f"<figcaption><b>{escape(caption.text) or '(an empty caption)'}</b><ul>{references}</ul>"
         f"<span class=score>{note} · confidence {caption.confidence:.2f} · {escape(path.name)}</span>"
         "</figcaption></figure>"

@@ -50,8 +50,10 @@ DEFINITION: dict[Method, str] = {
     "hidden from the model, averaged over the squares that cover the patch.",
 }
 """Method -> the definition of its maps."""
-ENOUGH = "the words before it were enough"
-"""Said of a word that does not need the photo."""
+ENOUGH, UNSUPPORTED = "the words before it were enough", "the photo hardly supports it"
+"""Said of words that do not need the photo: those that are probable without it, and others."""
+PROBABLE = 0.1
+"""Probability without the photo from which the words before a word were enough."""
 
 # From Oklab to the cube roots of cone responses, and from their cubes to linear sRGB (Ottosson 2020).
 TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
@@ -78,11 +80,17 @@ COLORS = _colors()
 
 
 def faint_words(trace: AttentionTrace) -> NDArray[np.bool_]:
-    """(W,) words to draw faintly on a scale of their own: the photo added nothing, so that they would be dark.
-
-    Attention weights always sum to one, so that no map of the method `raw` is dark.
+    """(W,) words to draw faintly, each on a scale of its own: the photo did not raise their odds, so that their maps
+    would be dark. Attention weights always sum to one, so that no map of the method `raw` is dark.
     """
-    return np.array(trace.predictable, bool) & (trace.method != "raw")
+    return ~np.array(trace.needs_photo, bool) & (trace.method != "raw")
+
+
+def why_faint(trace: AttentionTrace, word: int) -> str:
+    """What to say of a word that does not need the photo; empty for others."""
+    if trace.needs_photo[word]:
+        return ""
+    return ENOUGH if math.exp(trace.log_probs[word] - trace.needs[word]) >= PROBABLE else UNSUPPORTED
 
 
 def shared_scale_end(peaks: Sequence[float], trace: AttentionTrace, heads_shown: float = 1.0) -> float:

@@ -29,6 +29,7 @@ from captioner.inspection.legend import (
     HALLUCINATION_THRESHOLD,
     LABEL,
     shared_scale_end,
+    why_faint,
 )
 from captioner.inspection.trace import AttentionTrace
 from captioner.text import printable
@@ -148,7 +149,7 @@ def _caption(trace: AttentionTrace) -> dict[str, Any]:
                 "text": text,
                 "probability": _number(math.exp(trace.log_probs[word])),
                 "need": _number(trace.needs[word]) if trace.needs else None,
-                "predictable": trace.predictable[word],
+                "why_faint": why_faint(trace, word),
                 "null_mass": _number(null_mass[word]) if trace.has_null_patch else None,
                 "confidence": _number(trace.confidences[word]) if trace.confidences else None,
                 "hallucination": None if chance is None else _number(chance),

@@ -13,13 +13,13 @@ from captioner.inspection.legend import (
     BRIGHT,
     COLOR,
     COLORS,
-    ENOUGH,
     HALLUCINATION_THRESHOLD,
     factor,
     faint_words,
     format_value,
     percent,
     shared_scale_end,
+    why_faint,
 )
 from captioner.inspection.trace import AttentionTrace
 from captioner.text import printable
@@ -138,8 +138,8 @@ def _notes(trace: AttentionTrace, word: int, bits: float) -> tuple[str, str]:
     """The texts below the panel of a word: on the left and on the right."""
     if (chance := trace.hallucination.get(word, 0.0)) > HALLUCINATION_THRESHOLD:
         return f"may not be in the photo: {percent(chance)}", ""
-    if trace.predictable[word]:
-        return ENOUGH, ""
+    if note := why_faint(trace, word):
+        return note, ""
     return f"{factor(trace.needs[word])} likelier with the photo" if trace.needs else "", f"{bits:.1f} bits"
 
 
@@ -203,7 +203,11 @@ def _legend(
     where = "" if trace.method == "perturbation" else f" · {shown} · {of}"
     high, wide = trace.map_grid
     hidden = "" if trace.visible is None else " · White: hidden from the model"
-    faint = (f"Faint on gray: {ENOUGH}; each such panel has a scale of its own",) if faint_words(trace).any() else ()
+    faint = (
+        ("Faint on gray: the word does not need the photo; each such panel has a scale of its own",)
+        if faint_words(trace).any()
+        else ()
+    )
     return (
         f"Bright: {BRIGHT[trace.method]}{hidden}",
         *faint,

@@ -216,11 +216,9 @@ class AttentionTrace:
         return math.exp(fmean(self.log_probs)) if self.words else 1.0
 
     @property
-    def predictable(self) -> tuple[bool, ...]:
-        """Whether the words before each word were enough: the photo hardly raised its probability, if at all. False if
-        visual need was not measured.
-        """
-        return tuple(need <= NEED_THRESHOLD for need in self.needs) or (False,) * len(self.words)
+    def needs_photo(self) -> tuple[bool, ...]:
+        """Whether the photo made each word clearly more probable; True where visual need was not measured."""
+        return tuple(need > NEED_THRESHOLD for need in self.needs) or (True,) * len(self.words)
 
     @property
     def has_null_patch(self) -> bool:

@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_the_trace(trace: AttentionTrace) -> None:
     assert [word["probability"] for word in words] == pytest.approx(np.exp(trace.log_probs).tolist(), rel=1e-4)
     assert [word["need"] for word in words] == pytest.approx(trace.needs, rel=1e-4, abs=1e-6)
     assert [word["null_mass"] for word in words] == pytest.approx(trace.null_mass.tolist(), rel=1e-4)
-    assert [word["predictable"] for word in words] == list(trace.predictable)
+    assert [word["why_faint"] == "" for word in words] == list(trace.needs_photo)
     assert {word["confidence"] for word in words} == {0.25}
     assert [word["hallucination"] for word in words][:3] == [0.75, 0.25, None]
     assert [word["doubtful"] for word in words][:3] == [True, False, False]
@@ -113,9 +113,7 @@ def test_the_numbers_are_those_of_the_trace(trace: AttentionTrace) -> None:
 def test_without_a_null_patch_and_without_need_there_are_no_such_numbers(trace: AttentionTrace) -> None:
     bare = replace(trace, needs=(), weights=trace.weights[..., :-1], method="raw", evidence=None, contributions=None)
     caption = data_of(render_report(bare))["captions"][0]
-    assert {(word["need"], word["null_mass"], word["predictable"]) for word in caption["words"]} == {
-        (None, None, False)
-    }
+    assert {(word["need"], word["null_mass"], word["why_faint"]) for word in caption["words"]} == {(None, None, "")}
     assert {view["method"] for view in caption["views"]} == {"raw"}
 
 

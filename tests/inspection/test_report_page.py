@@ -1,5 +1,6 @@
 """A report in a real browser: what lights up, what the keyboard and the address do, and what never happens."""
 
+import base64
 import io
 import json
 import os
@@ -103,8 +104,8 @@ def hot_patches(grid: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def some_maps() -> NDArray[np.float64]:
-    """(3, 2, 2, 3, 4): of three words, with two layers and two heads."""
-    return np.random.default_rng(0).uniform(0.01, 0.4, (3, 2, 2, 3, 4))
+    """(3, 2, 2, 3, 4): of three words, with two layers and two heads; the second word has the brightest map."""
+    return np.random.default_rng(0).uniform(0.02, 0.4, (3, 2, 2, 3, 4)) * np.reshape([0.5, 1.0, 0.6], (3, 1, 1, 1, 1))
 
 
 def set_hash(page: Any, fragment: str) -> None:
@@ -114,15 +115,17 @@ def set_hash(page: Any, fragment: str) -> None:
 
 def overlay(page: Any, channel: int = 3) -> NDArray[np.uint8]:
     """(height, width): a channel of the overlay's pixels, by default their opacity."""
-    [width, height, values] = page.evaluate(
+    width, height, content = page.evaluate(
         """(channel) => {
             const canvas = document.getElementById("overlay");
             const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            return [canvas.width, canvas.height, Array.from(data.filter((_, index) => index % 4 === channel))];
+            let text = "";
+            for (let index = channel; index < data.length; index += 4) text += String.fromCharCode(data[index]);
+            return [canvas.width, canvas.height, btoa(text)];
         }""",
         channel,
     )
-    return np.array(values, np.uint8).reshape(height, width)
+    return np.frombuffer(base64.b64decode(content), np.uint8).reshape(height, width)
 
 
 INVERSE = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -131,19 +134,21 @@ DARKEST, BRIGHTEST = round(255 * 0.22), round(255 * 0.82)
 """Opacity of the overlay where a map is lowest and where it is highest."""
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
-@pytest.mark.parametrize(
-    ("number", "shape"),
-    list(enumerate([(64, 48), (48, 64), (50, 50), (33, 21), (20, 90), (100, 10), (97, 61), (640, 480)])),
-)
-@pytest.mark.parametrize(("size", "grid"), [((224, 224), (3, 3)), ((128, 288), (2, 5))])
-def test_a_hot_patch_lights_exactly_its_pixels(
-    open_page: Open, fit: Fit, number: int, shape: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
-) -> None:
+SHAPES = [(64, 48), (48, 64), (50, 50), (33, 21), (20, 90), (100, 10), (97, 61), (200, 150)]
+FITS: tuple[Fit, ...] = ("squash", "crop", "letterbox")
+INPUTS = [((224, 224), (3, 3)), ((128, 288), (2, 5))]
+"""The model's (height, width) in pixels, and its grid."""
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_hot_patch_lights_exactly_its_pixels(open_page: Open, fit: Fit, orientation: int) -> None:
     """Every patch, whatever the photo's shape and orientation, the fit and the grid."""
+    shape = SHAPES[orientation - 1]
+    size, grid = INPUTS[(orientation + FITS.index(fit)) % 2]
     upright = Image.new("RGB", shape, "gray")
     upright.paste((255, 0, 0), (0, 0, shape[0] // 2, shape[1] // 2))
-    orientation, exif, buffer = number + 1, Image.Exif(), io.BytesIO()
+    exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     (upright.transpose(INVERSE[orientation]) if orientation > 1 else upright).save(buffer, "PNG", exif=exif)
     photo = open_image(buffer.getvalue()).image
@@ -154,12 +159,12 @@ def test_a_hot_patch_lights_exactly_its_pixels(
     seen = [np.arange(n) + 0.5 for n in shape[::-1]]
     inside = ((seen[0] >= top) & (seen[0] <= bottom))[:, None] & ((seen[1] >= left) & (seen[1] <= right))
     for word in range(len(trace.words)):
-        set_hash(page, f"word={word}&smooth=false&caption=0&x={word}")
+        set_hash(page, f"word={word}&smooth=false")
         expected = trace.geometry.heatmap(trace.patches(word), nearest=True) > 0.5
         found = overlay(page)
         np.testing.assert_array_equal(found == BRIGHTEST, expected)
         np.testing.assert_array_equal(found == DARKEST, inside & ~expected)
-        set_hash(page, f"word={word}&y={word}")
+        page.locator("#smooth").check()
         smooth = DARKEST + (BRIGHTEST - DARKEST) * trace.geometry.heatmap(trace.patches(word))
         np.testing.assert_allclose(overlay(page)[inside], smooth[inside], atol=2)
     # The photo below the overlay is upright too.
@@ -197,7 +202,8 @@ def test_the_screen_shows_the_hot_patch_where_it_is(open_page: Open) -> None:
 
 
 def test_a_word_lights_up_under_the_pointer_and_stays_lit_if_clicked(open_page: Open) -> None:
-    trace = trace_of(hot_patches((1, 3)), needs=(1.5, 3.0, 2.0))
+    maps = hot_patches((1, 3)) * np.array([9.0, 0.8, 0.6]).reshape(3, 1, 1, 1, 1)
+    trace = trace_of(maps, needs=(0.1, 3.0, 2.0))
     page = open_page(render_report(trace))
 
     def lit() -> int | None:
@@ -206,7 +212,7 @@ def test_a_word_lights_up_under_the_pointer_and_stays_lit_if_clicked(open_page: 
         return int(columns.argmax()) if columns.max() else None
 
     words = page.locator(".word")
-    assert lit() == 1  # at first, the word that needs the photo most
+    assert lit() == 1  # at first, the brightest of the words that need the photo
     words.nth(2).hover()
     assert (lit(), page.inner_text("#word")) == (2, "w2")
     page.mouse.move(5, 5)
@@ -344,6 +350,8 @@ def test_a_word_that_the_sentence_gave_away_is_faint_on_its_own_scale(open_page:
     assert (opacity[:, 160:] == round(255 * 0.55)).all()
     assert page.inner_text("#scale-note") == "Faint, on a scale of its own: the words before it were enough."
     assert "The words before it were enough." in page.inner_text("#sentence")
+    unlikely = replace(trace_of(maps, needs=(3.0, 0.1)), log_probs=(-0.5, -4.0))
+    assert "The photo hardly supports it." in open_page(render_report(unlikely), "word=1").inner_text("#sentence")
     set_hash(page, "word=0&smooth=false")
     assert page.inner_text("#scale-note") == "All words share this scale."
     assert "20x likelier with the photo" in page.inner_text("#sentence")

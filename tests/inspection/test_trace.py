@@ -253,10 +253,10 @@ def test_attention_on_letterbox_bars_is_told() -> None:
     assert by_hand(weights, (4, 4)).padding_mass == pytest.approx([0.0])
 
 
-def test_words_that_the_photo_did_not_make_likelier_are_predictable() -> None:
+def test_words_that_the_photo_made_likelier_need_it() -> None:
     trace = by_hand(np.full((3, 1, 1, 4), 0.25), (2, 2))
-    assert trace.predictable == (False, False, False)  # not measured
-    assert replace(trace, needs=(-3.0, 1.0, 1.1)).predictable == (True, True, False)
+    assert trace.needs_photo == (True, True, True)  # not measured
+    assert replace(trace, needs=(-3.0, 1.0, 1.1)).needs_photo == (False, False, True)
 
 
 def test_confidence_is_the_mean_over_words_or_that_of_their_probabilities() -> None:
