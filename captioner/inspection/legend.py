@@ -32,7 +32,7 @@ COLOR: dict[Method, str] = {
 }
 """Method -> the meaning of a map's values."""
 LABEL: dict[Method, str] = {
-    "raw": "attention: where it looked",
+    "raw": "attention",
     "relevance": "evidence",
     "refined": "evidence, sharpened",
     "perturbation": "hiding test",

@@ -292,7 +292,7 @@ def test_maps_can_be_chosen_and_the_address_keeps_the_choice(open_page: Open) ->
     trace = replace(trace, best_heads=((1, 1),))
     html = render_report(trace)
     page = open_page(html)
-    assert page.locator("#method option").all_inner_texts() == ["evidence", "attention: where it looked"]
+    assert page.locator("#method option").all_inner_texts() == ["evidence", "attention"]
     page.select_option("#method", "raw")
     page.select_option("#layer", "1")
     page.select_option("#head", "0")
