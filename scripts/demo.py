@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"demo: error: {error}", file=sys.stderr)
         return error.exit_code
     report = arguments.output / INDEX
-    index = render_index(entries, title="Where each word came from", measure="confidence", model=captioner.name)
-    report.write_bytes(index.encode())
+    report.write_bytes(render_index(entries, measure="confidence", model=captioner.name).encode())
     print(f"Where each word came from: {report}")
     return 0
 

@@ -7,16 +7,13 @@ from pathlib import Path
 from string import Template
 
 from captioner.evaluation import Evaluation, ImageId
-from captioner.inspection.report import thumbnail
-
-MAX_IMAGES = 10
-"""Maximum number of images among the worst, and among the best."""
+from captioner.inspection.report import INDEX_IMAGES, thumbnail
 
 
 def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[str, str]) -> str:
     """A self-contained HTML file; `about` names the model and what was evaluated."""
     metric, ranked = evaluation.ranked()
-    count = min(MAX_IMAGES, -(-len(ranked) // 2))
+    count = min(INDEX_IMAGES, -(-len(ranked) // 2))
     worst, best = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
     scores = dict(zip(evaluation.captions, evaluation.scores.per_image[metric].tolist(), strict=True))
     sections = [

@@ -43,7 +43,7 @@ def write_report(trace: "AttentionTrace", path: Path, *, photo: str, model: str,
 
 def write_index(path: Path, entries: Sequence[IndexEntry], *, measure: str, model: str) -> None:
     """Write the page of the worst and the best captions by a measure."""
-    write_whole(path, render_index(entries, title="Where each word came from", measure=measure, model=model).encode())
+    write_whole(path, render_index(entries, measure=measure, model=model).encode())
 
 
 def write_split_reports(

@@ -31,7 +31,7 @@ from captioner.inspection.legend import (
     shared_scale_end,
     why_faint,
 )
-from captioner.inspection.trace import AttentionTrace
+from captioner.inspection.trace import TINY, AttentionTrace
 from captioner.text import printable
 
 PHOTO_SIDE = 1024
@@ -43,6 +43,7 @@ QUALITIES = (88, 80, 70, 60, 50, 40, 30)
 INDEX_IMAGES = 10
 """Maximum number of captions among the worst, and among the best, on an index page."""
 MAX_NUMBER = 1e9
+"""Infinite numbers are written as this one."""
 NONE = "'none'"
 FRAME = (
     '<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="width:100%;height:52rem;border:0"></iframe>'
@@ -56,17 +57,15 @@ def render_report(trace: AttentionTrace, *, name: str = "", model: str = "", ind
     """
     photo = trace.photo.convert("RGB")
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.LANCZOS)
-    captions = [_caption(each) for each in (trace, *trace.alternatives)]
-    methods = {view["method"] for caption in captions for view in caption["views"]}
     data = {
         "width": photo.width,
         "height": photo.height,
         "colors": _base64(COLORS.tobytes()),
         "methods": {
             method: {"label": LABEL[method], "bright": BRIGHT[method], "definition": DEFINITION[method]}
-            for method in sorted(methods)
+            for method in LABEL
         },
-        "captions": captions,
+        "captions": [_caption(each) for each in (trace, *trace.alternatives)],
     }
     back = f'<p><a href="{_address(index)}">All photos</a></p>' if index else ""
     texts = {
@@ -98,7 +97,7 @@ class IndexEntry:
     note: str = ""
 
 
-def render_index(entries: Sequence[IndexEntry], *, title: str, measure: str, model: str) -> str:
+def render_index(entries: Sequence[IndexEntry], *, measure: str, model: str) -> str:
     """A page of the worst and the best captions by a measure, with thumbnails; all others are listed below them."""
     ranked = sorted(entries, key=lambda entry: entry.score)
     count = min(INDEX_IMAGES, -(-len(ranked) // 2))
@@ -111,8 +110,8 @@ def render_index(entries: Sequence[IndexEntry], *, title: str, measure: str, mod
     if others := ranked[count : len(ranked) - len(best)]:
         items = (f"<li>{_link(each, _text(each.photo.name))} {_text(each.caption)}</li>" for each in others)
         sections.append(f"<h2>All others</h2><ul class=others>{''.join(items)}</ul>")
-    page = {"title": title, "model": model, "count": str(len(entries))}
-    return _fill("index.html", {key: _text(text) for key, text in page.items()} | {"sections": "".join(sections)})
+    page = {"model": _text(model), "count": str(len(entries)), "sections": "".join(sections)}
+    return _fill("index.html", page)
 
 
 def thumbnail(path: Path) -> str:
@@ -192,9 +191,9 @@ def _selections(trace: AttentionTrace) -> Iterator[tuple[AttentionTrace, Attenti
 
 def _view(whole: AttentionTrace, trace: AttentionTrace, layer: int | None, head: int | str | None) -> dict[str, Any]:
     """The maps of a selection, 8 bits a patch, each on its own scale."""
-    maps = np.array([trace.patches(word) for word in range(len(trace.words))], np.float32)
-    scales = maps.max(axis=(1, 2)) if len(maps) else np.zeros(0, np.float32)
-    levels = np.round(255 * maps / np.maximum(scales, np.finfo(np.float32).tiny)[:, None, None]) if len(maps) else maps
+    maps = np.array([trace.patches(word) for word in range(len(trace.words))], np.float32).reshape(-1, *trace.map_grid)
+    scales = maps.max(axis=(1, 2))
+    levels = np.round(255 * maps / np.maximum(scales, TINY)[:, None, None])
     share = math.prod(trace.weights.shape[1:3]) / math.prod(whole.weights.shape[1:3])
     return {
         "method": trace.method,

@@ -207,7 +207,7 @@ def test_an_index_has_the_best_and_the_worst_captions(
 ) -> None:
     shuffled = np.random.default_rng(0).permutation(count)
     given = entries(tmp_path, count)
-    page = render_index([given[each] for each in shuffled], title="t", measure="confidence", model="m")
+    page = render_index([given[each] for each in shuffled], measure="confidence", model="m")
     numbers = [int(each) for each in re.findall(r'<b><a href="(\d+)\.html">', page)]
     assert numbers == [*range(count - 1, count - 1 - best, -1), *range(worst)]
     assert page.count("<li><a") == others
@@ -220,10 +220,8 @@ def test_no_text_becomes_markup_in_an_index(tmp_path: Path, text: str) -> None:
     given = replace(plain, references=("reference",), note="note")
     hostile = replace(given, caption=text, href=file_name(text), references=(text,), note=text)
     pages = [
-        Elements(render_index([each], title=title, measure="confidence", model=title))
-        for each, title in ((given, "title"), (hostile, text))
+        Elements(render_index([each], measure="confidence", model=model))
+        for each, model in ((given, "model"), (hostile, text))
     ]
     assert [tag for tag, _ in pages[0].found] == [tag for tag, _ in pages[1].found]
-    assert "a" not in [
-        tag for tag, _ in Elements(render_index([replace(plain, href="")], title="", measure="", model="")).found
-    ]
+    assert "a" not in [tag for tag, _ in Elements(render_index([replace(plain, href="")], measure="", model="")).found]

@@ -466,8 +466,6 @@ def test_everybody_can_use_it(open_page: Open, scheme: str, size: dict[str, int]
         assert violations(page) == []
     trace.photo.save(tmp_path / "photo.png")
     entry = IndexEntry(tmp_path / "photo.png", "a dog", 0.5, "0.html", references=("a cat",), note="a note")
-    page = open_page(
-        render_index([entry] * 3, title="Captions", measure="confidence", model="m"), size=size, scheme=scheme
-    )
+    page = open_page(render_index([entry] * 3, measure="confidence", model="m"), size=size, scheme=scheme)
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
