@@ -97,6 +97,15 @@ def log_odds(log_prob: float) -> float:
     return log_prob - math.log(-math.expm1(log_prob))
 
 
+def word_confidences(
+    words: Sequence[str], log_probs: Sequence[float], unfamiliarity: float | None, weights: Sequence[Sequence[float]]
+) -> tuple[float, ...]:
+    """The confidence of each word of a caption, by `ModelConfig.confidence`; empty without weights."""
+    pairs = tuple(CaptionWord(*pair) for pair in zip(words, log_probs, strict=True))
+    caption = Caption("", 0.0, pairs, (), unfamiliarity=unfamiliarity).calibrated(weights)
+    return tuple(word.confidence for word in caption.words if word.confidence is not None)
+
+
 def caption_memory(
     decoder: TextDecoder,
     tokenizer: Tokenizer,

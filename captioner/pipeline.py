@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from captioner.caption import Caption, Captioned, caption_memory
+from captioner.caption import Caption, Captioned, caption_memory, word_confidences
 from captioner.checkpoint import load_model, save_model
 from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Strategy
@@ -205,6 +205,7 @@ class Captioner:
     ) -> AttentionTrace:
         """Which patches each word of a caption attended to: the model's own caption, or any `caption`.
 
+        If the search returns several captions, the others are the trace's `alternatives`.
         `tiles` (rows, columns) splits a large photo into parts that are encoded separately and read as one memory. The
         trace is by `relevance` instead of `refined` for tiles, whose grid is fine already, and for an encoder without
         an earlier stage. Raises ImageError for an unusable image, ConfigError for a caption that has no words or is too
@@ -217,13 +218,14 @@ class Captioner:
         opened = open_image(image)
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
-        stage = None
+        features, stage = None, None
         if tiles == (1, 1):
             if method == "refined":
-                memory, stage = self.model.encode_with_stage(self._pixels([photo]))
+                features, memory, stage = self.model.encode_with_stage(self._pixels([photo]))
             else:
                 with torch.inference_mode():
-                    memory = self.model.encode(self._pixels([photo]))
+                    features = encoder(self._pixels([photo]))
+                    memory = self.model.decoder.project(features)
             memory = self._shown(memory, [photo], region, hide)
             view = View(encoder.grid, encoder.prefix, photo.geometry)
         elif region is not None or hide is not None:
@@ -232,24 +234,31 @@ class Captioner:
             memory, view = self._tiled(opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
+            [distance] = [None] if features is None else self.model.unfamiliarity(features)
         if caption is None:
-            [[found, *_]] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[photo.key])
-            tokens = list(found.tokens)
+            [found] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[photo.key])
+            captions = [list(each.tokens) for each in found]
         else:
-            tokens = self._caption_tokens(caption)
-        trace = AttentionTrace.of(
-            self._decoder,
-            memory,
-            tokens,
-            self.tokenizer,
-            view=view,
-            photo=opened.image,
-            method=method,
-            blind=blind,
-            stage=stage,
-        )
-        weights = self.model.config.hallucination if method in BY_GRADIENTS else ()
-        return replace(trace, hallucination=hallucination_probabilities(trace, weights)) if weights else trace
+            captions = [self._caption_tokens(caption)]
+        config, traces = self.model.config, []
+        for tokens in captions:
+            trace = AttentionTrace.of(
+                self._decoder,
+                memory,
+                tokens,
+                self.tokenizer,
+                view=view,
+                photo=opened.image,
+                method=method,
+                blind=blind,
+                stage=stage,
+            )
+            confidences = word_confidences(trace.words, trace.log_probs, distance, config.confidence)
+            trace = replace(trace, confidences=confidences, best_heads=config.best_heads)
+            if config.hallucination and method in BY_GRADIENTS:
+                trace = replace(trace, hallucination=hallucination_probabilities(trace, config.hallucination))
+            traces.append(trace)
+        return replace(traces[0], alternatives=tuple(traces[1:]))
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know; a trace shows them as `<unk>`."""

@@ -403,6 +403,17 @@ def test_inspecting_reads_the_models_own_caption(captioner, photos):
         assert trace.photo.size == opened(photos[2]).size
 
 
+def test_the_runners_up_are_alternatives(captioner, photos):
+    search = BeamSearch(captions=3)
+    caption, trace = captioner(photos[2], search=search), captioner.inspect(photos[2], search=search)
+    assert [each.text for each in trace.alternatives] == [each.text for each in caption.alternatives]
+    for other in trace.alternatives:
+        alone = captioner.inspect(photos[2], caption=other.text)
+        assert other.log_probs == pytest.approx(alone.log_probs, abs=LOG_PROB)
+        np.testing.assert_allclose(other.evidence, alone.evidence, atol=1e-4)
+    assert captioner.inspect(photos[2]).alternatives == ()
+
+
 def test_inspecting_any_caption(captioner, photos):
     trace = captioner.inspect(photos[0], caption="Two red dot above")
     assert trace.words == ("two", "red", "dot", "above")

@@ -1,28 +1,19 @@
 """The HTML report of `captioner evaluate`: scores, and the worst and best images with their captions."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from PIL import Image
-
 from captioner.evaluation import Evaluation, ImageId
-from captioner.images import open_image
-
-MAX_IMAGES = 10
-"""Maximum number of images among the worst, and among the best."""
-THUMBNAIL = (400, 300)
-"""Maximum width and height of a thumbnail, in pixels."""
+from captioner.inspection.report import INDEX_IMAGES, thumbnail
 
 
 def page(evaluation: Evaluation, paths: Mapping[ImageId, Path], about: Mapping[str, str]) -> str:
     """A self-contained HTML file; `about` names the model and what was evaluated."""
     metric, ranked = evaluation.ranked()
-    count = min(MAX_IMAGES, -(-len(ranked) // 2))
+    count = min(INDEX_IMAGES, -(-len(ranked) // 2))
     worst, best = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
     scores = dict(zip(evaluation.captions, evaluation.scores.per_image[metric].tolist(), strict=True))
     sections = [
@@ -73,12 +64,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _figure(evaluation: Evaluation, image: ImageId, path: Path, note: str) -> str:
     caption = evaluation.captions[image]
     references = "".join(f"<li>{escape(text)}</li>" for text in evaluation.references[image])
-    photo, buffer = open_image(path).image, io.BytesIO()
-    photo.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    photo.save(buffer, format="JPEG", quality=85)
-    thumbnail = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure><img src="data:image/jpeg;base64,{thumbnail}" alt="image {escape(str(image))}">'
+        f'<figure><img src="{thumbnail(path)}" alt="image {escape(str(image))}">'
         f"<figcaption><b>{escape(caption.text) or '(an empty caption)'}</b><ul>{references}</ul>"
         f"<span class=score>{note} · confidence {caption.confidence:.2f} · {escape(path.name)}</span>"
         "</figcaption></figure>"

@@ -81,6 +81,13 @@ def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", fold
         perturbation=arguments.perturbation,
         random_weights=arguments.random_weights,
     )
+    if arguments.html:
+        from captioner.cli.reports import INDEX, write_split_reports
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for error in write_split_reports(captioner, images, folder, arguments.method):
+            _log(str(error))
+        _log(f"wrote {folder / INDEX}")
     report = measure(captioner, images, options, _log)
     print(report.to_markdown())
     for note in report.notes:

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
-from captioner.cli.flags import add_region_flags
+from captioner.cli.flags import add_region_flags, number
 from captioner.cli.formats import encode
 from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
@@ -24,9 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-r", "--recursive", action="store_true", help="search subfolders too")
     add("-o", "--output", required=True, metavar="DIR", help="folder for the results, created if missing")
     add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
+    add(
+        "--html",
+        action="store_true",
+        help="write DIR/<stem>.html, an interactive report, and DIR/index.html if several",
+    )
     add("--png", action="store_true", help="write DIR/<stem>.png, with a panel for each word (default)")
     add("--json", action="store_true", help="write DIR/<stem>.json, the numbers")
     add("--caption", metavar="TEXT", help="use this caption instead of the model's own")
+    add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions in a report; default: 1")
     add("--trace", action="store_true", help="write DIR/<stem>.npz: all weights, for AttentionTrace.load")
     add(
         "--method",
@@ -61,9 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     finder = Finder(recursive=arguments.recursive, complain=complain)
     paths = [each.path for each in finder.find(arguments.images)] if arguments.images else []
 
+    from captioner.cli.reports import INDEX, output_paths, write_index, write_report
+    from captioner.inspection.report import IndexEntry
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
     from captioner.records import trace_record
+    from captioner.search_options import SearchOptions
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
     if arguments.annotations is not None:
@@ -73,11 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
         named = ", ".join(word[:30] for word in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         print(f"captioner: the model does not know {named}: shown as <unk>", file=sys.stderr)
-    for path, target in zip(paths, _targets(paths, folder), strict=True):
+    search = SearchOptions(captions=arguments.num_captions).strategy()
+    entries = []
+    for path, target in zip(paths, output_paths(paths, folder), strict=True):
         try:
             trace = captioner.inspect(
                 path,
                 caption=arguments.caption,
+                search=search,
                 region=arguments.region,
                 hide=arguments.hide,
                 tiles=arguments.tiles,
@@ -92,7 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
             )
             print(f"captioner: maps by relevance, not refined: {why}", file=sys.stderr)
         written = []
-        if arguments.png or not (arguments.json or arguments.trace):
+        if arguments.html:
+            written.append(Path(f"{target}.html"))
+            write_report(trace, written[-1], photo=path, model=captioner.name, index=len(paths) > 1)
+            entries.append(IndexEntry(Path(path), trace.text, trace.confidence, written[-1].name))
+        if arguments.png or not (arguments.html or arguments.json or arguments.trace):
             written.append(Path(f"{target}.png"))
             draw_sheet(trace, **selection).save(written[-1], format="PNG")
         if arguments.trace:
@@ -105,11 +119,15 @@ def run(arguments: argparse.Namespace) -> int:
             written[-1].write_bytes(encode(f"{json.dumps(record, ensure_ascii=False)}\n"))
         print(f"{printable(path)}\t{' '.join(trace.text.splitlines())}")
         print(f"captioner: wrote {', '.join(printable(str(each)) for each in written)}", file=sys.stderr)
+    if arguments.html and len(paths) > 1:
+        write_index(folder / INDEX, entries, measure="confidence", model=captioner.name)
     return int(failed)
 
 
 def _selection(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The arguments of `AttentionTrace.select`. Raises ConfigError for flags that contradict each other."""
+    if arguments.num_captions > 1 and (arguments.caption is not None or not arguments.html):
+        raise ConfigError(f"--num-captions {arguments.num_captions}: is for --html without --caption; leave it out")
     if arguments.method == "perturbation" and (arguments.layer is not None or arguments.head is not None):
         raise ConfigError("--method perturbation: hides patches from all layers and heads; leave --layer, --head out")
     if arguments.head != "best":
@@ -140,19 +158,3 @@ def _index(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give mean or a number, from 0") from None
-
-
-def _targets(images: Sequence[str], folder: Path) -> list[Path]:
-    """Output paths without suffix, one per image; they never collide and never overwrite an input."""
-    given = {os.path.realpath(image) for image in images}
-    taken: set[str] = set()
-    targets = []
-    for image in images:
-        stem = Path(image).stem or "image"
-        for name in chain([stem], (f"{stem}-{number}" for number in count(2))):
-            # Some file systems ignore case.
-            if name.casefold() not in taken and os.path.realpath(folder / f"{name}.png") not in given:
-                break
-        taken.add(name.casefold())
-        targets.append(folder / name)
-    return targets

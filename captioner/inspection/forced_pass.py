@@ -15,6 +15,10 @@ from captioner.tokenizer import Tokenizer
 
 Span = tuple[int, int]
 """The tokens of a word: the first, and one past the last."""
+NextBest = tuple[tuple[tuple[str, float], ...], ...]
+"""For each word, other tokens and their probabilities, the most probable first; the end token is the empty text."""
+NEXT_BEST = 5
+"""Number of other tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class ForcedPass:
     """(W,) log p with the image minus log p without; None if no blind memory was given."""
     weights: NDArray[np.float32]
     """(W, L, H, N) at the steps that predict each word: the mean over its tokens; sums to one over N."""
+    next_best: NextBest = ()
     stage: Stage | None = None
     """An earlier stage of the encoder, from which the memory was computed; None if it is not known."""
 
@@ -69,6 +74,7 @@ class ForcedPass:
             log_probs=log_probs,
             visual_need=visual_need,
             weights=means.reshape(len(spans), *by_token.shape[1:]),
+            next_best=_next_best(logits, forced, spans, tokenizer),
             stage=stage,
         )
 
@@ -82,3 +88,15 @@ def _word_log_probs(logits: Tensor, tokens: Tensor, spans: Sequence[Span]) -> ND
     """logits (1, T, V), tokens (1, 1 + T) -> (W,), the log-probability of each word."""
     log_probs = token_log_probs(logits, tokens)[0].cpu().numpy()
     return np.array([log_probs[start:stop].sum() for start, stop in spans], np.float32)
+
+
+def _next_best(logits: Tensor, tokens: Tensor, spans: Sequence[Span], tokenizer: Tokenizer) -> NextBest:
+    """logits (1, T, V), tokens (1, 1 + T) -> for each word, what its first token could have been instead."""
+    found = []
+    for start, _ in spans:
+        shares = logits[0, start].float().softmax(dim=0)
+        shares[[int(tokens[0, start + 1]), *tokenizer.suppressed]] = 0
+        best = shares.topk(min(NEXT_BEST, len(shares)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found.append(tuple((tokenizer.decode([token]).strip(), share) for token, share in pairs if share))
+    return tuple(found)

@@ -29,7 +29,7 @@ def force_caption(
     model: CaptionModel, tokenizer: Tokenizer, pixels: Tensor, caption: str, decoder: TextDecoder | None = None
 ) -> ForcedPass:
     """Force a caption on an image (3, height, width); `decoder` may be a packed copy of the model's, for speed."""
-    memory, stage = model.encode_with_stage(pixels[None].to(next(model.parameters()).device))
+    _, memory, stage = model.encode_with_stage(pixels[None].to(next(model.parameters()).device))
     with torch.inference_mode():
         blind = model.blind(memory)
     ids = tokenizer.encode(caption)[: model.decoder.config.max_length - 2]  # training cuts captions there too

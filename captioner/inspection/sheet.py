@@ -1,7 +1,7 @@
 """A sheet for a caption: a panel for each word, with its map over the photo."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,14 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.inspection.trace import AttentionTrace, Method
+from captioner.inspection.legend import (
+    BRIGHT,
+    COLOR,
+    COLORS,
+    HALLUCINATION_THRESHOLD,
+    factor,
+    faint_words,
+    format_value,
+    percent,
+    shared_scale_end,
+    why_faint,
+)
+from captioner.inspection.trace import AttentionTrace
 from captioner.text import printable
 
 PANEL = 240
 """Longest side of a photo in a panel, in pixels."""
 AREA = 240 * 180
 """Most pixels of a photo in a panel, so that square and portrait photos take no more room than landscape ones."""
-MIN_PANEL_WIDTH = 150
+MIN_PANEL_WIDTH = 200
 """In pixels, for the text above and below."""
 MAX_WIDTH = 5 * 240 + 4 * 22
 """Most room for panels side by side, in pixels: five of landscape photos."""
@@ -27,59 +39,13 @@ BAR = 12
 """Height of the color bar; it is as wide as a panel."""
 LEGEND = 19
 """Height of a line of the legend."""
-SCALE_END = 0.9
-"""Quantile of the words' peaks at which the scale ends, so that one sharp map does not leave all others dark."""
 
 PAPER, INK, MUTED = (255, 255, 255), (27, 31, 36), (87, 96, 106)
 
-RAMP = ((0.16, 0.05, 285.0), (0.38, 0.17, 305.0), (0.58, 0.21, 360.0), (0.77, 0.17, 410.0), (0.96, 0.10, 465.0))
-"""Evenly spaced anchors in Oklab (lightness, chroma, hue in degrees), lightness rising steadily."""
-FAINTEST, STRONGEST = 0.35, 0.8
-"""Opacity of the color where a map is lowest and where it is highest."""
-
-MEANING: dict[Method, str] = {
-    "raw": "the share of a word's attention on one patch",
-    "relevance": "what a patch added to the word's log-odds, in nats, to first order; only values above 0",
-    "refined": "relevance in nats, on the finer grid of an earlier encoder stage, where that stage contributed too",
-    "perturbation": "what the word's log-probability loses when 3 x 3 patches are hidden, in nats",
-}
-"""Method -> the meaning of a map's values."""
-PLAIN_MEANING: dict[Method, str] = {
-    "raw": "the model looked here when it chose the word",
-    "relevance": "this part of the photo made the word more likely",
-    "refined": "this part of the photo made the word more likely",
-    "perturbation": "the word is less likely without this part of the photo",
-}
-"""The same in plain words."""
-MIN_SCALE_END: dict[Method, float] = {"raw": 0.0, "relevance": 0.15, "refined": 0.1, "perturbation": 0.15}
-"""Least end of the color scale, so that tiny values stay dark."""
-HALLUCINATION_THRESHOLD = 0.5
-"""Objects with a higher hallucination probability get a question mark."""
+COVER, FAINT_COVER = (0.35, 0.8), (0.0, 0.5)
+"""Opacity of the color where a map is lowest and where it is highest; of faint maps."""
 VEIL = 0.8
 """Opacity of white over the parts that were hidden from the model."""
-
-# From Oklab to the cube roots of cone responses, and from their cubes to linear sRGB (Ottosson 2020).
-TO_CONES = ((1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728), (1, -0.0894841775, -1.2914855480))
-TO_LINEAR = (
-    (4.0767416621, -3.3077115913, 0.2309699292),
-    (-1.2684380046, 2.6097574011, -0.3413193965),
-    (-0.0041960863, -0.7034186147, 1.7076147010),
-)
-
-
-def _colors() -> NDArray[np.uint8]:
-    """(256, 3) sRGB, from the lowest value to the highest."""
-    anchors = np.array(RAMP)
-    steps = np.linspace(0, len(RAMP) - 1, 256)
-    lightness, chroma, degrees = (np.interp(steps, np.arange(len(RAMP)), column) for column in anchors.T)
-    hue = np.radians(degrees)
-    oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)])
-    linear = np.clip(np.array(TO_LINEAR) @ (np.array(TO_CONES) @ oklab) ** 3, 0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.asarray(np.round(255 * srgb.T), np.uint8)
-
-
-COLORS = _colors()
 
 
 @dataclass(frozen=True)
@@ -122,13 +88,13 @@ def draw_sheet(
     heads: Sequence[tuple[int, int]] | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """The caption, the photo, and a panel with the map of each word, all on one color scale.
+    """The caption, the photo, and a panel with the map of each word.
 
-    Layers and heads are chosen as in `AttentionTrace.select`; `title` goes above the caption. Objects that are probably
-    hallucinated get a question mark. The same trace gives the same pixels.
+    Words that do not need the photo are drawn faintly, each on its own scale; all others share one. Layers and heads
+    are chosen as in `AttentionTrace.select`; `title` goes above the caption. The same trace gives the same pixels.
     """
     chosen = trace.select(layer, head, heads)
-    hallucinated = {word for word, value in trace.hallucination.items() if value > HALLUCINATION_THRESHOLD}
+    faint = faint_words(trace)
     photo = _panel_size(*trace.photo.size)
     cell = max(photo[0], MIN_PANEL_WIDTH)
     panels = 1 + len(trace.words)
@@ -136,9 +102,7 @@ def draw_sheet(
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
     caption = _wrap(trace.text, _font(26), room)
-    texts = _legend(trace, layer, head, heads)
-    texts += ("?: probably not in the photo",) if hallucinated else ()
-    legend = [line for text in texts for line in _wrap(text, _font(13), room - cell - GAP)]
+    legend = [line for text in _legend(trace, layer, head, heads) for line in _wrap(text, _font(13), room - cell - GAP)]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
 
@@ -150,23 +114,33 @@ def draw_sheet(
         draw.text((MARGIN, top + 34 * number + 15), line, INK, _font(26), "lm")
     small = trace.photo.resize(photo, Image.Resampling.LANCZOS)
     heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
-    peaks = [float(each.max()) for each in heat] or [0.0]
-    share = math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3])  # fewer heads have less evidence
-    end = max(float(np.quantile(peaks, SCALE_END)) or 1.0, share * MIN_SCALE_END[trace.method])
+    peaks = [float(each.max()) for each in heat]
+    share = math.prod(chosen.weights.shape[1:3]) / math.prod(trace.weights.shape[1:3])
+    end = shared_scale_end(peaks, trace, share)
     bits = chosen.entropy
     if trace.visible is not None:
         small = _veiled(small, trace)
     _panel(draw, sheet, layout, 0, small, ("photo", f"{trace.photo.width} x {trace.photo.height}"), ("", ""))
     for word, text in enumerate(trace.words):
-        need = f"needs photo {round(trace.needs[word], 1) + 0.0:+.1f}" if trace.needs else ""  # no -0.0
-        shown = f"{text} ?" if word in hallucinated else text
-        above, below = (shown, _percent(math.exp(trace.log_probs[word]))), (need, f"{bits[word]:.1f} bits")
-        _panel(draw, sheet, layout, word + 1, _overlay(small, heat[word] / end), above, below)
-    _color_bar(draw, layout, end, max(peaks) > end, _percent if trace.evidence is None else _nats)
+        above, below = (text, percent(math.exp(trace.log_probs[word]))), _notes(trace, word, float(bits[word]))
+        strength = heat[word] / ((peaks[word] or 1.0) if faint[word] else end)
+        _panel(draw, sheet, layout, word + 1, _overlay(small, strength, bool(faint[word])), above, below)
+    exceeded = any(peak > end for peak, own in zip(peaks, faint, strict=True) if not own)
+    low, middle, high = (format_value(value, trace.method) for value in (0.0, end / 2, end))
+    _color_bar(draw, layout, (low, middle, f"{high}{'+' if exceeded else ''}"))
     for number, line in enumerate(legend):
         place = MARGIN + cell + GAP, layout.height - MARGIN - layout.bottom + LEGEND * number + BAR // 2
         draw.text(place, line, MUTED, _font(13), "lm")
     return sheet
+
+
+def _notes(trace: AttentionTrace, word: int, bits: float) -> tuple[str, str]:
+    """The texts below the panel of a word: on the left and on the right."""
+    if (chance := trace.hallucination.get(word, 0.0)) > HALLUCINATION_THRESHOLD:
+        return f"may not be in the photo: {percent(chance)}", ""
+    if note := why_faint(trace, word):
+        return note, ""
+    return f"{factor(trace.needs[word])} likelier with the photo" if trace.needs else "", f"{bits:.1f} bits"
 
 
 def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
@@ -177,12 +151,13 @@ def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
     return Image.composite(photo, Image.new("RGB", photo.size, PAPER), veil)
 
 
-def _overlay(photo: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
+def _overlay(photo: Image.Image, heat: NDArray[np.float32], faint: bool) -> Image.Image:
     """heat (height, width) as color over the grayscale photo; values above 1 have the color of 1."""
     strength = np.clip(heat, 0, 1)
     gray = np.asarray(photo.convert("L").convert("RGB"), dtype=np.float32)
     color = COLORS[np.round(255 * strength).astype(np.uint8)]
-    cover = FAINTEST + (STRONGEST - FAINTEST) * strength[:, :, None]
+    lowest, highest = FAINT_COVER if faint else COVER
+    cover = lowest + (highest - lowest) * strength[:, :, None]
     return Image.fromarray(np.round(gray * (1 - cover) + color * cover).astype(np.uint8))
 
 
@@ -206,14 +181,11 @@ def _panel(
     draw.text((right, bottom + 18), below[1], MUTED, _font(13), "rs")
 
 
-def _color_bar(
-    draw: ImageDraw.ImageDraw, layout: _Layout, end: float, exceeded: bool, format_value: Callable[[float], str]
-) -> None:
-    """Draw the color scale of all panels with its numbers."""
+def _color_bar(draw: ImageDraw.ImageDraw, layout: _Layout, numbers: tuple[str, str, str]) -> None:
+    """Draw the shared color scale with the numbers at its start, middle and end."""
     left, top, last = MARGIN, layout.height - MARGIN - layout.bottom, layout.cell - 1
     for x in range(layout.cell):
         draw.line((left + x, top, left + x, top + BAR - 1), tuple(COLORS[round(255 * x / last)].tolist()))
-    numbers = (format_value(0), format_value(end / 2), f"{format_value(end)}{'+' if exceeded else ''}")
     for share, number, anchor in zip((0.0, 0.5, 1.0), numbers, ("la", "ma", "ra"), strict=True):
         draw.text((left + share * last, top + BAR + 6), number, MUTED, _font(13), anchor)
 
@@ -230,13 +202,17 @@ def _legend(
         shown, of = f"{kind} of the best heads", ", ".join(f"layer {each} head {number}" for each, number in heads)
     where = "" if trace.method == "perturbation" else f" · {shown} · {of}"
     high, wide = trace.map_grid
-    most = math.log2(high * wide)
-    need = " · needs photo: log p with the photo minus without, in nats" if trace.needs else ""
-    hidden = "" if trace.visible is None else " · Pale: patches hidden from the model"
+    hidden = "" if trace.visible is None else " · White: hidden from the model"
+    faint = (
+        ("Faint on gray: the word does not need the photo; each such panel has a scale of its own",)
+        if faint_words(trace).any()
+        else ()
+    )
     return (
-        f"Bright: {PLAIN_MEANING[trace.method]}{hidden}",
-        f"Color: {MEANING[trace.method]} · {high} x {wide} patches{where}",
-        f"Above: the word's probability · Below: entropy over the patches, {most:.1f} bits if even{need}",
+        f"Bright: {BRIGHT[trace.method]}{hidden}",
+        *faint,
+        f"Above: the word's probability · Below: bits of entropy of the map, {math.log2(high * wide):.1f} if even",
+        f"Color: {COLOR[trace.method]} · {high} x {wide} patches{where} · Definitions: docs/overlays.md",
     )
 
 
@@ -244,16 +220,6 @@ def _panel_size(width: int, height: int) -> tuple[int, int]:
     """The size of a photo in a panel; its aspect ratio is kept."""
     scale = min(PANEL / width, PANEL / height, math.sqrt(AREA / (width * height)))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.0005:
-        return "< 0.1 %"
-    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.2g}" if value else "0"
 
 
 @cache

@@ -2,10 +2,12 @@
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, BinaryIO, Literal, Self, TypeAlias, get_args
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 
 from captioner.errors import ConfigError, InputError
 from captioner.geometry import Geometry
-from captioner.inspection.forced_pass import ForcedPass
+from captioner.inspection.forced_pass import ForcedPass, NextBest
 from captioner.inspection.relevance import (
     perturbation,
     refine,
@@ -24,6 +26,7 @@ from captioner.inspection.relevance import (
     value_gradients,
     weigh_values,
 )
+from captioner.inspection.word_table import NEED_THRESHOLD
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.model.stage import Stage
@@ -40,6 +43,8 @@ BY_GRADIENTS: tuple[Method, ...] = ("relevance", "refined")
 FORMAT = 1
 PLAIN_FIELDS = ("text", "words", "log_probs", "grid", "prefix", "method", "needs")
 """Fields of a trace that are saved as JSON."""
+LATER_FIELDS = ("confidences", "next_best", "best_heads")
+"""Fields that older files lack."""
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -88,6 +93,14 @@ class AttentionTrace:
     hallucination: Mapping[int, float] = field(default_factory=dict)
     """Index of a word -> the probability that the object it names is not in the photo; empty if the model has no
     hallucination weights."""
+    confidences: tuple[float, ...] = ()
+    """The probability that a human caption has each word; empty if the model is not calibrated."""
+    next_best: NextBest = ()
+    """For each word, the most probable other tokens at its step, with their probabilities."""
+    best_heads: tuple[tuple[int, int], ...] = ()
+    """The (layer, head) pairs that point best together; empty if they were not measured."""
+    alternatives: tuple["AttentionTrace", ...] = ()
+    """Traces of the runners-up where several captions were requested; `save` leaves them out."""
 
     @classmethod
     def of(
@@ -139,6 +152,7 @@ class AttentionTrace:
             photo=photo,
             method=method,
             needs=() if forced.visual_need is None else tuple(forced.visual_need.tolist()),
+            next_best=forced.next_best,
             evidence=evidence,
             contributions=contributions,
             visible=None if visible is None else visible.cpu().numpy(),
@@ -174,9 +188,8 @@ class AttentionTrace:
             values = values if layer is None else values[:, layer : layer + 1]
             return values if head is None else values[:, :, head : head + 1]
 
-        return replace(
-            self, weights=chosen(self.weights), evidence=None if self.evidence is None else chosen(self.evidence)
-        )
+        evidence = None if self.evidence is None else chosen(self.evidence)
+        return replace(self, weights=chosen(self.weights), evidence=evidence, best_heads=())
 
     def patches(self, word: int) -> NDArray[np.float32]:
         """The map (h, w) of a word: mean weights for `raw`, else the evidence in nats, clipped at 0.
@@ -194,6 +207,18 @@ class AttentionTrace:
     def map_grid(self) -> tuple[int, int]:
         """(h, w) of the maps."""
         return self.grid if self.contributions is None else (self.contributions.shape[1], self.contributions.shape[2])
+
+    @property
+    def confidence(self) -> float:
+        """The mean confidence of the words; without calibration, the geometric mean of their probabilities."""
+        if self.confidences:
+            return fmean(self.confidences)
+        return math.exp(fmean(self.log_probs)) if self.words else 1.0
+
+    @property
+    def needs_photo(self) -> tuple[bool, ...]:
+        """Whether the photo made each word clearly more probable; True where visual need was not measured."""
+        return tuple(need > NEED_THRESHOLD for need in self.needs) or (True,) * len(self.words)
 
     @property
     def has_null_patch(self) -> bool:
@@ -235,7 +260,7 @@ class AttentionTrace:
         optional = {"evidence": self.evidence, "contributions": self.contributions, "visible": self.visible}
         arrays |= {name: values for name, values in optional.items() if values is not None}
         about = {"format": FORMAT, "geometry": self.geometry.to_dict(), "hallucination": dict(self.hallucination)}
-        about |= {name: getattr(self, name) for name in PLAIN_FIELDS}
+        about |= {name: getattr(self, name) for name in PLAIN_FIELDS + LATER_FIELDS}
         arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
         with Path(path).open("wb") as file:
             np.savez(file, **arrays)
@@ -248,8 +273,8 @@ class AttentionTrace:
                 about: dict[str, Any] = json.loads(arrays["about"].tobytes())
                 photo = Image.open(io.BytesIO(arrays["photo"].tobytes()), formats=["PNG"])
                 photo.load()
-                plain: Any = {name: about[name] for name in PLAIN_FIELDS}
-                plain |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+                plain: Any = {name: _tuples(about[name]) for name in PLAIN_FIELDS}
+                plain |= {name: _tuples(about.get(name, ())) for name in LATER_FIELDS}
                 return cls(
                     **plain,
                     geometry=Geometry.from_dict(about["geometry"]),
@@ -277,6 +302,18 @@ class AttentionTrace:
         self.save_png(stream)
         return stream.getvalue()
 
+    def save_html(self, path: str | Path) -> None:
+        """Save an interactive report: one HTML file that works offline."""
+        from captioner.inspection.report import render_report
+
+        Path(path).write_bytes(render_report(self, name=Path(path).stem).encode())
+
+    def _repr_html_(self) -> str:
+        """The interactive report in a frame, for notebooks."""
+        from captioner.inspection.report import render_frame
+
+        return render_frame(self)
+
     @property
     def _span(self) -> slice:
         """The positions of the patches."""
@@ -291,3 +328,8 @@ class AttentionTrace:
         maps = np.array([self.patches(word) for word in range(len(self.words))], np.float32)
         maps = maps.reshape(len(self.words), self.map_grid[0] * self.map_grid[1])
         return np.asarray(maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY), np.float32)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists, at any depth, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -50,11 +50,13 @@ class CaptionModel(nn.Module):
             return [None] * len(features)
         return [*(self.familiarity(features) / self.config.familiar_distance).tolist()]
 
-    def encode_with_stage(self, images: Tensor) -> tuple[Memory, Stage | None]:
-        """The memory as from `encode`, in an autograd graph that leads back to an earlier stage of the encoder."""
+    def encode_with_stage(self, images: Tensor) -> tuple[Tensor, Memory, Stage | None]:
+        """The features (B, N, E) and the memory as from `encode`, in an autograd graph that leads back to an earlier
+        stage of the encoder.
+        """
         features, stage = self.encoder.with_stage(images)
         with torch.inference_mode(False), torch.enable_grad():
-            return self.decoder.project(features), stage
+            return features, self.decoder.project(features), stage
 
     def blind(self, memory: Memory) -> Memory:
         """The memory of as many blank images: only the null patches, or a gray picture if there are none."""

@@ -1,15 +1,19 @@
 """`captioner inspect --annotations` from the command line."""
 
+import html
 import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from captioner import Captioner
 from captioner.checkpoint import load_model
 from captioner.cli import main
 from captioner.config_files import load_config
+from captioner.data.formats import load_captions
+from captioner.evaluation import evaluate_captions
 from captioner.training.run import train
 
 TINY = """
@@ -70,6 +74,26 @@ def test_tables_and_numbers(model, data, shapes, tmp_path, capsys, monkeypatch):
     assert f"{others['hit']['raw']['value']:.3f}" in printed
     assert report["heads"]["best_heads"]
     assert load_model(model)[0].config.best_heads == tuple(tuple(pair) for pair in report["heads"]["best_heads"])
+
+
+def test_a_split_has_an_index_of_its_worst_and_best_captions(model, data, tmp_path, capsys):
+    flags = ["--annotations", data / "captions.json", "--split", "train", "--mosaics", 0, "--captions", 0, "--html"]
+    assert main(["inspect", "--model", str(model), "-o", str(tmp_path / "out"), *map(str, flags)]) == 0
+    images = load_captions(data, None, None).split("train").images
+    pages = {each.name for each in (tmp_path / "out").glob("*.html")}
+    assert pages == {"index.html", *(f"{image.path.stem}.html" for image in images)}
+    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    captions = Captioner.from_pretrained(model)([image.path for image in images])
+    scores = evaluate_captions(
+        {image.image_id: caption for image, caption in zip(images, captions, strict=True)},
+        {image.image_id: image.captions for image in images},
+    ).scores.per_image["cider_d"]
+    best = images[int(np.argmax(scores))]
+    figures = index.split("<figure>")
+    assert f"cider_d {max(scores):.2f}" in figures[1]
+    assert f"cider_d {min(scores):.2f}" in figures[1 + len(images) // 2]
+    assert html.escape(best.captions[0]) in index
+    assert f"wrote {tmp_path / 'out' / 'index.html'}" in capsys.readouterr().err
 
 
 def test_findings_that_are_not_measured_again_stay(model, data, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from PIL import Image
 
 from captioner.cli import main
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
+from captioner.generation import BeamSearch
+from captioner.inspection.report import render_report
 from captioner.inspection.sheet import draw_sheet
 from captioner.inspection.trace import AttentionTrace
 from captioner.model.caption_model import CaptionModel
@@ -93,6 +96,30 @@ def test_png_and_json_can_both_be_had_for_one_layer_and_head(model: str, photo: 
     np.testing.assert_allclose(record["words"][1]["map"], trace.select(layer=1, head=0).patches(1), atol=1e-6)
     np.testing.assert_allclose(record["words"][1]["null_mass"], trace.weights[1, 1, 0, -1], atol=1e-6)
     assert Image.open(out / "dog.png").tobytes() == draw_sheet(trace, layer=1, head=0).tobytes()
+
+
+def test_a_report_of_one_photo_with_other_captions(model: str, photo: str, tmp_path: Path) -> None:
+    assert inspect(model, photo, "-o", tmp_path / "out", "--html", "--num-captions", 3) == 0
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["dog.html"]
+    page = (tmp_path / "out" / "dog.html").read_bytes().decode()
+    trace = Captioner.from_pretrained(model, device="cpu").inspect(photo, search=BeamSearch(captions=3))
+    assert page == render_report(trace, name="dog.jpg", model=model)
+    assert len(trace.alternatives) == 2
+
+
+def test_reports_of_several_photos_have_an_index(model: str, photo: str, tmp_path: Path) -> None:
+    other = tmp_path / "index.png"
+    Image.new("RGB", (10, 20)).save(other)
+    out = tmp_path / "out"
+    assert inspect(model, photo, other, tmp_path / "none.jpg", "-o", out, "--html", "--png", "--caption", "a dog") == 1
+    names = sorted(each.name for each in out.iterdir())
+    assert names == ["dog.html", "dog.png", "index-2.html", "index-2.png", "index.html"]
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<b><a href="([^"]*)">a dog</a></b>', index) in (
+        ["dog.html", "index-2.html"],
+        ["index-2.html", "dog.html"],
+    )
+    assert '<a href="index.html">All photos</a>' in (out / "dog.html").read_text(encoding="utf-8")
 
 
 def test_without_a_null_patch_its_mass_is_null(photo: str, tmp_path: Path) -> None:
@@ -194,6 +221,9 @@ def test_without_a_photo_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.C
         (["--head", "worst"], "'worst': give mean or a number"),
         (["--method", "perturbation", "--head", "1"], "leave --layer, --head out"),
         (["--tiles", "2"], "not ROWSxCOLUMNS"),
+        (["--num-captions", "2"], "is for --html without --caption"),
+        (["--num-captions", "2", "--html", "--caption", "a dog"], "is for --html without --caption"),
+        (["--num-captions", "0", "--html"], "0"),
         (["--region", "0,0,2,1"], "not within the photo"),
         (["--caption", ""], "no words in it"),
         (["--caption", "a dog " * 9], "18 tokens, this model takes 11"),

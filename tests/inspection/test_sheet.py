@@ -13,7 +13,8 @@ from captioner.config import Fit
 from captioner.errors import ConfigError
 from captioner.geometry import Geometry
 from captioner.images import UPRIGHT, open_image
-from captioner.inspection.sheet import COLORS, draw_sheet
+from captioner.inspection.legend import COLORS
+from captioner.inspection.sheet import draw_sheet
 from captioner.inspection.trace import AttentionTrace
 
 GRID = (4, 6)
@@ -64,7 +65,7 @@ def photo_box(sheet: Image.Image) -> tuple[int, int, int, int]:
 def panel(sheet: Image.Image, number: int = 1) -> NDArray[np.float64]:
     """The brightness (height, width) of a panel of the first row."""
     left, top, right, bottom = photo_box(sheet)
-    step = max(right - left, 150) + 22
+    step = max(right - left, 200) + 22
     box = (left + number * step, top, right + number * step, bottom)
     return np.asarray(sheet.crop(box).convert("L")).astype(float)
 
@@ -142,7 +143,7 @@ def test_many_words_wrap_into_rows() -> None:
 
 def test_one_word_leaves_room_for_the_legend() -> None:
     sheet = draw_sheet(trace_of(hot(1, 1), size=(1, 2000), null=0.1))
-    assert sheet.width == 2 * 28 + 2 * 150 + 22
+    assert sheet.width == 2 * 28 + 2 * 200 + 22
     below = np.asarray(sheet)[-28:]
     assert (below == 255).all()
 
@@ -174,6 +175,37 @@ def test_visual_need_is_told_where_it_was_measured() -> None:
     assert not (np.asarray(little.crop(corner)) == 255).all()
     assert ImageChops.difference(little.crop(corner), much.crop(corner)).getbbox() is not None
     np.testing.assert_array_equal(panel(little), panel(without))
+
+
+def by_evidence(maps: NDArray[np.float64], needs: tuple[float, ...]) -> AttentionTrace:
+    """A trace by relevance."""
+    trace = trace_of(maps)
+    return replace(trace, method="relevance", evidence=trace.weights, needs=needs)
+
+
+def test_words_that_the_sentence_gave_away_are_faint_on_a_scale_of_their_own() -> None:
+    maps = np.concatenate([hot(1, 2, 0.004), hot(1, 2, 0.008), *[hot(1, 2, 0.8)] * 3])
+    dark, faint, fainter = (
+        [panel(draw_sheet(by_evidence(maps, (*needs, 3.0, 3.0, 3.0))), number) for number in (1, 2)]
+        for needs in ((3.0, 3.0), (0.1, 0.1), (-2.0, 1.0))
+    )
+    assert dark[0].max() < 8  # nothing to see
+    assert faint[0].max() == faint[1].max() > 60
+    np.testing.assert_array_equal(faint, fainter)
+    raw = replace(by_evidence(maps, (0.1,) * 5), method="raw", evidence=None)
+    np.testing.assert_array_equal(panel(draw_sheet(raw)), panel(draw_sheet(replace(raw, needs=()))))
+
+
+def test_doubt_is_a_text_below_the_panel() -> None:
+    trace = by_evidence(hot(1, 1), (2.0,))
+    plain, likely, doubtful = (draw_sheet(replace(trace, hallucination={0: chance})) for chance in (0.0, 0.4, 0.6))
+    left, top, _, bottom = photo_box(plain)
+    assert likely.tobytes() == plain.tobytes()
+    changed = ImageChops.difference(plain, doubtful).getbbox()
+    assert changed is not None
+    assert changed[1] > bottom
+    assert changed[0] >= left + 262
+    assert top < bottom
 
 
 def test_what_was_hidden_is_covered() -> None:

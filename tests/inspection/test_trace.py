@@ -1,6 +1,7 @@
 """The weights are those of the steps that predict the words, for any caption, tokenizer, model and photo."""
 
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -252,9 +253,56 @@ def test_attention_on_letterbox_bars_is_told() -> None:
     assert by_hand(weights, (4, 4)).padding_mass == pytest.approx([0.0])
 
 
+def test_words_that_the_photo_made_likelier_need_it() -> None:
+    trace = by_hand(np.full((3, 1, 1, 4), 0.25), (2, 2))
+    assert trace.needs_photo == (True, True, True)  # not measured
+    assert replace(trace, needs=(-3.0, 1.0, 1.1)).needs_photo == (False, False, True)
+
+
+def test_confidence_is_the_mean_over_words_or_that_of_their_probabilities() -> None:
+    trace = replace(by_hand(np.full((2, 1, 1, 4), 0.25), (2, 2)), log_probs=(math.log(0.9), math.log(0.4)))
+    assert trace.confidence == pytest.approx(0.6)
+    assert replace(trace, confidences=(0.25, 0.75)).confidence == pytest.approx(0.5)
+    assert by_hand(np.zeros((0, 1, 1, 4)), (2, 2)).confidence == 1.0
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_the_next_best_tokens_are_those_of_the_step(kind: str, photo: Image.Image) -> None:
+    captioner = tiny(kind=kind)
+    tokenizer = captioner.tokenizer
+    tokens = [*tokenizer.encode("two men"), tokenizer.eos]
+    trace = captioner.inspect(photo, caption="two men")
+    geometry = Geometry.of(*photo.size, size=(96, 64), fit="squash")
+    pixels = torch.from_numpy(np.array(geometry.apply(photo, "bicubic"))).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        logits = captioner.model(pixels, torch.tensor([[tokenizer.bos, *tokens[:-1]]]))
+    starts = [word.start for word in tokenizer.words(tokens)]
+    for start, found in zip(starts, trace.next_best, strict=True):
+        shares = logits[0, start].softmax(0)
+        best = shares.argsort(descending=True).tolist()
+        expected = [each for each in best if each not in (tokens[start], *tokenizer.suppressed)][:5]
+        assert [text for text, _ in found] == [tokenizer.decode([each]).strip() for each in expected]
+        assert [share for _, share in found] == pytest.approx(shares[expected].tolist(), abs=1e-5)
+
+
+def test_a_file_of_an_older_version_is_loaded(captioner: Captioner, photo: Image.Image, tmp_path: Path) -> None:
+    trace = captioner.inspect(photo, caption="a brown dog")
+    trace.save(tmp_path / "dog.npz")
+    with np.load(tmp_path / "dog.npz") as arrays:
+        content = dict(arrays)
+    about = json.loads(content["about"].tobytes())
+    for name in ("confidences", "next_best", "best_heads"):
+        del about[name]
+    content["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(tmp_path / "old.npz", **content)
+    old = AttentionTrace.load(tmp_path / "old.npz")
+    assert (old.words, old.next_best, old.best_heads, old.confidences) == (trace.words, (), (), ())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, tmp_path: Path, method: Method) -> None:
     trace = captioner.inspect(photo, caption="a brown dog", method=method, region=(0.0, 0.0, 0.5, 1.0))
+    trace = replace(trace, confidences=(0.5, 0.25, 1.0), best_heads=((0, 1), (1, 2)))
     trace.save(tmp_path / "dog.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["dog.npz"]
     again = AttentionTrace.load(tmp_path / "dog.npz")
@@ -262,6 +310,7 @@ def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, t
     assert trace.visible is not None
     np.testing.assert_array_equal(again.visible, trace.visible)
     assert again._repr_png_() == trace._repr_png_()
+    assert again._repr_html_() == trace._repr_html_()
     assert (again.words, again.log_probs, again.geometry) == (trace.words, trace.log_probs, trace.geometry)
 
 
