@@ -1,14 +1,12 @@
 """The cross-attention of one caption.   W words · T tokens · L layers · H heads · N memory positions · h·w patches"""
 
 import io
-import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, BinaryIO, Literal, Self, TypeAlias, get_args
+from typing import BinaryIO, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from captioner.errors import ConfigError, InputError
+from captioner.errors import ConfigError
 from captioner.geometry import Geometry
 from captioner.inspection.forced_pass import ForcedPass, NextBest
 from captioner.inspection.relevance import (
@@ -30,7 +28,6 @@ from captioner.inspection.word_table import NEED_THRESHOLD
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
 from captioner.model.stage import Stage
-from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 Method: TypeAlias = Literal["raw", "relevance", "perturbation", "refined"]
@@ -40,11 +37,6 @@ refined: relevance on the finer grid of an earlier encoder stage, where that sta
 BY_GRADIENTS: tuple[Method, ...] = ("relevance", "refined")
 """Methods whose evidence is relevance."""
 
-FORMAT = 1
-PLAIN_FIELDS = ("text", "words", "log_probs", "grid", "prefix", "method", "needs")
-"""Fields of a trace that are saved as JSON."""
-LATER_FIELDS = ("confidences", "next_best", "best_heads")
-"""Fields that older files lack."""
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -254,41 +246,16 @@ class AttentionTrace:
 
     def save(self, path: str | Path) -> None:
         """Write one .npz file without pickles: arrays, the photo as PNG, and the rest as JSON."""
-        photo = io.BytesIO()
-        self.photo.save(photo, format="PNG")
-        arrays: dict[str, Any] = {"weights": self.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
-        optional = {"evidence": self.evidence, "contributions": self.contributions, "visible": self.visible}
-        arrays |= {name: values for name, values in optional.items() if values is not None}
-        about = {"format": FORMAT, "geometry": self.geometry.to_dict(), "hallucination": dict(self.hallucination)}
-        about |= {name: getattr(self, name) for name in PLAIN_FIELDS + LATER_FIELDS}
-        arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
-        with Path(path).open("wb") as file:
-            np.savez(file, **arrays)
+        from captioner.inspection.trace_file import save_trace
+
+        save_trace(self, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "AttentionTrace":
         """The inverse of `save`. Raises InputError for a file that is not a trace."""
-        try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                about: dict[str, Any] = json.loads(arrays["about"].tobytes())
-                photo = Image.open(io.BytesIO(arrays["photo"].tobytes()), formats=["PNG"])
-                photo.load()
-                plain: Any = {name: _tuples(about[name]) for name in PLAIN_FIELDS}
-                plain |= {name: _tuples(about.get(name, ())) for name in LATER_FIELDS}
-                return cls(
-                    **plain,
-                    geometry=Geometry.from_dict(about["geometry"]),
-                    hallucination={int(word): value for word, value in about.get("hallucination", {}).items()},
-                    photo=photo,
-                    weights=arrays["weights"],
-                    evidence=arrays.get("evidence"),
-                    contributions=arrays.get("contributions"),
-                    visible=arrays.get("visible"),
-                )
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path}: not a trace ({first_line(error)}); give the .npz that a trace was saved to"
-            ) from error
+        from captioner.inspection.trace_file import load_trace
+
+        return load_trace(path)
 
     def save_png(self, path: str | Path | BinaryIO) -> None:
         """Save a sheet: the photo, and a panel with its map for each word."""
@@ -328,8 +295,3 @@ class AttentionTrace:
         maps = np.array([self.patches(word) for word in range(len(self.words))], np.float32)
         maps = maps.reshape(len(self.words), self.map_grid[0] * self.map_grid[1])
         return np.asarray(maps / np.maximum(maps.sum(axis=1, keepdims=True), TINY), np.float32)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists, at any depth, as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
