@@ -94,20 +94,25 @@ class OpenedImage:
     """The hash of the file's bytes; None for a PIL image or an array."""
 
 
-def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedImage:
+def open_image(
+    source: ImageSource, *, allow_truncated: bool = False, name: str | None = None, max_pixels: int | None = None
+) -> OpenedImage:
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
     Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that is cut short yields the part that
-    can be decoded. Pillow's warnings about odd metadata pass through.
+    can be decoded. `name` is used in messages; `max_pixels` lowers the limit on a file's pixels. Pillow's warnings
+    about odd metadata pass through.
     """
-    name = printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
+    if name is None:
+        name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
+    name = printable(name)
     data = source if isinstance(source, bytes) else b""
     notes: list[str] = []
     try:
         if isinstance(source, str | os.PathLike):
             data = _read(source, name)
         if isinstance(source, str | os.PathLike | bytes):
-            image: Image.Image = _decode(data, name, allow_truncated, notes)
+            image: Image.Image = _decode(data, name, allow_truncated, max_pixels, notes)
         else:
             image = _from_memory(source, name)
         orientation = _orientation(image, notes)
@@ -156,7 +161,7 @@ def _check_size(image: Image.Image, name: str, most: int = MAX_PIXELS) -> None:
     if max(width, height) >= 2**31:
         raise ImageError(f"{name}: corrupt (a side of {max(width, height)} pixels); get the file again", "corrupt")
     if width * height > most:
-        megapixels = f"{width} x {height} pixels, over the limit of {most // 10**6} megapixels"
+        megapixels = f"{width} x {height} pixels, over the limit of {most / 10**6:g} megapixels"
         raise ImageError(f"{name}: {megapixels}; make it smaller", "too_many_pixels")
 
 
@@ -217,7 +222,7 @@ def _decoder(kind: str, name: str) -> Callable[[io.BytesIO], ImageFile]:
     return cast(Callable[[io.BytesIO], ImageFile], HeifImageFile)
 
 
-def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> ImageFile:
+def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int | None, notes: list[str]) -> ImageFile:
     """The first frame, with its pixels. Pillow's switch for truncated files is global, so it is not used."""
     _check_bytes(len(data), name)
     kind = _kind(data, name)
@@ -227,7 +232,8 @@ def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> 
 
     def header(data: bytes) -> ImageFile:
         image = decoder(io.BytesIO(data))
-        _check_size(image, name, MAX_DRAFT_PIXELS if kind == "JPEG" else MAX_PIXELS)
+        most = MAX_DRAFT_PIXELS if kind == "JPEG" else MAX_PIXELS
+        _check_size(image, name, most if max_pixels is None else min(most, max_pixels))
         return image
 
     def load(image: ImageFile) -> None:

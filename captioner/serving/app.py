@@ -1,0 +1,105 @@
+"""The HTTP interface: captions, traces, the model, health and metrics."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Query, UploadFile
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+
+import captioner
+from captioner.errors import ImageError
+from captioner.serving import decoding
+from captioner.serving.guard import Guard
+from captioner.serving.options import MAX_FILES, CaptionQuery, InspectQuery
+from captioner.serving.problems import HANDLERS, described
+from captioner.serving.service import Service
+
+MAX_NAME = 200
+"""Characters of a file's name in responses."""
+REFUSALS = described(400, 401, 403, 503)
+UPLOAD_REFUSALS = REFUSALS | described(408, 413, 415, 422, 429)
+RECORDS: list[Any] = [
+    {"path": "dog.jpg", "caption": "a dog runs", "log_prob": -2.1, "confidence": 0.59, "width": 640, "height": 480},
+    {"path": "notes.txt", "error": {"code": "not_an_image", "message": "notes.txt: not an image"}},
+]
+"""An example, shortened."""
+
+
+class Captions(BaseModel):
+    """A record for each file, as `captioner caption --format jsonl` writes it."""
+
+    results: Annotated[list[dict[str, Any]], Field(examples=[RECORDS])]
+
+
+def create_app(service: Service) -> Guard:
+    """The ASGI application of a service."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="captioner",
+        version=captioner.__version__,
+        description="Captions of photos, and where each word looked. Errors are problem JSON with a stable `code`.",
+        lifespan=lifespan,
+        exception_handlers=HANDLERS,
+        docs_url=None,  # this page and the next load scripts from elsewhere
+        redoc_url=None,
+    )
+
+    @app.post("/v1/caption", response_model=Captions, responses=UPLOAD_REFUSALS)
+    async def caption(
+        files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
+        query: Annotated[CaptionQuery, Query()],
+    ) -> Response:
+        """Caption photos. A file that cannot be used has an error in its record; if none can, a problem responds."""
+        with service.accept(len(files) - 1):  # one was accepted with the request
+            tasks = [asyncio.ensure_future(service.caption(await _read(each), query)) for each in files]
+            try:
+                records = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        if all("error" in record for record in records):
+            raise ImageError(records[0]["error"]["message"], records[0]["error"]["code"])
+        return JSONResponse({"results": records})
+
+    @app.post("/v1/inspect", responses=UPLOAD_REFUSALS)
+    async def inspect(file: UploadFile, query: Annotated[InspectQuery, Query()]) -> dict[str, Any]:
+        """Caption a photo and tell where each word looked, as `captioner inspect --json` writes it."""
+        return await service.inspect(await _read(file), query)
+
+    @app.get("/v1/model", responses=REFUSALS)
+    async def model() -> dict[str, Any]:
+        """The model's configuration, and the limits of requests."""
+        config = asdict(service.model[0].model.config)
+        limits = {"max_files": MAX_FILES, "max_bytes": service.options.max_bytes}
+        return {"name": service.name, "version": captioner.__version__, "config": config, "limits": limits}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the server responds."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses=described(503))
+    async def readyz() -> dict[str, str]:
+        """Whether the model is loaded."""
+        return {"status": "ok" if service.model else ""}
+
+    @app.get("/metrics", response_class=Response, responses=REFUSALS)
+    async def metrics() -> Response:
+        """Metrics in the Prometheus text format."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Guard(app, service, frozenset(app.openapi()["paths"]))
+
+
+async def _read(file: UploadFile) -> decoding.File:
+    return decoding.File((file.filename or "")[:MAX_NAME], await file.read())
