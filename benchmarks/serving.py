@@ -128,11 +128,7 @@ def compare(pid: int, port: int, photos: Sequence[bytes], single: Sequence[bytes
             shares = list(load.map(_send, *_shares(port, photos)))
             measured["service"].append(time.perf_counter() - start)
             measured["service_cpu"].append(cpu_seconds(pid) - cpu)
-            found = [
-                share[place // LOAD_PROCESSES]
-                for place in range(len(photos))
-                for share in [shares[place % LOAD_PROCESSES]]
-            ]
+            found = [shares[place % LOAD_PROCESSES][place // LOAD_PROCESSES] for place in range(len(photos))]
             different += sum(one != other for one, other in zip(found, wanted, strict=True))
             connection = connect(port)
             for photo in single:

@@ -43,5 +43,5 @@ def test_a_region_is_four_fractions_within_the_photo():
 
 @pytest.mark.parametrize("text", ["", "1,2", "0,0,1,1,1", "a,b,c,d", "0,0,2,1", "-0.1,0,1,1", "0,0,0,1", "nan,0,1,1"])
 def test_other_regions_are_refused(text):
-    with pytest.raises(ValueError, match="not (four numbers|within the photo)"):
+    with pytest.raises(ValueError, match=r"not (four numbers|within the photo)"):
         parse_region(text)
