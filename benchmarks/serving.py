@@ -196,12 +196,12 @@ def cpu_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def memory(pid: int) -> float:
-    """MiB that a service and its decoders hold alone."""
+def memory(pids: Sequence[int]) -> float:
+    """MiB that processes hold for themselves alone."""
     total = 0
-    for each in processes(pid):
+    for pid in pids:
         try:
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has just been replaced
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
@@ -211,28 +211,31 @@ def memory(pid: int) -> float:
 def soak(pid: int, port: int, photos: Sequence[bytes], odd: Sequence[bytes], seconds: float) -> dict[str, Any]:
     end = time.monotonic() + seconds
     statuses: Counter[str] = Counter()
-    sizes: list[float] = []
+    sizes: dict[str, list[float]] = {"server": [], "decoders": []}
     threads = [1]
     with ThreadPoolExecutor(SOAK_CLIENTS) as clients:
         counts = [clients.submit(_disturb, port, photos, odd, end, seed) for seed in range(SOAK_CLIENTS)]
         while time.monotonic() < end:
             time.sleep(MEMORY_SECONDS)
-            sizes.append(memory(pid))
+            sizes["server"].append(memory([pid]))
+            sizes["decoders"].append(memory(processes(pid)[1:]))
             threads.append(len(list(Path(f"/proc/{pid}/task").iterdir())))
         for count in counts:
             statuses += count.result()
-    quarter = len(sizes) // 4
-    quarters = [statistics.median(sizes[place * quarter : (place + 1) * quarter] or [0.0]) for place in range(4)]
+    quarter = len(sizes["server"]) // 4
+    quarters = {
+        name: [statistics.median(each[place * quarter : (place + 1) * quarter] or [0.0]) for place in range(4)]
+        for name, each in sizes.items()
+    }
     failures = [status for status in statuses if status.startswith("5") and status != "503"]
-    if quarters[3] > MAX_GROWTH * quarters[1]:
-        failures.append("memory grows")
+    failures += [f"memory of {name} grows" for name, each in quarters.items() if each[3] > MAX_GROWTH * each[1]]
     if request(connect(port), "POST", "/v1/caption", form([photos[0]]))[0] != 200:
         failures.append("no caption afterwards")
     return {
         "minutes": round(seconds / 60, 1),
         "statuses": dict(statuses.most_common()),
-        "memory_mib_by_quarter": [round(size) for size in quarters],
-        "most_memory_mib": round(max(sizes)),
+        "memory_mib_by_quarter": {name: [round(size) for size in each] for name, each in quarters.items()},
+        "most_memory_mib": {name: round(max(each)) for name, each in sizes.items()},
         "most_threads": max(threads),
         "failures": failures,
     }

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_pixels=arguments.max_pixels,
         timeout=arguments.timeout,
         token=None if arguments.token_file is None else _read_token(arguments.token_file),
-        hosts=tuple(name.lower() for name in arguments.allow_host),
+        hosts=tuple(name.lower() for name in (host, *arguments.allow_host)),
     )
     logging.basicConfig(level=logging.WARNING, format="captioner: %(message)s", stream=sys.stderr)
     try:

@@ -61,7 +61,8 @@ def create_app(service: Service) -> Guard:
     ) -> Response:
         """Caption photos. A file that cannot be used has an error in its record; if none can, a problem responds."""
         with service.accept(len(files) - 1):  # one was accepted with the request
-            tasks = [asyncio.ensure_future(service.caption(await _read(each), query)) for each in files]
+            uploads = [await _read(each) for each in files]
+            tasks = [asyncio.ensure_future(service.caption(each, query)) for each in uploads]
             try:
                 records = await asyncio.gather(*tasks)
             finally:

@@ -65,6 +65,7 @@ class CaptionQuery(Query):
     beam: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="width of beam search; default: 5")] | None = None
     max_length: Annotated[int, Field(ge=2, le=1000)] | None = None
     length_penalty: Annotated[float, Field(ge=-5, le=5)] | None = None
+    no_repeat_ngram: Annotated[int, Field(ge=0, le=1000)] | None = None
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     top_p: Annotated[float, Field(ge=0.01, le=1)] = 0.9
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
@@ -72,9 +73,9 @@ class CaptionQuery(Query):
 
     @model_validator(mode="after")
     def _check_search(self) -> Self:
-        for name in sorted(self.model_fields_set & SEARCH_OF.keys()):
-            if self.search != SEARCH_OF[name]:
-                raise ValueError(f"{name}: is for search={SEARCH_OF[name]}")
+        for name, search in SEARCH_OF.items():
+            if self.search != search and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: is for search={search}")
         if self.search == "greedy" and self.num_captions > 1:
             raise ValueError("num_captions: greedy search finds one; use search=beam or search=sample")
         if self.search != "beam" and self.length == "short":
@@ -82,7 +83,7 @@ class CaptionQuery(Query):
         return self
 
     def search_options(self) -> SearchOptions:
-        same = self.model_dump(include={"length", "max_length", *SEARCH_OF})
+        same = self.model_dump(include={"length", "max_length", "no_repeat_ngram", *SEARCH_OF})
         return SearchOptions(method=self.search, captions=self.num_captions, **same)
 
 

@@ -29,7 +29,7 @@ WORDS = "red green blue square circle dot above below small large a two"
 POSITIONS = 200
 SECONDS = 60
 """After which a server that does not do what a test waits for fails it."""
-SLOW = {"beam": 16, "num_captions": 16, "max_length": POSITIONS - 1, "length_penalty": 5}
+SLOW = {"beam": 16, "num_captions": 16, "max_length": POSITIONS - 1, "length_penalty": 5, "no_repeat_ngram": 0}
 """A search that takes seconds with the tiny model."""
 
 
