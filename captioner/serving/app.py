@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Query, UploadFile
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 import captioner
 from captioner.errors import ImageError
+from captioner.records import trace_record
 from captioner.serving import decoding
 from captioner.serving.guard import Guard
 from captioner.serving.options import MAX_FILES, CaptionQuery, InspectQuery
@@ -59,7 +61,7 @@ def create_app(service: Service) -> Guard:
         files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
         query: Annotated[CaptionQuery, Query()],
     ) -> Response:
-        """Caption photos. A file that cannot be used has an error in its record; if none can, a problem responds."""
+        """Caption photos. An unusable file has an error in its record; if all are, the response is a problem."""
         with service.accept(len(files) - 1):  # one was accepted with the request
             uploads = [await _read(each) for each in files]
             tasks = [asyncio.ensure_future(service.caption(each, query)) for each in uploads]
@@ -75,12 +77,13 @@ def create_app(service: Service) -> Guard:
     @app.post("/v1/inspect", responses=UPLOAD_REFUSALS)
     async def inspect(file: UploadFile, query: Annotated[InspectQuery, Query()]) -> dict[str, Any]:
         """Caption a photo and tell where each word looked, as `captioner inspect --json` writes it."""
-        return await service.inspect(await _read(file), query)
+        upload, render = await _read(file), partial(trace_record, layer=query.layer, head=query.head)
+        return {"path": upload.name, "model": service.name, **await service.inspect(upload, query, render)}
 
     @app.get("/v1/model", responses=REFUSALS)
     async def model() -> dict[str, Any]:
         """The model's configuration, and the limits of requests."""
-        config = asdict(service.model[0].model.config)
+        config = asdict(service.loaded()[0].model.config)
         limits = {"max_files": MAX_FILES, "max_bytes": service.options.max_bytes}
         return {"name": service.name, "version": captioner.__version__, "config": config, "limits": limits}
 
@@ -92,7 +95,8 @@ def create_app(service: Service) -> Guard:
     @app.get("/readyz", responses=described(503))
     async def readyz() -> dict[str, str]:
         """Whether the model is loaded."""
-        return {"status": "ok" if service.model else ""}
+        service.loaded()
+        return {"status": "ok"}
 
     @app.get("/metrics", response_class=Response, responses=REFUSALS)
     async def metrics() -> Response:

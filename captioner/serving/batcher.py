@@ -24,11 +24,11 @@ class _Waiting:
     photo: Photo
     query: CaptionQuery
     caption: asyncio.Future[Caption]
-    """Done once it is found or its request is over."""
+    """Cancelled when its request ends early."""
 
 
 class Batcher:
-    """Captions photos of equal queries together. All work of the model is done on one thread."""
+    """Captions photos with equal queries together. All work of the model runs on one thread."""
 
     def __init__(self, captioner: Captioner, batch_size: int | None, on_batch: Callable[[int], object]) -> None:
         self._captioner, self._on_batch = captioner, on_batch
@@ -39,7 +39,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def caption(self, photo: Photo, query: CaptionQuery) -> Caption:
-        """The caption of a photo. If cancelled, its search stops between two steps, unless others in its batch go on.
+        """The caption of a photo. Once all requests of a batch are cancelled, its search stops before the next step.
 
         Raises ConfigError for options that do not fit the model.
         """
@@ -49,7 +49,7 @@ class Batcher:
         return await waiting.caption
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns. If cancelled before it starts, it does not start."""
+        """What `work` returns. If cancelled early enough, `work` is not started."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
@@ -68,7 +68,7 @@ class Batcher:
                 self._arrived.clear()
 
     def _next_batch(self) -> list[_Waiting]:
-        """The photo that has waited longest, and others with an equal query."""
+        """The photo that has waited longest, and others with the same query."""
         waiting = [each for each in self._waiting if not each.caption.done()]
         batch = [each for each in waiting if each.query == waiting[0].query][: self._batch_size]
         self._waiting = deque(each for each in waiting if each not in batch)
@@ -95,7 +95,7 @@ class Batcher:
                 each.caption.set_result(caption)
 
     def _handle(self, error: Exception, batch: list[_Waiting]) -> None:
-        """Repeat a batch that ran out of memory in halves; any other error ends its requests."""
+        """Retry a batch that ran out of memory in halves; pass any other error to its requests."""
         try:
             self._batch_size = halve_batch(len(batch), error)
             self._waiting.extendleft(reversed(batch))

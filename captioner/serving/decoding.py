@@ -35,7 +35,7 @@ def full_size(opened: OpenedImage) -> OpenedImage:
 
 
 class Decoders:
-    """Decoder processes, each with a thread that waits for it; one that dies or takes too long is replaced."""
+    """Decoder processes, each with a thread that waits for it; one that crashes or times out is replaced."""
 
     def __init__(self, count: int, max_pixels: int | None, on_replace: Callable[[], object]) -> None:
         self._max_pixels, self._on_replace = max_pixels, on_replace
@@ -61,10 +61,10 @@ class Decoders:
             outcome = decoder.decode(file, convert)
         except TimeoutError:
             decoder = self._replace(decoder)
-            raise ImageError(f"{file.name}: not decoded within {SECONDS:g} s; save it anew", "timeout") from None
+            raise ImageError(f"{file.name}: not decoded within {SECONDS:g} s; save it again", "timeout") from None
         except (EOFError, OSError):
             decoder = self._replace(decoder)
-            raise ImageError(f"{file.name}: its decoder crashed; save it anew", "decoder_crash") from None
+            raise ImageError(f"{file.name}: its decoder crashed; save it again", "decoder_crash") from None
         finally:
             self._idle.put(decoder)
         if isinstance(outcome, ImageError):

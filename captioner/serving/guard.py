@@ -1,4 +1,4 @@
-"""The checks that every request passes, and the limits that it keeps."""
+"""Checks and limits that apply to every request."""
 
 import asyncio
 import hmac
@@ -13,19 +13,19 @@ from captioner.serving.problems import Problem
 from captioner.serving.service import Service
 
 PROBES = ("/healthz", "/readyz")
-"""Paths that need neither token nor host."""
+"""Paths that need neither a token nor a known host."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of every response."""
-CLIENT_LEFT = 499
-"""Status that metrics show for a request whose client left."""
+"""Headers of responses that do not set their own."""
+CLIENT_DISCONNECTED = 499
+"""Status in the metrics of a request whose client disconnected before the response."""
 
 
 class Guard:
-    """ASGI middleware around the application; it sees to hosts, tokens, sizes, deadlines and clients that leave."""
+    """ASGI middleware that checks hosts, tokens and sizes, enforces deadlines, and notices clients that disconnect."""
 
     def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str]) -> None:
         self._app, self._service, self._paths = app, service, paths
@@ -56,7 +56,7 @@ class Guard:
             host, origin = headers.get("host", ""), headers.get("origin")
             if not _is_allowed(host, options.hosts):
                 raise Problem(400, "host", "the Host header names another server; see --allow-host")
-            if origin is not None and urlsplit(origin).netloc != host:
+            if origin is not None and origin.partition("://")[2] != host:
                 raise Problem(403, "origin", "pages of other sites may not use this server")
             authorization = headers.get("authorization", "").encode("latin-1")
             if options.token and not hmac.compare_digest(authorization, f"Bearer {options.token}".encode()):
@@ -67,21 +67,21 @@ class Guard:
             raise _too_large(options.max_bytes)
 
     async def _run(self, scope: Scope, exchange: "_Exchange") -> None:
-        """Run the application until it has responded, its time is over, or the client has left."""
+        """Run the application until it has responded, the deadline passes, or the client disconnects."""
         work = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
-        leaving = asyncio.ensure_future(exchange.client_leaves())
+        disconnected = asyncio.ensure_future(exchange.wait_for_disconnect())
         timeout = self._service.options.timeout
         try:
-            await asyncio.wait((work, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if work.done() or (leaving.done() and exchange.started):
+            await asyncio.wait((work, disconnected), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or (disconnected.done() and exchange.started):
                 await work
-            elif leaving.done():
-                exchange.status = CLIENT_LEFT
+            elif disconnected.done():
+                exchange.status = CLIENT_DISCONNECTED
             elif not exchange.started:
                 status, what = (503, "no result") if exchange.uploaded.is_set() else (408, "no complete body")
                 raise Problem(status, "timeout", f"{what} within {timeout:g} s; try again later")
         finally:
-            leaving.cancel()
+            disconnected.cancel()
             if work.cancel():
                 await asyncio.wait([work])
 
@@ -105,7 +105,7 @@ class _Exchange:
             self.uploaded.set()
         return message
 
-    async def client_leaves(self) -> None:
+    async def wait_for_disconnect(self) -> None:
         await self.uploaded.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -113,7 +113,9 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
-            MutableHeaders(scope=message).update(HEADERS)
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
         await self._send(message)
 
 
@@ -122,7 +124,7 @@ def _too_large(max_bytes: int) -> Problem:
 
 
 def _is_allowed(host: str, names: tuple[str, ...]) -> bool:
-    """Whether a Host header is an IP address, localhost or a known name, and so not one of DNS rebinding."""
+    """Whether a Host header is an IP address, localhost or one of `names`: DNS rebinding needs another name."""
     try:
         ipaddress.ip_address(urlsplit(f"//{host}").hostname or "")
     except ValueError:

@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from captioner.errors import ImageError
 from captioner.photo import Photo
-from captioner.records import caption_record, trace_record
+from captioner.records import caption_record
 from captioner.serving.decoding import Decoders, File, full_size
 from captioner.serving.options import CaptionQuery, InspectQuery, ServingOptions
 from captioner.serving.problems import Problem
 
 if TYPE_CHECKING:
+    from captioner.inspection.trace import AttentionTrace
     from captioner.pipeline import Captioner
     from captioner.serving.batcher import Batcher
 
@@ -25,6 +26,8 @@ SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 PHOTOS = (1, 2, 4, 8, 16, 32, 64)
 """Buckets of the sizes of batches."""
 
+Rendered = TypeVar("Rendered")
+
 
 class Metrics:
     """What the service counts, for Prometheus."""
@@ -32,10 +35,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         labels = ("path", "status")
-        self.requests = Histogram("captioner_request_seconds", "Requests", labels, registry=registry, buckets=SECONDS)
-        self.batches = Histogram("captioner_batch_photos", "Batches", registry=registry, buckets=PHOTOS)
-        self.accepted = Gauge("captioner_photos_accepted", "Photos accepted and not done", registry=registry)
-        self.replaced = Counter("captioner_decoders_replaced", "Decoders that died or stalled", registry=registry)
+        self.requests = Histogram(
+            "captioner_request_seconds", "Duration of requests", labels, registry=registry, buckets=SECONDS
+        )
+        self.batches = Histogram("captioner_batch_photos", "Photos per batch", registry=registry, buckets=PHOTOS)
+        self.accepted = Gauge("captioner_photos_in_progress", "Photos in progress", registry=registry)
+        self.replaced = Counter("captioner_decoders_replaced", "Decoders that crashed or timed out", registry=registry)
 
 
 class Service:
@@ -44,9 +49,9 @@ class Service:
     def __init__(self, options: ServingOptions, on_failure: Callable[[], object] = lambda: None) -> None:
         self.options, self.metrics = options, Metrics()
         self.name = Path(options.model).name
-        """The model's name in records, without its folder, which concerns no client."""
+        """The model's name in records: without its folder, which clients need not know."""
         self.failure: Exception | None = None
-        """Why the model could not be loaded; `on_failure` is called then."""
+        """Why the model could not be loaded; `on_failure` is called after it is set."""
         self._on_failure = on_failure
         self._accepted = 0
         self._model: tuple[Captioner, Batcher] | None = None
@@ -65,9 +70,8 @@ class Service:
                 await self._model[1].close()
             self._decoders.close()
 
-    @property
-    def model(self) -> "tuple[Captioner, Batcher]":
-        """Raises Problem while the model is loading."""
+    def loaded(self) -> "tuple[Captioner, Batcher]":
+        """The model. Raises Problem while it is loading."""
         if self._model is None:
             raise Problem(503, "loading", "the model is loading; try again in a few seconds")
         return self._model
@@ -86,10 +90,10 @@ class Service:
             self.metrics.accepted.dec(photos)
 
     async def caption(self, file: File, query: CaptionQuery) -> dict[str, Any]:
-        """The record of a file, or of why it cannot be used. Raises ConfigError for options that no file fits."""
+        """The record of a file, which has an error if it is unusable. Raises ConfigError for options it cannot have."""
         from captioner.caption import Captioned
 
-        captioner, batcher = self.model
+        captioner, batcher = self.loaded()
         encoder = captioner.model.encoder
         try:
             photo = await self._decoders.decode(file, partial(Photo.of, encoder=encoder.config))
@@ -101,19 +105,15 @@ class Service:
         outcome = Captioned(caption, geometry.width, geometry.height, photo.sha256, photo.notes)
         return caption_record(file.name, outcome, model=self.name)
 
-    async def inspect(self, file: File, query: InspectQuery) -> dict[str, Any]:
-        """The record of a file's trace. Raises ImageError, and ConfigError for options that no file fits."""
-        captioner, batcher = self.model
-
-        def work() -> dict[str, Any]:
-            trace = captioner.inspect(
-                opened, caption=query.caption, region=query.region, hide=query.hide, method=query.method
-            )
-            return trace_record(trace, layer=query.layer, head=query.head)
-
+    async def inspect(
+        self, file: File, query: InspectQuery, render: Callable[["AttentionTrace"], Rendered]
+    ) -> Rendered:
+        """What `render` makes of a file's trace. Raises ImageError, and ConfigError for options it cannot have."""
+        captioner, batcher = self.loaded()
         async with self._inspecting:
             opened = await self._decoders.decode(file, full_size)
-            return {"path": file.name, "model": self.name, **await batcher.run(work)}
+            trace = partial(captioner.inspect, opened, caption=query.caption, method=query.method)
+            return await batcher.run(lambda: render(trace(region=query.region, hide=query.hide)))
 
     async def _load(self) -> None:
         try:

@@ -42,7 +42,9 @@ def address(process: Launched) -> str:
 
 def accepted(url: str) -> float:
     text = httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
-    return float(next(line.split()[1] for line in text.splitlines() if line.startswith("captioner_photos_accepted ")))
+    return float(
+        next(line.split()[1] for line in text.splitlines() if line.startswith("captioner_photos_in_progress "))
+    )
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_32_clients_get_the_captions_of_the_library(running: Running, captioner:
         assert response.status_code == 200, response.text
         assert_equal(response.json()["results"][0], caption_record("a.png", outcome, model="tiny"))
     assert running.metric("batch_photos_count") - batches < 32  # some were captioned together
-    assert running.metric("photos_accepted") == 0
+    assert running.metric("photos_in_progress") == 0
 
 
 def test_several_files_keep_their_order_and_an_unusable_one_its_error(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -39,6 +40,12 @@ class Pool:
 
     def size(self, data: bytes) -> tuple[int, int]:
         return asyncio.run(self.decoders.decode(File("a.png", data), full_size)).image.size
+
+
+def wait_until_busy(decoders: Decoders) -> None:
+    """Wait until every decoder has a file."""
+    wait_until(decoders._idle.empty)
+    time.sleep(0.5)  # from taking a decoder to sending it the file
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_a_decoder_killed_at_work_fails_its_file_alone(pool: Pool) -> None:
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(2) as clients:
         first = clients.submit(pool.size, photo(1))
-        wait_until(pool.decoders._idle.empty)
+        wait_until_busy(pool.decoders)
         second = clients.submit(pool.size, photo(2))
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(ImageError, match="crashed") as raised:
@@ -144,8 +151,8 @@ def test_a_service_outlives_its_decoders(start) -> None:  # type: ignore[no-unty
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as clients:
         lost = clients.submit(running.caption, ("lost.png", photo(1)))
-        wait_until(lambda: running.metric("photos_accepted") == 1)
-        wait_until(running.service._decoders._idle.empty)
+        wait_until(lambda: running.metric("photos_in_progress") == 1)
+        wait_until_busy(running.service._decoders)
         os.kill(pid, signal.SIGKILL)
         assert "lost.png" in assert_problem(lost.result(), 415, "decoder_crash")
     assert running.caption(("a.png", photo(1))).status_code == 200
