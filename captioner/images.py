@@ -37,7 +37,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Lower-case suffixes by which a folder is searched for images. A file's format is detected from its bytes."""
 MAX_PIXELS = 50_000_000
-MAX_DRAFT_PIXELS = 89_000_000
+MAX_JPEG_PIXELS = 89_000_000
 """The limit for a JPEG, which can be decoded at half its size."""
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -94,18 +94,13 @@ class OpenedImage:
     """The hash of the file's bytes; None for a PIL image or an array."""
 
 
-def open_image(
-    source: ImageSource, *, allow_truncated: bool = False, name: str | None = None, max_pixels: int | None = None
-) -> OpenedImage:
+def open_image(source: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_JPEG_PIXELS) -> OpenedImage:
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
     Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that is cut short yields the part that
-    can be decoded. `name` is used in messages; `max_pixels` lowers the limit on a file's pixels. Pillow's warnings
-    about odd metadata pass through.
+    can be decoded. `max_pixels` can only lower a file's limit. Pillow's warnings about odd metadata pass through.
     """
-    if name is None:
-        name = os.fsdecode(source) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
-    name = printable(name)
+    name = printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
     data = source if isinstance(source, bytes) else b""
     notes: list[str] = []
     try:
@@ -222,7 +217,7 @@ def _decoder(kind: str, name: str) -> Callable[[io.BytesIO], ImageFile]:
     return cast(Callable[[io.BytesIO], ImageFile], HeifImageFile)
 
 
-def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int | None, notes: list[str]) -> ImageFile:
+def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int, notes: list[str]) -> ImageFile:
     """The first frame, with its pixels. Pillow's switch for truncated files is global, so it is not used."""
     _check_bytes(len(data), name)
     kind = _kind(data, name)
@@ -232,8 +227,7 @@ def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int | Non
 
     def header(data: bytes) -> ImageFile:
         image = decoder(io.BytesIO(data))
-        most = MAX_DRAFT_PIXELS if kind == "JPEG" else MAX_PIXELS
-        _check_size(image, name, most if max_pixels is None else min(most, max_pixels))
+        _check_size(image, name, min(max_pixels, MAX_JPEG_PIXELS if kind == "JPEG" else MAX_PIXELS))
         return image
 
     def load(image: ImageFile) -> None:

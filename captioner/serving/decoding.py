@@ -6,13 +6,14 @@ import signal
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from captioner.errors import ImageError
 from captioner.images import OpenedImage, open_image
+from captioner.text import printable
 
 SECONDS = 20.0
 """How long a file may take."""
@@ -37,7 +38,7 @@ def full_size(opened: OpenedImage) -> OpenedImage:
 class Decoders:
     """Decoder processes, each with a thread that waits for it; one that crashes or times out is replaced."""
 
-    def __init__(self, count: int, max_pixels: int | None, on_replace: Callable[[], object]) -> None:
+    def __init__(self, count: int, max_pixels: int, on_replace: Callable[[], object]) -> None:
         self._max_pixels, self._on_replace = max_pixels, on_replace
         self._threads = ThreadPoolExecutor(count, "decoder")
         self._idle: SimpleQueue[_Decoder] = SimpleQueue()
@@ -80,7 +81,7 @@ class Decoders:
 class _Decoder:
     """A process that ends when its pipe is closed, even if the server was killed."""
 
-    def __init__(self, max_pixels: int | None) -> None:
+    def __init__(self, max_pixels: int) -> None:
         self._pipe, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_decode_files, args=(theirs, max_pixels), daemon=True)
         self.process.start()
@@ -100,7 +101,7 @@ class _Decoder:
         self._pipe.close()
 
 
-def _decode_files(pipe: "Connection[Any, tuple[File, Callable[[OpenedImage], Any]]]", max_pixels: int | None) -> None:
+def _decode_files(pipe: "Connection[Any, tuple[File, Callable[[OpenedImage], Any]]]", max_pixels: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # may be sent to all processes; the server finishes its requests
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # about odd metadata
@@ -109,7 +110,8 @@ def _decode_files(pipe: "Connection[Any, tuple[File, Callable[[OpenedImage], Any
             file, convert = pipe.recv()
         except EOFError:
             return
+        name = printable(file.name)
         try:
-            pipe.send(convert(open_image(file.data, name=file.name, max_pixels=max_pixels)))
+            pipe.send(convert(replace(open_image(file.data, max_pixels=max_pixels), name=name)))
         except ImageError as error:
-            pipe.send(error)
+            pipe.send(ImageError(str(error).replace("<bytes>", name, 1), error.code))

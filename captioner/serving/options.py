@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from captioner.images import MAX_JPEG_PIXELS
 from captioner.search_options import Length, Method, SearchOptions, parse_region
 
 MAX_FILES = 16
@@ -30,8 +31,8 @@ class ServingOptions:
     """Photos accepted at a time, over all requests."""
     max_bytes: int = 32 * 2**20
     """Bytes of a request's body."""
-    max_pixels: int | None = None
-    """Pixels of a photo; None leaves the limits of `open_image`."""
+    max_pixels: int = MAX_JPEG_PIXELS
+    """Pixels of a photo; `open_image` has lower limits for some formats."""
     timeout: float = 60.0
     """Seconds until a request is answered with 503."""
     token: str | None = None
