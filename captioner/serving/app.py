@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, File, Query, UploadFile
+from fastapi import FastAPI, File, Query, Request, UploadFile
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 import captioner
 from captioner.errors import ImageError
@@ -21,10 +21,16 @@ from captioner.serving.options import MAX_FILES, CaptionQuery, InspectQuery
 from captioner.serving.problems import HANDLERS, described
 from captioner.serving.service import Service
 
+if TYPE_CHECKING:
+    from captioner.inspection.trace import AttentionTrace
+
 MAX_NAME = 200
 """Characters of a file's name in responses."""
 REFUSALS = described(400, 401, 403, 503)
 UPLOAD_REFUSALS = REFUSALS | described(408, 413, 415, 422, 429)
+REPORT: dict[str, Any] = {"content": {"text/html": {"schema": {"type": "string"}}}}
+REPORT_POLICY = "sandbox allow-scripts; frame-ancestors 'none'"
+"""Content security policy of a report besides its own: its scripts cannot use the server."""
 RECORDS: list[Any] = [
     {"path": "dog.jpg", "caption": "a dog runs", "log_prob": -2.1, "confidence": 0.59, "width": 640, "height": 480},
     {"path": "notes.txt", "error": {"code": "not_an_image", "message": "notes.txt: not an image"}},
@@ -74,11 +80,22 @@ def create_app(service: Service) -> Guard:
             raise ImageError(records[0]["error"]["message"], records[0]["error"]["code"])
         return JSONResponse({"results": records})
 
-    @app.post("/v1/inspect", responses=UPLOAD_REFUSALS)
-    async def inspect(file: UploadFile, query: Annotated[InspectQuery, Query()]) -> dict[str, Any]:
-        """Caption a photo and tell where each word looked, as `captioner inspect --json` writes it."""
-        upload, render = await _read(file), partial(trace_record, layer=query.layer, head=query.head)
-        return {"path": upload.name, "model": service.name, **await service.inspect(upload, query, render)}
+    @app.post("/v1/inspect", response_model=dict[str, Any], responses=UPLOAD_REFUSALS | {200: REPORT})
+    async def inspect(request: Request, file: UploadFile, query: Annotated[InspectQuery, Query()]) -> Response:
+        """Caption a photo and show where each word looked, as `captioner inspect --json` or, for `Accept: text/html`,
+        `--html` writes it."""
+        upload = await _read(file)
+
+        def render_page(trace: "AttentionTrace") -> str:
+            from captioner.inspection.report import render_report
+
+            return render_report(trace, name=upload.name, model=service.name)
+
+        if "text/html" in request.headers.get("accept", ""):
+            page = await service.inspect(upload, query, render_page)
+            return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
+        record = await service.inspect(upload, query, partial(trace_record, layer=query.layer, head=query.head))
+        return JSONResponse({"path": upload.name, "model": service.name, **record})
 
     @app.get("/v1/model", responses=REFUSALS)
     async def model() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from schemathesis.checks import positive_data_acceptance
 from captioner.errors import ImageError
 from captioner.generation import BeamSearch, Greedy, Sampling
 from captioner.images import open_image
+from captioner.inspection.report import render_report
 from captioner.pipeline import Captioner
 from captioner.records import caption_record, trace_record
 from captioner.serving.app import MAX_NAME
@@ -232,6 +233,17 @@ def test_a_trace_equals_the_librarys(running: Running, captioner: Captioner, met
     response = running.client.post("/v1/inspect", params={"method": method}, files={"file": ("a.png", data)})
     trace = captioner.inspect(data, method=method)
     assert response.json() == json.loads(json.dumps({"path": "a.png", "model": "tiny", **trace_record(trace)}))
+
+
+def test_a_report_equals_the_librarys(running: Running, captioner: Captioner) -> None:
+    data, name = photo(4), "<script>alert(1)</script>.png"
+    headers = {"Accept": "text/html"}
+    response = running.client.post("/v1/inspect", files={"file": (name, data)}, headers=headers)
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["content-security-policy"] == "sandbox allow-scripts; frame-ancestors 'none'"
+    assert response.text == render_report(captioner.inspect(data), name=name, model="tiny")
+    assert name not in response.text
+    assert_problem(running.client.post("/v1/inspect", files={"file": (name, b"")}, headers=headers), 415, "empty")
 
 
 def test_a_trace_of_another_caption_and_one_head(running: Running, captioner: Captioner) -> None:
