@@ -130,13 +130,12 @@ def compare(pid: int, port: int, photos: Sequence[bytes], single: Sequence[bytes
             measured["service_cpu"].append(cpu_seconds(pid) - cpu)
             found = [shares[place % LOAD_PROCESSES][place // LOAD_PROCESSES] for place in range(len(photos))]
             different += sum(one != other for one, other in zip(found, wanted, strict=True))
-            connection = connect(port)
             for photo in single:
                 start = time.perf_counter()
                 captioner(photo)
                 measured["pipeline_single"].append(time.perf_counter() - start)
                 start = time.perf_counter()
-                request(connection, "POST", "/v1/caption", form([photo]))
+                request(connect(port), "POST", "/v1/caption", form([photo]))
                 measured["service_single"].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in measured.items()}
     return {
