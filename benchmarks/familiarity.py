@@ -29,7 +29,8 @@ def unfamiliarity(captioner: Captioner, pictures: Iterable[ImageSource]) -> NDAr
     """(B,) above 1 for pictures that the captioner marks. Raises ConfigError if it has no measure of it."""
     found: list[float] = []
     for photos in prefetch(pictures, captioner.prepare, 16):
-        features = captioner.model.encoder(torch.stack([photo.pixels for photo in photos]).to(captioner.device))
+        pixels = torch.from_numpy(np.stack([photo.pixels for photo in photos]))
+        features = captioner.model.encoder(pixels.to(captioner.device))
         found += [each for each in captioner.model.unfamiliarity(features) if each is not None]
     if not found:
         raise ConfigError(f"{captioner.name}: has no familiar distance; fit one with scripts/calibrate.py")

@@ -1,7 +1,7 @@
 """Captions of image memory: text, words and probabilities."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean
@@ -114,8 +114,9 @@ def caption_memory(
     *,
     prefix: Sequence[int] = (),
     keys: Sequence[str] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[Caption]]:
-    """The captions of each image of a memory, best first; `prefix` and `keys` are those of `generate`.
+    """The captions of each image of a memory, best first; `prefix`, `keys` and `stop` are those of `generate`.
 
     Unless `search.no_repeat_ngram` is set, a model with a vocabulary of words repeats no bigram and no object's name.
     """
@@ -135,6 +136,7 @@ def caption_memory(
         once=once,
         prefix=prefix,
         keys=keys,
+        stop=stop,
     )
     return [[_to_caption(tokenizer, hypothesis) for hypothesis in hypotheses] for hypotheses in found]
 

@@ -37,7 +37,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Lower-case suffixes by which a folder is searched for images. A file's format is detected from its bytes."""
 MAX_PIXELS = 50_000_000
-MAX_DRAFT_PIXELS = 89_000_000
+MAX_JPEG_PIXELS = 89_000_000
 """The limit for a JPEG, which can be decoded at half its size."""
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -94,11 +94,11 @@ class OpenedImage:
     """The hash of the file's bytes; None for a PIL image or an array."""
 
 
-def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedImage:
+def open_image(source: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_JPEG_PIXELS) -> OpenedImage:
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
     Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that is cut short yields the part that
-    can be decoded. Pillow's warnings about odd metadata pass through.
+    can be decoded. `max_pixels` can only lower a file's limit. Pillow's warnings about odd metadata pass through.
     """
     name = printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
     data = source if isinstance(source, bytes) else b""
@@ -107,7 +107,7 @@ def open_image(source: ImageSource, *, allow_truncated: bool = False) -> OpenedI
         if isinstance(source, str | os.PathLike):
             data = _read(source, name)
         if isinstance(source, str | os.PathLike | bytes):
-            image: Image.Image = _decode(data, name, allow_truncated, notes)
+            image: Image.Image = _decode(data, name, allow_truncated, max_pixels, notes)
         else:
             image = _from_memory(source, name)
         orientation = _orientation(image, notes)
@@ -156,7 +156,7 @@ def _check_size(image: Image.Image, name: str, most: int = MAX_PIXELS) -> None:
     if max(width, height) >= 2**31:
         raise ImageError(f"{name}: corrupt (a side of {max(width, height)} pixels); get the file again", "corrupt")
     if width * height > most:
-        megapixels = f"{width} x {height} pixels, over the limit of {most // 10**6} megapixels"
+        megapixels = f"{width} x {height} pixels, over the limit of {most / 10**6:g} megapixels"
         raise ImageError(f"{name}: {megapixels}; make it smaller", "too_many_pixels")
 
 
@@ -217,7 +217,7 @@ def _decoder(kind: str, name: str) -> Callable[[io.BytesIO], ImageFile]:
     return cast(Callable[[io.BytesIO], ImageFile], HeifImageFile)
 
 
-def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> ImageFile:
+def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int, notes: list[str]) -> ImageFile:
     """The first frame, with its pixels. Pillow's switch for truncated files is global, so it is not used."""
     _check_bytes(len(data), name)
     kind = _kind(data, name)
@@ -227,7 +227,7 @@ def _decode(data: bytes, name: str, allow_truncated: bool, notes: list[str]) -> 
 
     def header(data: bytes) -> ImageFile:
         image = decoder(io.BytesIO(data))
-        _check_size(image, name, MAX_DRAFT_PIXELS if kind == "JPEG" else MAX_PIXELS)
+        _check_size(image, name, min(max_pixels, MAX_JPEG_PIXELS if kind == "JPEG" else MAX_PIXELS))
         return image
 
     def load(image: ImageFile) -> None:

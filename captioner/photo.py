@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError, ImageError
@@ -24,7 +22,7 @@ class Photo:
 
     name: str
     """How messages refer to it."""
-    pixels: Tensor
+    pixels: NDArray[np.uint8]
     """(3, height, width) uint8, at the network's size."""
     geometry: Geometry
     key: str
@@ -38,7 +36,7 @@ class Photo:
         assert encoder.image_size is not None
         assert encoder.interpolation is not None
         geometry = Geometry.of(*opened.image.size, size=encoder.image_size, fit=encoder.fit)
-        pixels = torch.from_numpy(to_pixels(opened.image, geometry, encoder.interpolation))
+        pixels = to_pixels(opened.image, geometry, encoder.interpolation)
         key = opened.sha256 or hashlib.sha256(opened.image.tobytes()).hexdigest()
         return cls(opened.name, pixels, geometry, key, opened.sha256, opened.notes)
 

@@ -1,7 +1,7 @@
 """Captioning images: photos, network, search and tokenizer together."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib import resources
@@ -18,7 +18,7 @@ from captioner.checkpoint import load_model, save_model
 from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Strategy
 from captioner.geometry import Geometry, to_pixels
-from captioner.images import ImageSource, open_image
+from captioner.images import ImageSource, OpenedImage, open_image
 from captioner.inspection.trace import BY_GRADIENTS, METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
@@ -123,11 +123,13 @@ class Captioner:
         prefix: str = "",
         region: Region | None = None,
         hide: Region | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> list[Caption]:
         """Captions of prepared photos, all in one batch; the options are those of `stream`.
 
-        Raises ConfigError for a prefix or region that no photo can have, ImageError if a photo shows nothing of the
-        region, and PyTorch's own error if memory runs out.
+        `stop` is called before each step of the search; once it returns true, the captions end where they are. Raises
+        ConfigError for a prefix or region that no photo can have, ImageError if a photo shows nothing of the region,
+        and PyTorch's own error if memory runs out.
         """
         if not photos:
             return []
@@ -137,7 +139,7 @@ class Captioner:
             memory = self._shown(self.model.decoder.project(features), photos, region, hide)
         tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
         captions = []
-        found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys)
+        found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys, stop=stop)
         for hypotheses, distance in zip(found, distances, strict=True):
             placed = (replace(each, unfamiliarity=distance) for each in hypotheses)
             best, *others = (each.calibrated(self.model.config.confidence) for each in placed)
@@ -183,7 +185,7 @@ class Captioner:
                     try:
                         captions += self.caption_photos(part, search=search, prefix=prefix, region=region, hide=hide)
                     except (MemoryError, RuntimeError) as error:
-                        most = _halve(len(part), error)
+                        most = halve_batch(len(part), error)
                 remaining = iter(captions)
                 for each in batch:
                     if isinstance(each, Photo):
@@ -194,7 +196,7 @@ class Captioner:
 
     def inspect(
         self,
-        image: ImageSource,
+        image: ImageSource | OpenedImage,
         *,
         caption: str | None = None,
         search: Strategy = BeamSearch(),
@@ -215,7 +217,7 @@ class Captioner:
 
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
-        opened = open_image(image)
+        opened = image if isinstance(image, OpenedImage) else open_image(image)
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
         features, stage = None, None
@@ -266,7 +268,7 @@ class Captioner:
 
     def _pixels(self, photos: Sequence[Photo]) -> Tensor:
         """(B, 3, height, width) uint8 of photos, on the model's device."""
-        return torch.stack([photo.pixels for photo in photos]).to(self.device)
+        return torch.from_numpy(np.stack([photo.pixels for photo in photos])).to(self.device)
 
     def _shown(self, memory: Memory, photos: Sequence[Photo], region: Region | None, hide: Region | None) -> Memory:
         """The memory of photos, masked outside `region` and inside `hide`."""
@@ -334,7 +336,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _halve(images: int, error: Exception) -> int:
+def halve_batch(images: int, error: Exception) -> int:
     """Half of a batch that ran out of memory. Raises any other error again, and ResourceError for a single image."""
     recognized = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not recognized and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):

@@ -18,6 +18,17 @@ LENGTHS: dict[Length, tuple[int, int, float]] = {
 DEFAULT_BEAM = 5
 
 
+def parse_region(text: str) -> tuple[float, float, float, float]:
+    """X,Y,W,H as fractions of a photo. Raises ValueError for anything else."""
+    try:
+        x, y, width, height = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"{text}: not four numbers X,Y,W,H") from None
+    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-6 and 0 < height <= 1 - y + 1e-6):
+        raise ValueError(f"{text}: not within the photo; give fractions of it, from 0 to 1")
+    return x, y, width, height
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """The options of a search; `strategy` loads torch."""

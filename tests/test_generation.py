@@ -659,3 +659,15 @@ def test_weights_that_change_behind_autograds_back_are_used():
     for weight, new in zip(decoder.parameters(), other.parameters(), strict=True):
         weight.data.copy_(new.data)
     assert generate(decoder, see(decoder), strategy, **SPECIAL) == generate(other, see(other), strategy, **SPECIAL)
+
+
+@pytest.mark.parametrize("strategy", [Greedy(max_length=11), BeamSearch(max_length=11), Sampling(max_length=11)])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_search_that_is_stopped_gives_what_it_has(strategy, steps):
+    decoder = network(0)
+    search = Search(decoder, see(decoder), strategy, **SPECIAL)
+    for _ in range(steps):
+        search.step()
+    calls = iter([False] * steps + [True])
+    assert generate(decoder, see(decoder), strategy, **SPECIAL, stop=lambda: next(calls)) == search.captions()
+    assert next(calls, None) is None

@@ -499,3 +499,15 @@ def test_odd_files_that_show_one_picture_come_out_alike():
 def test_extensions_are_lower_case_suffixes():
     assert {".jpg", ".png", ".webp", ".heic"} <= IMAGE_EXTENSIONS
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_EXTENSIONS)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_limit_on_pixels_can_be_lowered(format):
+    stream = io.BytesIO()
+    photo(64, 32).save(stream, format)
+    assert open_image(stream.getvalue(), max_pixels=64 * 32).image.size == (64, 32)
+    with pytest.raises(
+        ImageError, match=r"^<bytes>: 64 x 32 pixels, over the limit of 0\.002047 megapixels"
+    ) as refused:
+        open_image(stream.getvalue(), max_pixels=64 * 32 - 1)
+    assert refused.value.code == "too_many_pixels"

@@ -24,6 +24,7 @@ from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, Tokenize
 from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
 from captioner.geometry import Geometry, to_pixels
+from captioner.images import open_image
 from captioner.model.caption_model import CaptionModel
 from captioner.model.familiarity import Familiarity
 from captioner.model.linear import AVAILABLE
@@ -111,7 +112,7 @@ def test_a_calibrated_model_says_how_confident_it_is_and_how_unfamiliar_each_pho
     assert all(not each.unfamiliar and each.unfamiliarity is None for each in plain)
     calibrated = copy.deepcopy(captioner)
     model = calibrated.model
-    pixels = torch.stack([captioner.prepare(photo).pixels for photo in photos])
+    pixels = torch.from_numpy(np.stack([captioner.prepare(photo).pixels for photo in photos]))
     with torch.no_grad():
         model.familiarity = Familiarity.fit(torch.randn(200, model.encoder.width))
         distances = model.familiarity(model.encoder(pixels))
@@ -584,3 +585,20 @@ def test_a_fault_that_is_no_lack_of_memory_is_told(monkeypatch):
         expected = RuntimeError if "else" in str(error) else ResourceError
         with pytest.raises(expected, match=r"else|for a single image"):
             next(captioner.stream([image]))
+
+
+def test_captions_that_are_stopped_end_where_they_are(captioner, photos):
+    prepared = [captioner.prepare(each) for each in photos]
+    calls = iter([False, False, True])
+    for stopped, whole in zip(
+        captioner.caption_photos(prepared, search=Greedy(), stop=lambda: next(calls)),
+        captioner.caption_photos(prepared, search=Greedy()),
+        strict=True,
+    ):
+        assert stopped.tokens == whole.tokens[:2]
+
+
+def test_an_opened_image_is_inspected_as_its_file_is(captioner, photos):
+    opened = open_image(photos[0])
+    search = Sampling(seed=1, temperature=3.0)  # whose noise depends on the file
+    assert captioner.inspect(opened, search=search).text == captioner.inspect(photos[0], search=search).text

@@ -4,7 +4,7 @@ import pytest
 
 from captioner.errors import ConfigError
 from captioner.generation import BeamSearch, Greedy, Sampling
-from captioner.search_options import SearchOptions
+from captioner.search_options import SearchOptions, parse_region
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,13 @@ def test_options_give_a_strategy(options, strategy):
 def test_numbers_that_do_not_fit_together(options):
     with pytest.raises(ConfigError):
         SearchOptions(**options).strategy()
+
+
+def test_a_region_is_four_fractions_within_the_photo():
+    assert parse_region("0,0.5, .25,0.5") == (0.0, 0.5, 0.25, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "0,0,1,1,1", "a,b,c,d", "0,0,2,1", "-0.1,0,1,1", "0,0,0,1", "nan,0,1,1"])
+def test_other_regions_are_refused(text):
+    with pytest.raises(ValueError, match=r"not (four numbers|within the photo)"):
+        parse_region(text)

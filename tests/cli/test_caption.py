@@ -637,7 +637,7 @@ def test_a_photo_unlike_the_training_photos_is_noted(
     model: str, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     captioner = Captioner.from_pretrained(model, device="cpu")
-    network, pixels = captioner.model, captioner.prepare("photos/a.jpg").pixels
+    network, pixels = captioner.model, torch.from_numpy(captioner.prepare("photos/a.jpg").pixels)
     with torch.no_grad():
         network.familiarity = Familiarity.fit(torch.randn(200, network.encoder.width))
         distance = float(network.familiarity(network.encoder(pixels[None])))

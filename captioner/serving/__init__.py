@@ -1,0 +1,1 @@
+"""The HTTP service: one model behind `captioner serve`."""
