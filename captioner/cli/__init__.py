@@ -25,6 +25,7 @@ VERBS = {
     "score": ("captioner.cli.score", "score captions with the field's metrics"),
     "data": ("captioner.cli.data", "check, describe and prepare data sets"),
     "convert": ("captioner.cli.convert", "convert a captioner of transformers to a model folder"),
+    "export": ("captioner.cli.export", "write a model for use without PyTorch"),
     "config": ("captioner.cli.config", "show and check configurations"),
     "doctor": ("captioner.cli.doctor", "check the installation"),
 }
