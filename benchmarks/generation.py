@@ -1,8 +1,9 @@
 """Captioning against peers and the machine's limits: `python -m benchmarks.generation` (extra `benchmark`).
 
-transformers' `generate` with the same weights (converted), CTranslate2 with a decoder of the same sizes and random
-weights, in float32 and int8. Each is a process of its own, as it is used, and they take turns: whole batches, 20
-tokens, no early end. In its turn each runs once unmeasured and then for a second or once; medians of turns' medians.
+transformers' `generate` and our export to ONNX Runtime with the same weights, CTranslate2 with a decoder of the same
+sizes and random weights, in float32 and int8. Each is a process of its own, as it is used, and they take turns: whole
+batches, 20 tokens, no early end. In its turn each runs once unmeasured and then for a second or once; medians of turns'
+medians.
 Decoding begins at encoder features: ours projects keys and values in that time, and so do the peers.
 """
 
@@ -18,11 +19,14 @@ from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import onnxruntime
 import torch
 
 from benchmarks.limits import matrix_product, matrix_vector, median_seconds
 from benchmarks.peers import LAYERS, VOCABULARY, WIDTH, ctranslate2_translator, save_transformers, transformers
 from captioner.convert import from_transformers
+from captioner.export import runner
+from captioner.export.folder import export_onnx
 from captioner.generation import BeamSearch, Greedy, Strategy, generate
 from captioner.model.caption_model import CaptionModel
 from captioner.model.packed import pack
@@ -33,6 +37,7 @@ CASES = ((1, 1), (1, 5), (8, 5), (32, 1), (32, 5))
 WORK = {
     "ours": ("whole", "decode", "int8_decode"),
     "transformers": ("transformers_whole", "transformers_decode"),
+    "onnx": ("onnx_decode",),
     "ctranslate2 float32": ("ctranslate2_decode",),
     "ctranslate2 int8": ("ctranslate2_int8_decode",),
 }
@@ -103,6 +108,7 @@ def measure(turns: dict[str, Connection], weights: int, images: int, beams: int,
     return {name: round(value, 4) for name, value in medians.items()} | {
         "times_transformers": round(medians["transformers_decode"] / medians["decode"], 2),
         "times_transformers_whole": round(medians["transformers_whole"] / medians["whole"], 2),
+        "onnx_over_ours": round(medians["decode"] / medians["onnx_decode"], 2),
         "times_ctranslate2": round(medians["ctranslate2_decode"] / medians["decode"], 2),
         "times_ctranslate2_int8": round(medians["ctranslate2_int8_decode"] / medians["decode"], 2),
         "int8_times_transformers": round(medians["transformers_decode"] / medians["int8_decode"], 2),
@@ -123,6 +129,8 @@ def serve(turns: Connection, name: str, model: Path, threads: int) -> None:
         prepare = ours(model)
     elif name == "transformers":
         prepare = theirs(model)
+    elif name == "onnx":
+        prepare = exported(model, threads)
     else:
         prepare = translated(name, model.parent, threads)
     turns.send("ready")
@@ -161,6 +169,22 @@ def ours(folder: Path) -> Prepare:
             "decode": lambda: decode(features),
             "int8_decode": lambda: decode(features, "int8"),
         }
+
+    return prepare
+
+
+def exported(folder: Path, threads: int) -> Prepare:
+    model, tokenizer = from_transformers(folder)
+    export_onnx(model, tokenizer, folder.parent / "onnx", card="")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    captioner = runner.OnnxCaptioner(folder.parent / "onnx", options)
+    encode = cache(lambda images: model.encoder(pictures(images)).numpy())
+
+    def prepare(images: int, beams: int) -> dict[str, Work]:
+        search = runner.BeamSearch(width=beams, max_length=TOKENS, min_length=TOKENS - 1)
+        features = encode(images)
+        return {"onnx_decode": lambda: captioner.search(captioner.project(features), search)}
 
     return prepare
 

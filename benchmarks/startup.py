@@ -1,7 +1,8 @@
 """How long the first caption takes: `python -m benchmarks.startup`.
 
 Medians over whole processes that take turns: Python alone, `import torch`, `import timm` (which imports torch), the
-imports of `captioner caption`, that command on one photo, and on all. Then the modules that took longest to import.
+imports of `captioner caption`, that command on one photo, and on all, and on one photo the command of a folder that
+`captioner export onnx` wrote, if `--onnx` names one. Then the modules that took longest to import.
 """
 
 import argparse
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
+    parser.add_argument("--onnx", type=Path, metavar="DIR", help="an exported folder")
     parser.add_argument("--output", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args(argv)
     photos = sorted(map(str, arguments.photos.glob("*.jpg")))
@@ -35,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         "one photo": [*CAPTION, photos[0]],
         f"{len(photos)} photos": [*CAPTION, *photos],
     }
+    if arguments.onnx:
+        commands["one photo, onnx"] = [sys.executable, str(arguments.onnx / "run.py"), photos[0]]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(arguments.rounds + 1):
         for name, command in commands.items():

@@ -1,14 +1,16 @@
 """The geometry of patches on a photo, and the photo's pixels at the model's size.   h·w patches, row by row"""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from captioner.config import Fit
 from captioner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from captioner.config import Fit
 
 Interpolation: TypeAlias = Literal["bicubic", "bilinear", "lanczos"]
 
@@ -28,10 +30,10 @@ class Geometry:
     height: int
     size: tuple[int, int]
     """(height, width) of the model's input in pixels."""
-    fit: Fit
+    fit: "Fit"
 
     @classmethod
-    def of(cls, width: int, height: int, *, size: tuple[int, int], fit: Fit) -> Self:
+    def of(cls, width: int, height: int, *, size: tuple[int, int], fit: "Fit") -> Self:
         """The geometry of a photo of `width` x `height` pixels."""
         return cls(width, height, (size[0], size[1]), fit)
 

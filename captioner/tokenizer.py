@@ -17,13 +17,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from captioner.config import TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from captioner.config import TokenizerConfig
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 """The special tokens, in the order of their ids."""
@@ -71,7 +73,7 @@ class Tokenizer:
         self._backend = backend
 
     @classmethod
-    def train(cls, captions: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
+    def train(cls, captions: Iterable[str], config: "TokenizerConfig") -> "Tokenizer":
         """Learn a vocabulary: the same captions give the same ids. Raises ConfigError where it would be empty."""
         if config.kind == "bpe":
             return cls(_train_bpe(captions, config))
@@ -238,7 +240,7 @@ def _add_words(backend: tokenizers.Tokenizer, captions: Iterable[str], min_count
     return len(new)
 
 
-def _train_bpe(captions: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+def _train_bpe(captions: Iterable[str], config: "TokenizerConfig") -> tokenizers.Tokenizer:
     smallest = len(SPECIAL) + 256
     if config.vocabulary_size < smallest:
         size = f"tokenizer.vocabulary_size {config.vocabulary_size}"

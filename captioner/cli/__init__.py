@@ -26,6 +26,7 @@ VERBS = {
     "data": ("captioner.cli.data", "check, describe and prepare data sets"),
     "convert": ("captioner.cli.convert", "convert a captioner of transformers to a model folder"),
     "serve": ("captioner.cli.serve", "answer requests over HTTP"),
+    "export": ("captioner.cli.export", "write a model for use without PyTorch"),
     "config": ("captioner.cli.config", "show and check configurations"),
     "doctor": ("captioner.cli.doctor", "check the installation"),
 }

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from captioner.cli.files import check_new_folder
 from captioner.errors import ConfigError
 
 FROM = "transformers:"
@@ -20,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.source.startswith(FROM):
         raise ConfigError(f"{arguments.source}: name the source as {FROM}DIR")
-    if arguments.output.is_file() or (arguments.output.exists() and any(arguments.output.iterdir())):
-        raise ConfigError(f"-o {arguments.output}: exists; name another folder")
+    check_new_folder("-o", arguments.output)
 
     from captioner.checkpoint import save_model
     from captioner.convert import from_transformers

