@@ -210,7 +210,9 @@ def test_odd_names(caption: Caption, photos: Path, out: Path, monkeypatch: pytes
     assert [record["path"] for record in read(out)] == names
     assert caption("--format", "csv", "-o", "out.csv", "--", *names) == 0
     with (photos / "out.csv").open(encoding="utf-8", newline="") as file:
-        assert [row["path"] for row in csv.DictReader(file)] == [*names[:-1], "caf\\udce9.jpg"]
+        # A spreadsheet would take -dash.jpg for a formula.
+        expected = [name.replace("-dash", "./-dash").replace("\udce9", "\\udce9") for name in names]
+        assert [row["path"] for row in csv.DictReader(file)] == expected
     assert caption("--format", "sidecar", "--", *names) == 0
     assert sorted(each.stem for each in photos.glob("*.txt")) == sorted(name[:-4] for name in names)
 
