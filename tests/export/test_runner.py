@@ -66,7 +66,7 @@ def test_captions_are_the_same(exported, options):
     captioner, onnx = exported.captioner, exported.onnx
     photos = [captioner.prepare(path) for path in PHOTOS]
     with torch.inference_mode():
-        memory = captioner.model.encode(torch.stack([photo.pixels for photo in photos]))
+        memory = captioner.model.encode(torch.from_numpy(np.stack([photo.pixels for photo in photos])))
     expected = caption_memory(captioner.model.decoder, captioner.tokenizer, memory, TorchBeamSearch(**options))
     found = onnx.caption([onnx.prepare(path) for path in PHOTOS], BeamSearch(**options))
     for captions, others in zip(found, expected, strict=True):
