@@ -1,4 +1,4 @@
-"""What makes a small image file slow to decode, found by a walk over its parts before a decoder sees it."""
+"""Limits on the segments and scans of a JPEG and the chunks of a PNG, checked before the file is decoded."""
 
 import re
 
@@ -23,7 +23,7 @@ def excess(data: bytes, kind: str) -> str | None:
 
 
 def _excess_of_jpeg(data: bytes) -> str | None:
-    """Of the first image alone: pictures and films that follow it are not decoded."""
+    """Checks the first image of the file only; embedded videos and further images after it are not decoded."""
     place, parts, scans = 2, 0, 0
     while found := _NEXT_MARKER.search(data, place):
         if found.start() - place > MAX_JUNK and not scans:

@@ -87,7 +87,7 @@ def faint_words(trace: AttentionTrace) -> NDArray[np.bool_]:
 
 
 def why_faint(trace: AttentionTrace, word: int) -> str:
-    """What to say of a word that does not need the photo; empty for others."""
+    """The reason why a word's map is drawn faintly; empty for a word that needs the photo."""
     if trace.needs_photo[word]:
         return ""
     return ENOUGH if math.exp(trace.log_probs[word] - trace.needs[word]) >= PROBABLE else UNSUPPORTED
