@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner.caption import Caption, caption_memory
+from captioner.caption import Caption, caption_memory, confidences, word_features
 from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import read_photo, view_pixels
 from captioner.data.features import FeatureStore
 from captioner.generation import BeamSearch
-from captioner.inspection.hallucination import fit_weights, sigmoid
-from captioner.inspection.word_table import plain_words
+from captioner.inspection.hallucination import fit_weights
+from captioner.inspection.word_table import are_objects, plain_words
 from captioner.model.caption_model import CaptionModel
 from captioner.model.familiarity import DIRECTIONS, Familiarity, summarize
 from captioner.model.packed import pack
@@ -45,7 +45,7 @@ class WordOutcomes(NamedTuple):
     """The words of captions, and whether they were right."""
 
     features: NDArray[np.float64]
-    """(K, F) of `Caption.word_features`; the first one is the log-odds."""
+    """(K, F) of `word_features`; the first one is the log-odds."""
     right: NDArray[np.bool_]
     """(K,) whether a human caption of the photo has the word, in lower case and without punctuation."""
     is_object: NDArray[np.bool_]
@@ -56,15 +56,15 @@ class WordOutcomes(NamedTuple):
     @classmethod
     def of(cls, captions: Iterable[tuple[Caption, Sequence[str]]]) -> "WordOutcomes":
         """The words of captions, each with the human captions of its photo."""
-        rows = []
+        features, right, objects, numbers = [], [], [], []
         for number, (caption, references) in enumerate(captions):
             known = {word for reference in references for word in plain_words(reference.split())}
-            plain = plain_words([word.text for word in caption.words])
-            for word, is_object, features in zip(plain, caption.are_objects(), caption.word_features(), strict=True):
-                rows.append((features, word in known, is_object, number))
-        features, *others = zip(*rows, strict=True)
-        right, objects, numbers = map(np.array, others)
-        return cls(np.array(features), right, objects, numbers)
+            words = [word.text for word in caption.words]
+            features.append(word_features([word.log_prob for word in caption.words], caption.unfamiliarity))
+            right += [word in known for word in plain_words(words)]
+            objects.append(are_objects(words))
+            numbers += [number] * len(words)
+        return cls(np.concatenate(features), np.array(right), np.concatenate(objects), np.array(numbers))
 
     def take(self, chosen: NDArray[np.bool_]) -> "WordOutcomes":
         """Some of the words."""
@@ -80,9 +80,8 @@ class WordOutcomes(NamedTuple):
         return tuple((odds, place, distance, bias) for odds, place, distance, bias in weights)
 
     def confidence(self, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        """(K,) by these weights, as `Caption.calibrated` has it."""
-        design = np.column_stack([self.features, np.ones(len(self.features))])
-        return sigmoid((design * np.array(weights)[self.is_object.astype(int)]).sum(axis=1))
+        """(K,) by these weights."""
+        return confidences(self.features, self.is_object, weights)
 
 
 def calibration_error(confidence: NDArray[np.float64], outcomes: NDArray[np.generic]) -> float:

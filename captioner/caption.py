@@ -7,7 +7,11 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from captioner.generation import Hypothesis, Strategy, generate
+from captioner.inspection.hallucination import sigmoid
 from captioner.inspection.word_table import are_objects
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
@@ -15,8 +19,6 @@ from captioner.tokenizer import Tokenizer
 
 MIN_DOUBT = 1e-6
 """Smallest 1 - p and smallest distance, so that their logarithms are finite."""
-MAX_SCORE = 50.0
-"""Largest log-odds against a word, so that their exponential is finite."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,9 @@ class Caption:
         """The caption with the confidence of its words, by `ModelConfig.confidence`; without weights as it is."""
         if not weights:
             return self
-        words = []
-        for word, is_object, features in zip(self.words, self.are_objects(), self.word_features(), strict=True):
-            *slopes, bias = weights[is_object]
-            score = bias + sum(slope * feature for slope, feature in zip(slopes, features, strict=True))
-            words.append(replace(word, confidence=1 / (1 + math.exp(min(-score, MAX_SCORE)))))
-        return replace(self, words=tuple(words))
-
-    def are_objects(self) -> list[bool]:
-        """Whether each word belongs to an object's name."""
-        return are_objects([word.text for word in self.words]).tolist()  # type: ignore[no-any-return]
-
-    def word_features(self) -> list[tuple[float, float, float]]:
-        """The inputs of the regression of confidence: log-odds, place from 0 to 1, and the log of `unfamiliarity`."""
-        distance = 0.0 if self.unfamiliarity is None else math.log(max(self.unfamiliarity, MIN_DOUBT))
-        return [(log_odds(word.log_prob), place / len(self.words), distance) for place, word in enumerate(self.words)]
+        texts, log_probs = [word.text for word in self.words], [word.log_prob for word in self.words]
+        found = word_confidences(texts, log_probs, self.unfamiliarity, weights)
+        return replace(self, words=tuple(map(CaptionWord, texts, log_probs, found)))
 
 
 @dataclass(frozen=True)
@@ -97,13 +87,31 @@ def log_odds(log_prob: float) -> float:
     return log_prob - math.log(-math.expm1(log_prob))
 
 
+def word_features(log_probs: Sequence[float], unfamiliarity: float | None) -> NDArray[np.float64]:
+    """(K, 3): the inputs of the regression of confidence for the K words of a caption.
+
+    They are the log-odds of each word, its place from 0 to 1, and the log of `unfamiliarity`.
+    """
+    distance = 0.0 if unfamiliarity is None else math.log(max(unfamiliarity, MIN_DOUBT))
+    rows = [(log_odds(each), place / len(log_probs), distance) for place, each in enumerate(log_probs)]
+    return np.array(rows, np.float64).reshape(-1, 3)
+
+
 def word_confidences(
     words: Sequence[str], log_probs: Sequence[float], unfamiliarity: float | None, weights: Sequence[Sequence[float]]
 ) -> tuple[float, ...]:
     """The confidence of each word of a caption, by `ModelConfig.confidence`; empty without weights."""
-    pairs = tuple(CaptionWord(*pair) for pair in zip(words, log_probs, strict=True))
-    caption = Caption("", 0.0, pairs, (), unfamiliarity=unfamiliarity).calibrated(weights)
-    return tuple(word.confidence for word in caption.words if word.confidence is not None)
+    if not weights:
+        return ()
+    return tuple(confidences(word_features(log_probs, unfamiliarity), are_objects(words), weights).tolist())
+
+
+def confidences(
+    features: NDArray[np.float64], is_object: NDArray[np.bool_], weights: Sequence[Sequence[float]]
+) -> NDArray[np.float64]:
+    """Features (K, 3), and whether each word belongs to an object's name (K,) -> confidences (K,)."""
+    slopes = np.array(weights)[is_object.astype(int)]  # (K, 4): the bias is last
+    return sigmoid((features * slopes[:, :-1]).sum(axis=1) + slopes[:, -1])
 
 
 def caption_memory(
