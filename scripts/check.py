@@ -15,7 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin")
 SCRATCH = "SCRATCH"
-TESTS = ["python", "-m", "pytest", "--cov", "--durations=10", "--numprocesses=auto", "--maxprocesses=4"]
+TESTS = [
+    "python",
+    "-m",
+    "pytest",
+    "--cov",
+    "--durations=10",
+    "--numprocesses=auto",
+    "--maxprocesses=4",
+    "--dist=worksteal",
+]
 STEPS = {
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],

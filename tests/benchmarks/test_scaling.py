@@ -1,16 +1,20 @@
 """The benchmark of growth, in small: that it measures all it says, and that reducers reduce."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks import scaling
 from benchmarks.reducers import LearnedQueries, Pooled
 from benchmarks.scaling import growth, main
 
 
 @pytest.mark.slow
-def test_it_measures_all_it_says(capsys):
+def test_it_measures_all_it_says(capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "CONFIG", replace(scaling.CONFIG, width=64, layers=1))
+    monkeypatch.setattr(scaling, "VOCABULARY", 100)
     assert main(["--rounds", "1", "--sides", "2", "3", "4", "--words", "2", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["patches"] for row in found["patches"]["none"]["sizes"]] == [4, 9, 16]

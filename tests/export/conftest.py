@@ -25,8 +25,8 @@ KINDS = {
         EncoderConfig(name="test_resnet", image_size=(96, 96), fit="letterbox"),
         DecoderConfig(width=32, heads=2, layers=3, null_patch=False, max_length=20),
     ),
-    "lite2, pooled": (
-        EncoderConfig(name="tf_efficientnet_lite2", image_size=(192, 96), fit="squash", pool=3),
+    "efficientnet, pooled": (
+        EncoderConfig(name="test_efficientnet", image_size=(192, 96), fit="squash", pool=3),
         DecoderConfig(width=32, heads=2, layers=1),
     ),
 }
