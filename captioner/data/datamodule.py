@@ -1,6 +1,5 @@
 """Lightning's data module: training and validation loaders."""
 
-import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,15 +8,12 @@ from torch.utils.data import DataLoader
 
 from captioner.config import DataConfig, EncoderConfig
 from captioner.data.annotations import CaptionSet
-from captioner.data.dataset import Batch, CaptionDataset
+from captioner.data.dataset import Batch, CaptionDataset, ignore_signals
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
 from captioner.data.sampler import GroupSampler
 from captioner.errors import ConfigError
 from captioner.tokenizer import Tokenizer
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals on which a run saves a checkpoint and stops; SLURM can send SIGUSR1 before it ends a job."""
 
 
 def split_mosaics(config: DataConfig, train: CaptionSet, val: CaptionSet, seed: int) -> dict[str, Mosaics]:
@@ -92,7 +88,7 @@ class CaptionDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -129,9 +125,3 @@ class CaptionDataModule(pl.LightningDataModule):
         batches, whole = loop.epoch_loop.batch_progress, self.train_batches
         epoch: int = max(loop.epoch_progress.current.processed, batches.total.processed // whole)
         return epoch, batches.current.processed % whole if loop.restarting else 0
-
-
-def _ignore_signals(worker: int) -> None:
-    """Leave signals to the main process, which saves a checkpoint and stops its workers."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 B images · C captions of each · R = B·C rows · T tokens · N positions · E encoder width
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -27,6 +28,9 @@ from captioner.geometry import Geometry, to_pixels
 from captioner.images import open_image
 from captioner.metrics.object_words import NounList
 from captioner.tokenizer import Tokenizer
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Signals on which a run saves a checkpoint and stops; SLURM can send SIGUSR1 before it ends a job."""
 
 
 @dataclass(frozen=True)
@@ -192,3 +196,12 @@ def object_places(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
 def framed(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:
     """A caption's tokens with start and end token, cut to `max_length`; a cut caption has no end token."""
     return [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos][:max_length]
+
+
+def ignore_signals(worker: int) -> None:
+    """Leave signals to the main process, which saves a checkpoint and stops its workers.
+
+    A worker starts here; it does not import Lightning, which takes seconds.
+    """
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)

@@ -21,8 +21,7 @@ from torch.optim import Optimizer
 
 from captioner.checkpoint import load_training_file
 from captioner.config import TrainingConfig
-from captioner.data.datamodule import SIGNALS
-from captioner.data.dataset import Batch
+from captioner.data.dataset import SIGNALS, Batch
 from captioner.data.features import free_space, require_space
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 from captioner.files import write_whole

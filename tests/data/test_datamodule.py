@@ -1,5 +1,8 @@
 """Loaders as Lightning's trainer and the configuration ask for them."""
 
+import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -64,3 +67,12 @@ def test_an_epoch_may_be_limited(shapes, limit, expected):
     whole = len(list(module.train_dataloader()))
     module.trainer = trainer("cpu", limit_train_batches=limit)
     assert module.train_batches == {"all": whole, "half": whole // 2}.get(expected, expected)
+
+
+def test_workers_start_without_lightning(shapes):
+    """A worker imports what it unpickles, and Lightning takes seconds."""
+    loader = loaders(shapes).train_dataloader()
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer); print('pytorch_lightning' in sys.modules)"
+    parts = pickle.dumps((loader.dataset, loader.worker_init_fn, loader.collate_fn))
+    found = subprocess.run([sys.executable, "-c", code], input=parts, capture_output=True, check=True)
+    assert found.stdout == b"False\n"

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from captioner.checkpoint import load_model, load_training_file
 from captioner.config_files import load_config
-from captioner.data.datamodule import SIGNALS
+from captioner.data.dataset import SIGNALS
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 from captioner.files import locked
 from captioner.training.durability import BEST, LAST, WholeCheckpoints, newest_checkpoint
