@@ -94,13 +94,25 @@ class OpenedImage:
     """The hash of the file's bytes; None for a PIL image or an array."""
 
 
-def open_image(source: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_JPEG_PIXELS) -> OpenedImage:
+def source_name(source: ImageSource) -> str:
+    """How messages refer to a source, on one line."""
+    return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
+
+
+def open_image(
+    source: ImageSource,
+    *,
+    allow_truncated: bool = False,
+    max_pixels: int = MAX_JPEG_PIXELS,
+    name: str | None = None,
+) -> OpenedImage:
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
     Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file that is cut short yields the part that
-    can be decoded. `max_pixels` can only lower a file's limit. Pillow's warnings about odd metadata pass through.
+    can be decoded. `max_pixels` can only lower a file's limit. `name` replaces the source's in messages. Pillow's
+    warnings about odd metadata pass through.
     """
-    name = printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
+    name = source_name(source) if name is None else printable(name)
     data = source if isinstance(source, bytes) else b""
     notes: list[str] = []
     try:

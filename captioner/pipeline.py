@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, overload
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from captioner.caption import Caption, Captioned, caption_memory, word_confidences
 from captioner.checkpoint import load_model, save_model
+from captioner.decoding import Decoders
 from captioner.errors import ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Strategy
 from captioner.geometry import Geometry, to_pixels
@@ -157,27 +159,38 @@ class Captioner:
         batch_size: int | None = None,
         workers: int = 2,
         allow_truncated: bool = False,
+        isolate: bool = False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Captioned | ImageError]:
         """Captions in the order of the sources, as they arrive; an unusable image yields its error.
 
         `prefix` holds the first words of every caption; `region` hides everything outside it, `hide` everything inside.
-        `workers` threads read photos, and another one iterates over `sources`. A batch is captioned once it is full, or
-        once its photos are read and no more sources arrive. Memory use does not grow with the number of sources; when
-        memory runs out, batches are halved. Raises ResourceError if it does not suffice for one image.
+        `workers` threads read photos, and another one iterates over `sources`. With `isolate`, each of them decodes in
+        a process of its own: an image that crashes it, or takes longer than 20 s, yields its error. A batch is
+        captioned once it is full, or once its photos are read and no more sources arrive. Once `stop` returns true, no
+        further batch is captioned. Memory use does not grow with the number of sources; when memory runs out, batches
+        are halved. Raises ResourceError if it does not suffice for one image.
         """
         self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
+        workers, encoder = max(1, workers), self.model.encoder
 
         def read(source: ImageSource) -> Photo | ImageError:
             try:
-                photo = self.prepare(source, allow_truncated)
-                photo.shown_patches(region, hide, self.model.encoder.grid)
+                if decoders is None:
+                    photo = self.prepare(source, allow_truncated)
+                else:
+                    photo = decoders.decode(source, partial(Photo.of, encoder=encoder.config))
+                photo.shown_patches(region, hide, encoder.grid)
             except ImageError as error:
                 return error
             return photo
 
         most = batch_size or (CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH)
-        with closing(prefetch(sources, read, most, max(1, workers))) as batches:
-            for batch in batches:
+        with ExitStack() as stack:
+            decoders = None
+            if isolate:
+                decoders = stack.enter_context(closing(Decoders(workers, allow_truncated=allow_truncated)))
+            for batch in stack.enter_context(closing(prefetch(sources, read, most, workers, stop))):
                 photos = [each for each in batch if isinstance(each, Photo)]
                 captions: list[Caption] = []
                 while len(captions) < len(photos):

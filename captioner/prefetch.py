@@ -1,38 +1,47 @@
 """Reading ahead: batches of inputs, read by threads while the batch before them is used."""
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 BATCHES = 2
 """Batches in memory at a time, the one in use included."""
 PATIENCE = 0.05
-"""Seconds to wait for another source before an incomplete batch is handed out."""
+"""Seconds to wait for another source before an incomplete batch is handed out, and between two calls of `stop`."""
 
 Source = TypeVar("Source")
 Item = TypeVar("Item")
 
 
 def prefetch(
-    sources: Iterable[Source], read: Callable[[Source], Item], batch_size: int, workers: int | None = None
+    sources: Iterable[Source],
+    read: Callable[[Source], Item],
+    batch_size: int,
+    workers: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Item], None, None]:
     """Batches of what `read` returns for each source, in order, read ahead by `workers` threads.
 
     A batch is handed out when it is full, or when everything in it is read and no other source has arrived: a slow
-    iterable, such as a pipe, holds nothing back. `sources` is iterated in a daemon thread, which may be left blocked in
-    it when the batches are closed. An error of `sources` or `read` is raised in place of its batch.
+    iterable, such as a pipe, holds nothing back. Once `stop` returns true, there are no further batches, even if a read
+    never ends. All threads are daemons, which may be left blocked in `sources` or `read` when the batches are closed.
+    An error of `sources` or `read` is raised in place of its batch.
     """
+    workers = workers or min(32, (os.cpu_count() or 1) + 4)
+    tasks: SimpleQueue[tuple[Source, Future[Item]] | None] = SimpleQueue()
     reads: SimpleQueue[Future[Item] | BaseException | None] = SimpleQueue()
     room = threading.Semaphore(BATCHES * batch_size - 1)
     closed = threading.Event()
-    pool = ThreadPoolExecutor(workers)
 
     def submit() -> None:
         try:
             for source in sources:
-                reads.put(pool.submit(read, source))  # fails once the pool is shut down
+                future: Future[Item] = Future()
+                tasks.put((source, future))
+                reads.put(future)
                 room.acquire()
                 if closed.is_set():
                     return
@@ -40,21 +49,33 @@ def prefetch(
         except BaseException as error:
             reads.put(error)
 
-    threading.Thread(target=submit, daemon=True).start()
+    def work() -> None:
+        while (task := tasks.get()) is not None and not closed.is_set():
+            source, future = task
+            try:
+                future.set_result(read(source))
+            except BaseException as error:
+                future.set_exception(error)
+
+    for target in (submit, *[work] * workers):
+        threading.Thread(target=target, daemon=True).start()
     try:
-        while batch := _next_batch(reads, batch_size):
+        while batch := _next_batch(reads, batch_size, stop):
             yield [future.result() for future in batch]
             room.release(len(batch))
     finally:
         closed.set()
         room.release()
-        pool.shutdown(cancel_futures=True)
+        for _ in range(workers):
+            tasks.put(None)
 
 
-def _next_batch(reads: SimpleQueue[Future[Item] | BaseException | None], size: int) -> list[Future[Item]]:
-    """Up to `size` reads; none at the end. Raises an error that arrives among them."""
+def _next_batch(
+    reads: SimpleQueue[Future[Item] | BaseException | None], size: int, stop: Callable[[], bool]
+) -> list[Future[Item]]:
+    """Up to `size` finished reads; none at the end, or after `stop`. Raises an error that arrives among them."""
     batch: list[Future[Item]] = []
-    while len(batch) < size:
+    while len(batch) < size and not stop():
         try:
             arrived = reads.get(timeout=PATIENCE)
         except Empty:
@@ -67,4 +88,6 @@ def _next_batch(reads: SimpleQueue[Future[Item] | BaseException | None], size: i
             reads.put(None)  # the next batch ends at once
             break
         batch.append(arrived)
-    return batch
+    while wait(batch, PATIENCE).not_done and not stop():
+        pass
+    return [] if stop() else batch

@@ -15,11 +15,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 import captioner
 from captioner.errors import ImageError
 from captioner.records import trace_record
-from captioner.serving import decoding
 from captioner.serving.guard import Guard
 from captioner.serving.options import MAX_FILES, CaptionQuery, InspectQuery
 from captioner.serving.problems import HANDLERS, described
-from captioner.serving.service import Service
+from captioner.serving.service import Service, Upload
 
 if TYPE_CHECKING:
     from captioner.inspection.trace import AttentionTrace
@@ -123,5 +122,5 @@ def create_app(service: Service) -> Guard:
     return Guard(app, service, frozenset(app.openapi()["paths"]))
 
 
-async def _read(file: UploadFile) -> decoding.File:
-    return decoding.File((file.filename or "")[:MAX_NAME], await file.read())
+async def _read(file: UploadFile) -> Upload:
+    return Upload((file.filename or "")[:MAX_NAME], await file.read())

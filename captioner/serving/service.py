@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from captioner.decoding import Decoders, Result, full_size
 from captioner.errors import ImageError
+from captioner.images import OpenedImage
 from captioner.photo import Photo
 from captioner.records import caption_record
-from captioner.serving.decoding import Decoders, File, full_size
 from captioner.serving.options import CaptionQuery, InspectQuery, ServingOptions
 from captioner.serving.problems import Problem
 
@@ -27,6 +30,14 @@ PHOTOS = (1, 2, 4, 8, 16, 32, 64)
 """Buckets of the sizes of batches."""
 
 Rendered = TypeVar("Rendered")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An uploaded file; its name is used in messages only."""
+
+    name: str
+    data: bytes
 
 
 class Metrics:
@@ -60,7 +71,9 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Start the decoders and load the model; stop both at the end."""
         self._inspecting = asyncio.Lock()  # one photo at full size at a time
-        self._decoders = Decoders(self.options.workers, self.options.max_pixels, self.metrics.replaced.inc)
+        count, limit = self.options.workers, self.options.max_pixels
+        self._decoders = Decoders(count, max_pixels=limit, on_replace=self.metrics.replaced.inc)
+        self._waiting = ThreadPoolExecutor(count, "decoder")
         loading = asyncio.create_task(self._load())
         try:
             yield
@@ -68,6 +81,7 @@ class Service:
             await loading
             if self._model is not None:
                 await self._model[1].close()
+            self._waiting.shutdown(cancel_futures=True)
             self._decoders.close()
 
     def loaded(self) -> "tuple[Captioner, Batcher]":
@@ -89,14 +103,14 @@ class Service:
             self._accepted -= photos
             self.metrics.accepted.dec(photos)
 
-    async def caption(self, file: File, query: CaptionQuery) -> dict[str, Any]:
+    async def caption(self, file: Upload, query: CaptionQuery) -> dict[str, Any]:
         """The record of a file, which has an error if it is unusable. Raises ConfigError for options it cannot have."""
         from captioner.caption import Captioned
 
         captioner, batcher = self.loaded()
         encoder = captioner.model.encoder
         try:
-            photo = await self._decoders.decode(file, partial(Photo.of, encoder=encoder.config))
+            photo = await self._decode(file, partial(Photo.of, encoder=encoder.config))
             photo.shown_patches(query.region, query.hide, encoder.grid)
             caption = await batcher.caption(photo, query)
         except ImageError as error:
@@ -106,14 +120,19 @@ class Service:
         return caption_record(file.name, outcome, model=self.name)
 
     async def inspect(
-        self, file: File, query: InspectQuery, render: Callable[["AttentionTrace"], Rendered]
+        self, file: Upload, query: InspectQuery, render: Callable[["AttentionTrace"], Rendered]
     ) -> Rendered:
         """What `render` makes of a file's trace. Raises ImageError, and ConfigError for options it cannot have."""
         captioner, batcher = self.loaded()
         async with self._inspecting:
-            opened = await self._decoders.decode(file, full_size)
+            opened = await self._decode(file, full_size)
             trace = partial(captioner.inspect, opened, caption=query.caption, method=query.method)
             return await batcher.run(lambda: render(trace(region=query.region, hide=query.hide)))
+
+    async def _decode(self, file: Upload, convert: Callable[[OpenedImage], Result]) -> Result:
+        """What `convert` makes of a file in a decoder. Raises ImageError."""
+        decode = partial(self._decoders.decode, file.data, convert, file.name)
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, decode)
 
     async def _load(self) -> None:
         try:

@@ -1,6 +1,8 @@
 """The HTTP interface: it answers as the library does, and refuses what cannot be used."""
 
 import json
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +24,8 @@ from captioner.pipeline import Captioner
 from captioner.records import caption_record, trace_record
 from captioner.serving.app import MAX_NAME
 from captioner.serving.options import MAX_FILES
-from tests.serving.conftest import SECONDS, Running, photo
+from tests.serving.conftest import SECONDS, Running, photo, wait_until
+from tests.test_decoding import wait_until_busy
 
 TOLERANCE = 1e-3
 """Of log-probabilities, in nats."""
@@ -324,3 +327,17 @@ def test_requests_made_from_the_openapi_document_are_answered_as_it_says(
             answers()
     assert {"/v1/caption", "/v1/inspect"} <= tried
     assert running.client.get("/readyz").status_code == 200
+
+
+def test_a_service_outlives_its_decoders(start) -> None:  # type: ignore[no-untyped-def]
+    running: Running = start(workers=1)
+    [pid] = running.decoders
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as clients:
+        lost = clients.submit(running.caption, ("lost.png", photo(1)))
+        wait_until(lambda: running.metric("photos_in_progress") == 1)
+        wait_until_busy(running.service._decoders)
+        os.kill(pid, signal.SIGKILL)
+        assert "lost.png" in assert_problem(lost.result(), 415, "decoder_crash")
+    assert running.caption(("a.png", photo(1))).status_code == 200
+    assert running.metric("decoders_replaced_total") == 1

@@ -1,6 +1,5 @@
 """Decoders: the same photo as without them, and a file that kills or stalls its decoder fails alone."""
 
-import asyncio
 import io
 import multiprocessing
 import os
@@ -16,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner import decoding
 from captioner.config import EncoderConfig
+from captioner.decoding import Decoders, full_size
 from captioner.errors import ImageError
 from captioner.images import open_image
 from captioner.photo import Photo
-from captioner.serving import decoding
-from captioner.serving.decoding import Decoders, File, full_size
-from tests.serving.conftest import Running, photo, wait_until
-from tests.serving.test_app import assert_problem
+from tests.serving.conftest import photo, wait_until
 
 
 class Pool:
@@ -32,14 +30,14 @@ class Pool:
     def __init__(self, count: int) -> None:
         self.replaced = 0
         before = set(multiprocessing.active_children())
-        self.decoders = Decoders(count, 10_000, self.count)
+        self.decoders = Decoders(count, max_pixels=10_000, on_replace=self.count)
         self.pids = [child.pid for child in multiprocessing.active_children() if child not in before and child.pid]
 
     def count(self) -> None:
         self.replaced += 1
 
     def size(self, data: bytes) -> tuple[int, int]:
-        return asyncio.run(self.decoders.decode(File("a.png", data), full_size)).image.size
+        return self.decoders.decode(data, full_size, "a.png").image.size
 
 
 def wait_until_busy(decoders: Decoders) -> None:
@@ -57,12 +55,12 @@ def pool() -> Iterator[Pool]:
 
 def test_photos_equal_those_decoded_here(pool: Pool) -> None:
     data, encoder = photo(1), EncoderConfig(image_size=(64, 96), interpolation="bicubic")
-    found = asyncio.run(pool.decoders.decode(File("a.png", data), partial(Photo.of, encoder=encoder)))
+    found = pool.decoders.decode(data, partial(Photo.of, encoder=encoder), "a.png")
     wanted = Photo.of(open_image(data), encoder)
     assert np.array_equal(found.pixels, wanted.pixels)
     assert (found.name, found.geometry, found.key) == ("a.png", wanted.geometry, wanted.key)
     assert (found.sha256, found.notes) == (wanted.sha256, wanted.notes)
-    image = asyncio.run(pool.decoders.decode(File("a.png", data), full_size)).image
+    image = pool.decoders.decode(data, full_size).image
     assert image.tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
 
@@ -121,9 +119,9 @@ def test_signals_to_the_whole_group_do_not_end_decoders(pool: Pool, number: sign
 def test_decoders_end_with_a_server_that_is_killed() -> None:
     program = (
         "import multiprocessing, os, signal\n"
-        "from captioner.serving.decoding import Decoders\n"
+        "from captioner.decoding import Decoders\n"
         "if __name__ == '__main__':\n"
-        "    decoders = Decoders(1, 10**6, lambda: None)\n"
+        "    decoders = Decoders(1)\n"
         "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -140,19 +138,33 @@ def test_decoders_end_with_a_server_that_is_killed() -> None:
 
 
 def test_decoders_load_no_torch() -> None:
-    program = "import sys, captioner.serving.decoding, captioner.photo; sys.exit('torch' in sys.modules)"
+    program = "import sys, captioner.decoding, captioner.photo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_a_service_outlives_its_decoders(start) -> None:  # type: ignore[no-untyped-def]
-    running: Running = start(workers=1)
-    [pid] = running.decoders
-    os.kill(pid, signal.SIGSTOP)
+def test_closing_ends_a_decoder_at_work(pool: Pool) -> None:
+    assert pool.size(photo(1)) == (90, 50)
+    os.kill(pool.pids[0], signal.SIGSTOP)
     with ThreadPoolExecutor(1) as clients:
-        lost = clients.submit(running.caption, ("lost.png", photo(1)))
-        wait_until(lambda: running.metric("photos_in_progress") == 1)
-        wait_until_busy(running.service._decoders)
-        os.kill(pid, signal.SIGKILL)
-        assert "lost.png" in assert_problem(lost.result(), 415, "decoder_crash")
-    assert running.caption(("a.png", photo(1))).status_code == 200
-    assert running.metric("decoders_replaced_total") == 1
+        waiting = clients.submit(pool.size, photo(1))
+        wait_until_busy(pool.decoders)
+        pool.decoders.close()
+        with pytest.raises(ImageError):
+            waiting.result(10)
+    assert pool.replaced == 0
+
+
+def test_a_decoder_whose_parent_is_gone_limits_its_own_time() -> None:
+    """A file that never ends, and a parent that was killed: SIGALRM ends the decoder."""
+    program = (
+        "import os, time\n"
+        "from captioner import decoding\n"
+        "decoding.SECONDS = 1\n"
+        "ours, theirs = decoding.SPAWN.Pipe()\n"
+        "ours.send((0, print, ''))\n"
+        "decoding._decode_files(theirs, lambda source, name: time.sleep(60))\n"
+    )
+    started = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", program], check=False)
+    assert process.returncode == -signal.SIGALRM
+    assert time.monotonic() - started < 30
