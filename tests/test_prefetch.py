@@ -164,3 +164,16 @@ print(next(batches), flush=True)
     out, error = process.communicate()
     assert out == b"[b'a']\n"
     assert (b"KeyboardInterrupt" in error, code) == ((True, -signal.SIGINT) if "Interrupt" in end else (False, 0))
+
+
+def test_a_process_ends_while_a_read_goes_on():
+    program = """
+import time
+from captioner.prefetch import prefetch
+batches = prefetch([0, 0, 3600], time.sleep, 2, 1)
+print(next(batches))
+raise KeyboardInterrupt
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert process.stdout == b"[None, None]\n"
+    assert b"KeyboardInterrupt" in process.stderr

@@ -8,8 +8,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -31,6 +31,9 @@ VERBS = {
     "doctor": ("captioner.cli.doctor", "check the installation"),
 }
 """Verb -> a module with `add_arguments(parser)` and `run(arguments) -> exit code`, and a line of help."""
+
+IMAGE_VERBS = ("caption", "inspect", "evaluate", "data")
+"""Verbs that decode images."""
 
 EXIT_USAGE = 2
 EXIT_BROKEN_PIPE = 141
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not debug and not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries' advice to programmers
-            code = _run(arguments)
+            code = _run(arguments, debug)
             if sys.stdout is not None:  # as it is after `>&-`
                 sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
             return code
@@ -96,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], debug: bool) -> int:
     parser = Parser(prog="captioner", description="Image captioning that shows where each word looked.")
     parser.add_argument("--version", action="version", version=f"captioner {captioner.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings (also after the verb)")
@@ -113,7 +116,9 @@ def _run(arguments: list[str]) -> int:
         parser.error(f"unknown verb {verb}{did_you_mean(verb, VERBS)}")
     module = importlib.import_module(VERBS[verb][0])
     module.add_arguments(parsers[verb])
-    code: int = module.run(parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    with nullcontext() if debug or verb not in IMAGE_VERBS else native_messages_dropped():
+        code: int = module.run(parsed)
     return code
 
 
@@ -132,3 +137,25 @@ def _drop_output() -> None:
     """Discard what is left to write, so that Python does not fail again when it flushes at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def native_messages_dropped() -> Iterator[None]:
+    """Drop what C libraries print on standard error, such as libtiff's hundreds of lines about a damaged file."""
+    stream, kept = sys.stderr, None
+    with suppress(AttributeError, OSError, ValueError):
+        if stream.fileno() == 2:
+            stream.flush()
+            kept = os.dup(2)
+    if kept is None:  # nothing to share with C
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    with open(kept, "w", buffering=1, encoding=stream.encoding, errors=stream.errors) as sys.stderr:
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            sys.stderr = stream

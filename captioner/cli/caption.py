@@ -1,53 +1,27 @@
 """captioner caption: describe images."""
 
 import argparse
-import signal
 import sys
-import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import chain, islice
-from types import FrameType
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from captioner.cli.flags import add_caption_flags, check_flags, search_of
 from captioner.cli.formats import Result, format_named
 from captioner.cli.inputs import STDIN, Finder, Input
 from captioner.cli.journal import Stamp, stamp
 from captioner.cli.output import Output, SidecarOutput, exclusive, open_output
+from captioner.cli.terminal import Interruption, Progress, Tally
 from captioner.errors import ImageError
 from captioner.text import printable
 
+if TYPE_CHECKING:
+    from captioner.caption import Captioned
+
 UNFAMILIAR = "unlike the photos this model was trained on; its caption may be wrong"
 add_arguments = add_caption_flags
-
-
-class Tally:
-    """Counts of outcomes. One thread finds the inputs, another captions them."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def count(self, outcome: str) -> None:
-        with self._lock:
-            self.counts[outcome] += 1
-
-    def note(self, message: str) -> None:
-        """Print a line on standard error, above the progress bar if there is one."""
-        tqdm.write(f"captioner: {message}", file=sys.stderr)
-
-    def complain(self, message: str) -> None:
-        """Report a failure, which the exit code shows too."""
-        self.count("failed")
-        self.note(message)
-
-    def __str__(self) -> str:
-        always, others = ("captioned", "failed"), ("skipped", "below --min-confidence")
-        shown = (*always, *(outcome for outcome in others if self.counts[outcome]))
-        return ", ".join(f"{self.counts[outcome]} {outcome}" for outcome in shown)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    tally = Tally()
+    tally = Tally(quiet=arguments.quiet)
     finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain)
     inputs = finder.find(arguments.inputs)
     # Standard input counts as several inputs, so that the first need not wait for the second.
@@ -73,13 +47,21 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         tally.note(f"{printable(arguments.output)}: {reason}")
         return 0
-    shard, shards = arguments.shard
+
+    def shard(inputs: Iterator[Input]) -> Iterator[Input]:
+        first, step = arguments.shard
+        return islice(inputs, first - 1, None, step)
+
+    def total() -> int:
+        again = Finder(recursive=arguments.recursive, complain=lambda problem: None)
+        return sum(1 for _ in shard(again.find(arguments.inputs)))
+
     with closing(output):
-        pending = _pending(islice(chain(first, inputs), shard - 1, None, shards), output, tally)
+        pending = _pending(shard(chain(first, inputs)), output, tally)
         if arguments.dry_run:
             _preview(pending, output, tally)
         else:
-            _caption(pending, output, arguments, tally)
+            _caption(pending, output, arguments, tally, None if streamed else total)
     return 1 if tally.counts["failed"] else 0
 
 
@@ -109,23 +91,30 @@ def _preview(pending: Iterable[Input], output: Output, tally: Tally) -> None:
     tally.note(f"{counts} (--dry-run: nothing is written)")
 
 
-def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Namespace, tally: Tally) -> None:
+def _caption(
+    pending: Iterable[Input],
+    output: Output,
+    arguments: argparse.Namespace,
+    tally: Tally,
+    total: Callable[[], int] | None,
+) -> None:
     from captioner.data.features import hash_weights
     from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
+    interruption = Interruption()
 
     def sources() -> Iterator[str]:
         for item in pending:
             reading.append((item, stamp(item.path)))
             yield item.path
 
-    # A bar would run through results on the same terminal.
-    hidden = not sys.stderr.isatty() or (arguments.output is None and sys.stdout.isatty())
     try:
-        with _exit_on_sigterm():
+        with interruption.handled():
             search = search_of(arguments)
             captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+            if arguments.verbose:
+                tally.note(f"model {arguments.model} on {captioner.device}")
             if output.journal:
                 output.journal.check_weights(hash_weights(captioner.model.state_dict()))
             outcomes = captioner.stream(
@@ -137,36 +126,43 @@ def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Names
                 batch_size=arguments.batch_size,
                 workers=arguments.workers,
                 allow_truncated=arguments.allow_truncated,
+                isolate=arguments.isolate,
+                stop=interruption.requested,
             )
-            for outcome in tqdm(outcomes, unit=" images", file=sys.stderr, disable=hidden):
-                item, seen = reading.popleft()
-                least = arguments.min_confidence
-                output.add(item, seen, Result.of(item.path, outcome, arguments.model, arguments.prepend, least))
-                if isinstance(outcome, ImageError):
-                    tally.complain(str(outcome))
-                    continue
-                tally.count("captioned")
-                if outcome.caption.unfamiliar:
-                    tally.note(f"{printable(item.path)}: {UNFAMILIAR}")
-                if outcome.caption.confidence < least:
-                    tally.count("below --min-confidence")
+            # A bar would run through results on the same terminal.
+            results_shown = arguments.output is None and sys.stdout.isatty()
+            with closing(Progress(tally, results_shown=results_shown, total=total)) as progress:
+                for outcome in outcomes:
+                    item, seen = reading.popleft()
+                    _add(outcome, item, seen, output, arguments, tally)
+                    progress.advance()
+            interruption.check()
             output.finish()
     except BaseException:
         if tally.counts["captioned"] or tally.counts["failed"]:
-            tally.note(f"stopped: {tally}{'; continue with --resume' if arguments.output else ''}")
+            tally.warn(f"stopped: {tally}{'; continue with --resume' if arguments.output else ''}")
         raise
     tally.note(str(tally))
 
 
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that files are left whole."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _add(
+    outcome: "Captioned | ImageError",
+    item: Input,
+    seen: Stamp,
+    output: Output,
+    arguments: argparse.Namespace,
+    tally: Tally,
+) -> None:
+    least = arguments.min_confidence
+    output.add(item, seen, Result.of(item.path, outcome, arguments.model, arguments.prepend, least))
+    if isinstance(outcome, ImageError):
+        tally.complain(str(outcome))
+        return
+    tally.count("captioned")
+    if arguments.verbose:
+        notes = f" ({', '.join(outcome.notes)})" if outcome.notes else ""
+        tally.note(f"{printable(item.path)}: {outcome.width} x {outcome.height}{notes}")
+    if outcome.caption.unfamiliar:
+        tally.note(f"{printable(item.path)}: {UNFAMILIAR}")
+    if outcome.caption.confidence < least:
+        tally.count("below --min-confidence")

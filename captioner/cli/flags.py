@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from captioner.generation import Strategy
 
 UNRELATED = {"verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"}
-UNRELATED |= {"device", "batch_size", "workers", "engine"}
+UNRELATED |= {"device", "batch_size", "workers", "engine", "isolate", "quiet", "verbose"}
 """Flags that results do not depend on, so that a run can be resumed with other values."""
 
 Number = TypeVar("Number", int, float)
@@ -34,6 +34,9 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as from find -print0")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every Nth input, from the Ith: 1/4 ... 4/4")
     add("--dry-run", action="store_true", help="print what would be captioned; load and write nothing")
+    shown = parser.add_mutually_exclusive_group().add_argument
+    shown("-q", "--quiet", action="store_true", help="report failures only: no progress, no counts")
+    shown("-v", "--verbose", action="store_true", help="also report the device and each photo")
 
     add = parser.add_argument_group("output").add_argument
     add(
@@ -63,6 +66,8 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add("--prefix", default="", metavar="TEXT", help="the first words of every caption, such as 'a photo of'")
     add_region_flags(add)
     add("--allow-truncated", action="store_true", help="caption truncated files, as far as they can be read")
+    slow = "an image that crashes its decoder or takes over 20 s fails alone"
+    add("--isolate", action="store_true", help=f"decode in --workers processes instead of threads: {slow}")
     add_machine_flags(parser)
 
 
