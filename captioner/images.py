@@ -5,14 +5,16 @@ import io
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
@@ -24,6 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.errors import ImageError
+from captioner.image_colors import SIDEWAYS, to_rgb
 from captioner.image_structure import excess
 from captioner.text import printable
 
@@ -36,9 +39,15 @@ IMAGE_EXTENSIONS = frozenset(
     )
 )
 """Lower-case suffixes by which a folder is searched for images. A file's format is detected from its bytes."""
+FULL_PIXELS = 30_000_000
+"""Most pixels of a file that is used at full resolution; larger ones are halved, and decoded one at a time."""
 MAX_PIXELS = 50_000_000
 MAX_JPEG_PIXELS = 89_000_000
 """The limit for a JPEG, which can be decoded at half its size."""
+MAX_WEBP_PIXELS = 25_000_000
+"""The limit for WebP, whose decoder takes 12 bytes for a pixel."""
+LIMITS = {"JPEG": MAX_JPEG_PIXELS, "WEBP": MAX_WEBP_PIXELS}
+"""Format -> most pixels, where it differs from MAX_PIXELS."""
 MAX_FILE_BYTES = 256 * 2**20
 
 # Plugins are called by class: `Image.open` would add a warning about size (global state) and MPO's table of frames.
@@ -67,16 +76,8 @@ CUT_SHORT = (
     *("end of file", "insufficient input", "cannot read full"),
 )
 """How Pillow and libheif say that bytes are missing."""
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> the transposition that undoes it."""
+_one_large_file = threading.Lock()
+"""Held while a file of more than FULL_PIXELS is decoded."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class OpenedImage:
     """How messages refer to its source, on one line."""
     image: Image.Image
     """Upright, RGB, without metadata."""
+    size: tuple[int, int]
+    """(width, height) of the upright photo, of which `image` has half with the note `half_resolution`."""
     notes: tuple[str, ...]
     """`truncated`, `half_resolution`, `exif_ignored`, `icc_ignored`, `rescaled_range`, `alpha_on_white`,
     `first_frame_only`."""
@@ -95,16 +98,12 @@ class OpenedImage:
 
 
 def source_name(source: ImageSource) -> str:
-    """How messages refer to a source, on one line."""
+    """How messages refer to a source."""
     return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
 
 
 def open_image(
-    source: ImageSource,
-    *,
-    allow_truncated: bool = False,
-    max_pixels: int = MAX_JPEG_PIXELS,
-    name: str | None = None,
+    source: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_JPEG_PIXELS, name: str | None = None
 ) -> OpenedImage:
     """The upright RGB photo of a path, a file's bytes, a PIL image or a uint8 array (H, W) or (H, W, 3 or 4).
 
@@ -119,24 +118,24 @@ def open_image(
         if isinstance(source, str | os.PathLike):
             data = _read(source, name)
         if isinstance(source, str | os.PathLike | bytes):
-            image: Image.Image = _decode(data, name, allow_truncated, max_pixels, notes)
+            image, size = _from_file(data, name, allow_truncated, max_pixels, notes)
         else:
-            image = _from_memory(source, name)
-        orientation = _orientation(image, notes)
-        upright = _to_rgb(image, notes)
-        if orientation in UPRIGHT:
-            upright = upright.transpose(UPRIGHT[orientation])
-        elif upright is image:
-            upright = image.copy()
-        if data and _is_animated(image):
-            notes.append("first_frame_only")
+            memory = _from_memory(source, name)
+            image, size = _upright(memory, memory.size, notes)
     except ImageError:
         raise
     except Exception as error:
         # Given hostile bytes, decoders raise nearly anything: ValueError, SyntaxError, struct.error, MemoryError, ...
         raise _image_error(name, data, error) from error
-    upright.info = {}  # an orientation in it would be applied again where the picture is saved and opened
-    return OpenedImage(name, upright, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
+    return OpenedImage(name, image, size, tuple(notes), hashlib.sha256(data).hexdigest() if data else None)
+
+
+def _upright(
+    image: Image.Image, size: tuple[int, int], notes: list[str], halve: bool = False
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture as upright RGB, and its upright size."""
+    orientation = _orientation(image, notes)
+    return to_rgb(image, orientation, notes, halve=halve), size[::-1] if orientation in SIDEWAYS else size
 
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:
@@ -229,8 +228,10 @@ def _decoder(kind: str, name: str) -> Callable[[io.BytesIO], ImageFile]:
     return cast(Callable[[io.BytesIO], ImageFile], HeifImageFile)
 
 
-def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int, notes: list[str]) -> ImageFile:
-    """The first frame, with its pixels. Pillow's switch for truncated files is global, so it is not used."""
+def _from_file(
+    data: bytes, name: str, allow_truncated: bool, max_pixels: int, notes: list[str]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The first frame as upright RGB, and its size at full resolution."""
     _check_bytes(len(data), name)
     kind = _kind(data, name)
     if problem := excess(data, kind):
@@ -239,23 +240,44 @@ def _decode(data: bytes, name: str, allow_truncated: bool, max_pixels: int, note
 
     def header(data: bytes) -> ImageFile:
         image = decoder(io.BytesIO(data))
-        _check_size(image, name, min(max_pixels, MAX_JPEG_PIXELS if kind == "JPEG" else MAX_PIXELS))
+        _check_size(image, name, min(max_pixels, LIMITS.get(kind, MAX_PIXELS)))
         return image
 
+    image = header(data)
+    size = image.size
+    large = size[0] * size[1] > FULL_PIXELS
+    with _one_large_file if large else nullcontext():
+        image = _decode(image, header, data, kind, allow_truncated, notes)
+        notes += ["half_resolution"] * large
+        upright = _upright(image, size, notes, halve=large and image.size == size)
+    if _is_animated(image):
+        notes.append("first_frame_only")
+    return upright
+
+
+def _decode(
+    image: ImageFile,
+    header: Callable[[bytes], ImageFile],
+    data: bytes,
+    kind: str,
+    allow_truncated: bool,
+    notes: list[str],
+) -> ImageFile:
+    """The image with its pixels. Pillow's switch for truncated files is global, so it is not used."""
+
     def load(image: ImageFile) -> None:
-        if image.width * image.height > MAX_PIXELS:
+        # Only JPEG has drafts, which save more memory than halving later, but show a little less detail.
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS or (pixels > FULL_PIXELS and image.info.get("progressive")):
             image.draft(None, (image.width // 2, image.height // 2))
-            _check_size(image, name)
-            notes.append("half_resolution")
         image.load()
 
-    image = header(data)
     try:
         load(image)
     except Exception as error:
         if not allow_truncated or not _is_cut_short(data, error):
             raise
-        notes[:] = ["truncated"]
+        notes.append("truncated")
         if kind == "JPEG":
             # A progressive picture is decoded only once its end has been read.
             image = header(data + b"\xff\xd9")
@@ -306,57 +328,3 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     except Exception:
         notes.append("exif_ignored")
         return 1
-
-
-def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Colors in sRGB, transparency on white, deep grays scaled; `image` itself if it is plain RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_gray_to_rgb(image, notes)
-    profile = image.info.get("icc_profile")
-    alpha = None
-    if image.has_transparency_data:
-        # Pillow has no direct conversion from premultiplied gray.
-        layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        image, alpha = layers.convert("RGB"), layers.getchannel("A")
-    if profile:
-        image = _to_srgb(image, profile, notes)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    if alpha is None or alpha.getextrema() == (255, 255):
-        return image
-    notes.append("alpha_on_white")
-    paper = Image.new("RGB", image.size, "white")
-    paper.paste(image, mask=alpha)
-    return paper
-
-
-def _to_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
-    try:
-        stored = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(stored):
-            return image
-        converted = ImageCms.profileToProfile(image, stored, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        return cast(Image.Image, converted)
-    except Exception:
-        notes.append("icc_ignored")
-        return image
-
-
-def _deep_gray_to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    levels = np.asarray(image)
-    clear = levels == image.info["transparency"] if "transparency" in image.info else None
-    # Only 16-bit integers are sure to fit float32; the range of floats may even overflow it.
-    precision = np.float32 if image.mode.startswith("I;16") else np.float64
-    numbers = np.nan_to_num(levels.astype(precision), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(numbers.min()), float(numbers.max())
-    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
-        numbers /= 257
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        numbers *= 255
-    elif low < 0 or high > 255:
-        numbers = (numbers - low) * (255 / (high - low))
-        notes.append("rescaled_range")
-    gray = np.round(numbers).astype(np.uint8)
-    if clear is not None and clear.any():
-        gray[clear] = 255
-        notes.append("alpha_on_white")
-    return Image.fromarray(gray).convert("RGB")

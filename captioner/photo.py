@@ -25,6 +25,8 @@ class Photo:
     pixels: NDArray[np.uint8]
     """(3, height, width) uint8, at the network's size."""
     geometry: Geometry
+    size: tuple[int, int]
+    """(width, height) of the upright photo, which may have been decoded at half its resolution."""
     key: str
     """Seeds the noise of Sampling: the file's hash, or that of the pixels where there is no file."""
     sha256: str | None
@@ -38,7 +40,7 @@ class Photo:
         geometry = Geometry.of(*opened.image.size, size=encoder.image_size, fit=encoder.fit)
         pixels = to_pixels(opened.image, geometry, encoder.interpolation)
         key = opened.sha256 or hashlib.sha256(opened.image.tobytes()).hexdigest()
-        return cls(opened.name, pixels, geometry, key, opened.sha256, opened.notes)
+        return cls(opened.name, pixels, geometry, opened.size, key, opened.sha256, opened.notes)
 
     def shown_patches(self, region: Region | None, hide: Region | None, grid: tuple[int, int]) -> NDArray[np.bool_]:
         """(h, w): the patches inside `region` and outside `hide`, at least one.

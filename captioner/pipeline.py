@@ -1,6 +1,5 @@
 """Captioning images: photos, network, search and tokenizer together."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -27,26 +26,16 @@ from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory, concat
 from captioner.model.packed import pack
+from captioner.out_of_memory import halve_batch
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
-
 BUNDLED = "bundled"
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64
 """Default batch sizes: a CPU gains nothing from larger ones, an accelerator does."""
 MAX_TILES = 64
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "alloc_failed",
-    "could not create a primitive",  # oneDNN, which names no cause
-)
-"""What PyTorch and its libraries say when memory runs out."""
 
 
 class Captioner:
@@ -202,8 +191,7 @@ class Captioner:
                 remaining = iter(captions)
                 for each in batch:
                     if isinstance(each, Photo):
-                        size = each.geometry.width, each.geometry.height
-                        yield Captioned(next(remaining), *size, each.sha256, each.notes)
+                        yield Captioned(next(remaining), *each.size, each.sha256, each.notes)
                     else:
                         yield each
 
@@ -347,16 +335,3 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(f"device {name!r}: not available here ({first_line(error)}); use auto or cpu") from error
     return name
-
-
-def halve_batch(images: int, error: Exception) -> int:
-    """Half of a batch that ran out of memory. Raises any other error again, and ResourceError for a single image."""
-    recognized = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not recognized and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
-        raise error
-    if images == 1:
-        raise ResourceError(
-            f"out of memory for a single image ({first_line(error)}); close other programs, or take a smaller model"
-        ) from error
-    log.warning("out of memory for %d images at once; continuing with %d", images, images // 2)
-    return images // 2

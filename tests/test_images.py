@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import struct
+import subprocess
 import sys
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, features
 
-from captioner import images
+from captioner import image_colors, images
 from captioner.errors import ImageError
 from captioner.images import IMAGE_EXTENSIONS, open_image
 
 CODES = {"empty", "truncated", "corrupt", "too_many_pixels", "not_an_image", "needs_extra", "unreadable"}
-INVERSE = {**images.UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+INVERSE = {**image_colors.UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 """EXIF orientation -> how a camera that writes it has stored the upright picture."""
 SHARED = Path(os.environ.get("CAPTIONER_SHARED", Path(__file__).parents[1].parent / "shared"))
 ODD = SHARED / "data" / "odd_images"
@@ -333,9 +334,56 @@ def test_a_negative_side_is_corrupt_not_huge():
 def test_a_large_jpeg_is_decoded_at_half_its_size():
     data = encoded(Image.new("L", (9000, 6000), 77), "JPEG", quality=20)
     opened = open_image(data)
-    assert opened.image.size == (4500, 3000)
+    assert (opened.image.size, opened.size) == ((4500, 3000), (9000, 6000))
     assert np.abs(np.subtract(opened.image.getpixel((9, 9)), 77)).max() <= 1
     assert opened.notes == ("half_resolution",)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_other_large_files_are_halved(kind, monkeypatch):
+    data = encoded(photo(64, 32), kind)
+    monkeypatch.setattr(images, "FULL_PIXELS", 64 * 32 - 1)
+    opened = open_image(data)
+    assert (opened.image.size, opened.size) == ((32, 16), (64, 32))
+    assert opened.image.tobytes() == photo(64, 32).reduce(2).tobytes()
+    assert opened.notes == ("half_resolution",)
+
+
+def test_webp_has_a_lower_limit():
+    assert refusal(encoded(Image.new("L", (5001, 5000)), "WEBP", lossless=True, method=0)).code == "too_many_pixels"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory in /proc")
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [("P", "PNG", {"transparency": bytes(256)}), ("F", "TIFF", {"compression": "tiff_adobe_deflate"})],
+)
+def test_the_largest_files_take_under_300_mb(mode, kind, options, tmp_path):
+    path = tmp_path / "large"
+    Image.new(mode, (7070, 7070), 1).save(path, kind, **options)
+    program = (
+        "import re, sys\n"
+        "from captioner.images import open_image\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024\n"
+        "before = peak()\n"
+        "assert open_image(sys.argv[1]).size == (7070, 7070)\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True)
+    assert int(done.stdout) <= 300
+
+
+def test_large_files_are_decoded_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, "FULL_PIXELS", 100)
+    data = encoded(photo(), "PNG")
+    with ThreadPoolExecutor(1) as pool:
+        with images._one_large_file:
+            waiting = pool.submit(open_image, data)
+            assert open_image(encoded(photo(10, 10), "PNG")).size == (10, 10)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+        assert waiting.result(10).size == (64, 32)
 
 
 def test_heic_names_its_extra(monkeypatch):

@@ -602,3 +602,11 @@ def test_an_opened_image_is_inspected_as_its_file_is(captioner, photos):
     opened = open_image(photos[0])
     search = Sampling(seed=1, temperature=3.0)  # whose noise depends on the file
     assert captioner.inspect(opened, search=search).text == captioner.inspect(photos[0], search=search).text
+
+
+def test_the_size_is_that_of_the_photo_though_it_was_halved(captioner, monkeypatch):
+    stream = io.BytesIO()
+    photo(1, 91, 50).save(stream, "PNG")
+    monkeypatch.setattr("captioner.images.FULL_PIXELS", 90 * 50)
+    [found] = captioner.stream([stream.getvalue()], search=Greedy())
+    assert (found.width, found.height, found.notes) == (91, 50, ("half_resolution",))

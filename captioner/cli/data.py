@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     captions = load_captions(*source)
     described = describe(captions)
     if not arguments.no_decode:
-        sizes = zip(*(open_image(image.path).image.size for image in captions.images), strict=True)
+        sizes = zip(*(open_image(image.path).size for image in captions.images), strict=True)
         described["image_sizes"] = {
             side: {"min": min(values), "median": median(values), "max": max(values)}
             for side, values in zip(("width", "height"), sizes, strict=True)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--queue", type=number(int, 1), default=64, metavar="N", help="photos accepted at a time; default: 64")
     add("--timeout", type=number(float, 0.1), default=60.0, metavar="S", help="seconds for a request; default: 60")
     add("--max-bytes", type=number(int, 1), default=2**25, metavar="N", help="bytes of a request; default: 32 MiB")
-    pixels = "pixels of a photo; default: 50 million, for JPEG 89 million"
+    pixels = "pixels of a photo; default: 50 million, for JPEG 89, for WebP 25"
     add("--max-pixels", type=number(int, 1), default=89_000_000, metavar="N", help=pixels)
 
 

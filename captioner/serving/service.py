@@ -115,8 +115,7 @@ class Service:
             caption = await batcher.caption(photo, query)
         except ImageError as error:
             return caption_record(file.name, error, model=self.name)
-        geometry = photo.geometry
-        outcome = Captioned(caption, geometry.width, geometry.height, photo.sha256, photo.notes)
+        outcome = Captioned(caption, *photo.size, photo.sha256, photo.notes)
         return caption_record(file.name, outcome, model=self.name)
 
     async def inspect(
