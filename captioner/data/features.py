@@ -23,6 +23,7 @@ from torch import Tensor
 
 from captioner.errors import ConfigError, ResourceError
 from captioner.files import write_whole
+from captioner.text import first_line
 
 INDEX = "index.json"
 ARRAY = "features.f16"
@@ -73,10 +74,18 @@ class FeatureStore:
             return None
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            store = cls(folder, index["rows"], tuple(index["shape"]), index["crc32"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ConfigError(f"{folder} is damaged ({error}); delete the folder to compute it again") from error
-        changed = [name for name, value in key.to_dict().items() if index["key"].get(name) != value]
+            rows, shape, stored = dict(index["rows"]), tuple(index["shape"]), dict(index["key"])
+            checksums = index["crc32"]
+            total, positions, width = shape
+            if not (_are_counts(shape) and min(positions, width) > 0 and _are_counts(checksums, total)):
+                raise ValueError("wrong shape or checksums")
+            if not all(_are_counts(each) and each and max(each) < total for each in rows.values()):
+                raise ValueError("rows that it does not have")
+            store = cls(folder, rows, (total, positions, width), checksums)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError) as error:
+            reason = first_line(error)
+            raise ConfigError(f"{folder} is damaged ({reason}); delete the folder to compute it again") from error
+        changed = [name for name, value in key.to_dict().items() if stored.get(name) != value]
         if changed:
             raise ConfigError(
                 f"data.features: {folder} was computed with other {' and '.join(changed)}; "
@@ -91,16 +100,21 @@ class FeatureStore:
 
     def views(self, name: str) -> int:
         """How many views of a photo there are."""
-        return len(self._rows[name])
+        return len(self._rows_of(name))
 
     def read(self, name: str, view: int = 0) -> Tensor:
         """The features (N, E) of a view of a photo, float16; view 0 is the plain one. Raises ConfigError if they have
         changed since they were written."""
-        row = self._rows[name][view]
+        row = self._rows_of(name)[view]
         features = np.array(self._array[row])
         if zlib.crc32(features.data) != self._checksums[row]:
             raise ConfigError(f"{self.folder / ARRAY}: the features of {name} are damaged; delete the folder")
         return torch.from_numpy(features)
+
+    def _rows_of(self, name: str) -> list[int]:
+        if name not in self._rows:
+            raise ConfigError(f"{self.folder}: no features of {name}; delete the folder to compute them again")
+        return self._rows[name]
 
 
 class FeatureWriter:
@@ -147,14 +161,25 @@ class FeatureWriter:
         try:
             progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
             same = progress["key"] == self.key.to_dict() and progress["shape"] == [total, *shape]
-            return list(progress["crc32"]) if same and (self.folder / ARRAY).stat().st_size == size else []
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = same and (self.folder / ARRAY).stat().st_size == size
+            checksums: list[int] = progress["crc32"]
+            return checksums if whole and _are_counts(checksums) and len(checksums) <= total else []
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         self._array.flush()
         content |= {"key": self.key.to_dict(), "shape": list(self._array.shape), "crc32": self._checksums}
         write_whole(self.folder / name, json.dumps(content).encode())
+
+
+def _are_counts(values: Any, length: int | None = None) -> bool:
+    """Whether JSON holds a list of integers that are not negative, and has that length."""
+    return (
+        isinstance(values, list | tuple)
+        and all(type(each) is int and each >= 0 for each in values)
+        and length in (None, len(values))
+    )
 
 
 def free_space(folder: Path) -> int:
