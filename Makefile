@@ -1,8 +1,10 @@
 # Thin on purpose: each target calls Python scripts, so that Windows and editors can call the same ones.
 #   PYTHON=python3.12        the Python that creates .venv
+#   SECONDS=3600             how long `make soak` reads mutated files
 #   TORCH_INDEX=URL          install torch from this index into a new .venv (pytorch.org lists one with CPU builds)
 PYTHON ?= python3
 TORCH_INDEX ?=
+SECONDS ?= 600
 
 MAKE_ENVIRONMENT := $(PYTHON) scripts/environment.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 RUN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts/python,.venv/bin/python)
@@ -33,7 +35,8 @@ benchmark:  ## measure speed and memory against the machine's limits and other l
 	$(MAKE_ENVIRONMENT) --extras benchmark
 	$(RUN) -m benchmarks
 
-soak: environment  ## kill training at random steps, resume it, and compare with uninterrupted runs
+soak: environment  ## read mutated files for SECONDS; kill training at random steps, and compare with uninterrupted runs
+	$(RUN) -m tests.fuzz --seconds $(SECONDS)
 	$(RUN) scripts/draw_shapes.py --output data/shapes
 	$(RUN) scripts/soak.py --data data/shapes
 

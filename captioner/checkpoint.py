@@ -106,7 +106,7 @@ def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
             raise CheckpointError(f"{folder}: {name} is missing; a model folder holds {parts}{run}")
     try:
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not JSON ({error})") from error
     _check_format(about, folder)
     try:
