@@ -178,6 +178,7 @@ def _journals(folder: Path) -> Target:
     folder.mkdir()
     settings = {"greedy": "True"}
     journal = Journal(folder / "out", settings, resume=False)
+    journal.check_weights("weights")
     for name in ("a.jpg", "b.jpg"):
         journal.add(Result.of(name, ImageError("no", "empty"), model="tiny"), [1, 2], folder / "out", 0, "text\n")
     journal.close()
@@ -186,7 +187,7 @@ def _journals(folder: Path) -> Target:
     def use(data: bytes) -> None:
         journal.path.write_bytes(data)
         read = Journal(folder / "out", settings, resume=True)
-        read.check_weights("")
+        read.check_weights("weights")
         for entry in read.entries.values():
             read.state(entry.path)
         if read.last is not None:
