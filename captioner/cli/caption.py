@@ -5,6 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     tally = Tally(quiet=arguments.quiet)
-    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain)
-    inputs = finder.find(arguments.inputs)
+    complain = cache(tally.complain) if arguments.watch else tally.complain  # once, not at every look
+    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=complain)
+    interruption = Interruption()
+    if arguments.watch:
+        inputs = finder.watch(arguments.inputs, interruption.requested)
+    else:
+        inputs = finder.find(arguments.inputs)
     # Standard input counts as several inputs, so that the first need not wait for the second.
-    streamed = STDIN in arguments.inputs
-    first = list(islice(inputs, 1 if streamed else 2))
+    streamed = STDIN in arguments.inputs or arguments.watch
+    first = list(islice(inputs, 0 if arguments.watch else 1 if streamed else 2))
     format = format_named(arguments.format, single=len(first) == 1 and not streamed)
     output = open_output(arguments, format)
     if output is None:
@@ -61,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             _preview(pending, output, tally)
         else:
-            _caption(pending, output, arguments, tally, None if streamed else total)
+            _caption(pending, output, arguments, tally, interruption, None if streamed else total)
     return 1 if tally.counts["failed"] else 0
 
 
@@ -96,13 +102,13 @@ def _caption(
     output: Output,
     arguments: argparse.Namespace,
     tally: Tally,
+    interruption: Interruption,
     total: Callable[[], int] | None,
 ) -> None:
     from captioner.data.features import hash_weights
     from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
-    interruption = Interruption()
 
     def sources() -> Iterator[str]:
         for item in pending:

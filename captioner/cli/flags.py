@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from captioner.generation import Strategy
 
 UNRELATED = {"verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"}
-UNRELATED |= {"device", "batch_size", "workers", "engine", "isolate", "quiet", "verbose"}
+UNRELATED |= {"device", "batch_size", "workers", "engine", "isolate", "quiet", "verbose", "watch"}
 """Flags that results do not depend on, so that a run can be resumed with other values."""
 
 Number = TypeVar("Number", int, float)
@@ -32,6 +32,7 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("-r", "--recursive", action="store_true", help="search subfolders too; links to folders are not followed")
     add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as from find -print0")
+    add("--watch", action="store_true", help="go on with images that arrive in the folders, until a signal")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every Nth input, from the Ith: 1/4 ... 4/4")
     add("--dry-run", action="store_true", help="print what would be captioned; load and write nothing")
     shown = parser.add_mutually_exclusive_group().add_argument
@@ -121,6 +122,9 @@ def check_flags(arguments: argparse.Namespace) -> None:
     ext = arguments.ext
     if arguments.resume and arguments.output is None:
         raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
+    if arguments.watch and (arguments.format == "coco" or arguments.dry_run):
+        other = "--dry-run" if arguments.dry_run else f"--format {arguments.format}"
+        raise ConfigError(f"--watch and {other}: choose one; --watch never comes to an end")
     if ext != ".txt" and arguments.format != "sidecar":
         raise ConfigError(f"--ext {ext}: is for sidecars; add --format sidecar")
     if not ext.startswith(".") or ext == "." or set(ext) & set("/\\\0") or ext.lower() in IMAGE_EXTENSIONS:

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, dropwhile
@@ -16,6 +17,8 @@ from captioner.text import printable
 
 STDIN = "-"
 CHUNK = 2**16
+WATCH_SECONDS = 1.0
+"""Time between two looks at watched folders; a file that has not changed in between is complete."""
 BOM = b"\xef\xbb\xbf"
 MAGIC = re.compile(r"[*?\[]")
 
@@ -70,6 +73,37 @@ class Finder:
         if item is None:
             named = " ".join(map(printable, arguments))
             raise InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
+
+    def watch(self, folders: Sequence[str], stop: Callable[[], bool]) -> Iterator[Input]:
+        """The images of folders, and those that arrive, each once and when it has stopped growing; until `stop`.
+
+        Raises ConfigError for anything but folders.
+        """
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise ConfigError(f"--watch: {printable(folder)} is not a folder; name the folders to watch")
+        return self._arrivals(folders, stop)
+
+    def _arrivals(self, folders: Sequence[str], stop: Callable[[], bool]) -> Iterator[Input]:
+        found: set[int] = set()  # hashes, which are smaller than names
+        growing: dict[str, tuple[int, int]] = {}
+        while not stop():
+            before, growing = growing, {}
+            for folder in folders:
+                for path in self._scan(folder):
+                    try:
+                        status = os.stat(path)
+                    except OSError:  # removed since
+                        continue
+                    stamp = (status.st_size, status.st_mtime_ns)
+                    if hash(path) in found or status.st_size == 0:
+                        continue
+                    if before.get(path) == stamp:
+                        found.add(hash(path))
+                        yield Input(path, os.path.relpath(path, folder))
+                    else:
+                        growing[path] = stamp
+            time.sleep(WATCH_SECONDS)
 
     def _named(self, argument: str) -> Iterator[Input]:
         if argument == STDIN:

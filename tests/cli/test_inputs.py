@@ -215,3 +215,41 @@ def test_contradictory_arguments(arguments: list[str], null: bool, error: type[E
     with pytest.raises(error) as raised:
         find(*arguments, null=null)
     assert str(raised.value) == message
+
+
+def test_watched_folders_give_each_file_once_when_it_has_stopped_growing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def look(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks <= 4:
+            with open("z/new.jpg", "ab") as file:
+                file.write(b"more")
+        if looks == 2:
+            Path("a.png").unlink()
+        if looks == 7:
+            Path("late.png").write_bytes(b"x")
+            Path("b.JPG").write_bytes(b"changed after it was captioned")
+            Path("empty.png").touch()
+
+    monkeypatch.setattr("captioner.cli.inputs.time.sleep", look)
+    finder = Finder(recursive=True, complain=pytest.fail)
+    found = [(each.path, each.relative, looks) for each in finder.watch(["."], lambda: looks == 10)]
+    assert [(path, relative) for path, relative, _ in found] == [
+        ("./a.png", "a.png"),
+        ("./b.JPG", "b.JPG"),
+        ("./z/c.webp", "z/c.webp"),
+        ("./z/deep/d.gif", "z/deep/d.gif"),
+        ("./z/new.jpg", "z/new.jpg"),
+        ("./late.png", "late.png"),
+    ]
+    assert [look for _, _, look in found] == [1, 1, 1, 1, 5, 8]
+
+
+@pytest.mark.usefixtures("tree")
+def test_only_folders_are_watched() -> None:
+    with pytest.raises(ConfigError, match=r"--watch: a\.png is not a folder"):
+        Finder(recursive=False, complain=pytest.fail).watch([".", "a.png"], lambda: True)

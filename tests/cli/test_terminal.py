@@ -172,3 +172,33 @@ def test_libraries_print_nothing_about_damaged_files(model: str, launch: Launch)
     lines = process.read(2).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["captioner"] * 2
     assert "bad.tif: corrupt" in lines[0]
+
+
+@pytest.mark.parametrize("words", [("--format", "jsonl", "-o", "out"), ("--format", "sidecar", "--existing", "skip")])
+def test_a_watched_folder_is_captioned_as_photos_arrive(model: str, launch: Launch, words: tuple[str, ...]) -> None:
+    Path("watched").mkdir()
+    Path("b.png").rename("watched/b.png")
+    common = ("caption", "watched", "--watch", "--model", model, "--device", "cpu", "--greedy", *words)
+
+    def done() -> set[str]:
+        lines = Path("out").read_text().splitlines() if Path("out").exists() else []
+        return {Path(json.loads(line)["path"]).stem for line in lines} or {each.stem for each in Path().rglob("*.txt")}
+
+    process = launch(*common)
+    process.wait_until(lambda: done() == {"b"})
+    Path("a.png").rename("watched/a.png")
+    process.wait_until(lambda: done() == {"a", "b"})
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143
+    assert "captioner: stopped: 2 captioned, 0 failed" in process.read(2)
+    Path("c.png").rename("watched/c.png")
+    again = launch(*common, *(["--resume"] if "out" in words else []))
+    again.wait_until(lambda: done() == {"a", "b", "c"})
+    os.kill(again.pid, signal.SIGINT)
+    assert again.wait() == 130
+    assert "captioner: stopped: 1 captioned, 0 failed, 2 skipped" in again.read(2)
+
+
+def test_a_watch_writes_no_document(model: str) -> None:
+    assert main(["caption", ".", "--watch", "--format", "coco", "--model", model]) == 2
+    assert main(["caption", "a.png", "--watch", "--model", model]) == 2
