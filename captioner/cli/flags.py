@@ -42,11 +42,12 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add(
         "--format",
-        choices=("text", "jsonl", "csv", "coco", "sidecar"),
+        choices=("text", "jsonl", "csv", "coco", "parquet", "sidecar"),
         default="text",
         help="text (default): the caption, after its path if there are several inputs; jsonl: a record per input, also "
         "if it failed; csv: a row per caption; coco: COCO's results, written at the end, with the number that ends the "
-        "file name as id; sidecar: photo.txt beside photo.jpg, or in the folder OUT, which mirrors the tree",
+        "file name as id; parquet: the records of jsonl, written to OUT at the end; sidecar: photo.txt beside "
+        "photo.jpg, or in the folder OUT, which mirrors the tree",
     )
     add("-o", "--output", metavar="OUT", help="a file, or the folder of sidecars; .OUT.journal.jsonl during the run")
     existing = ("skip", "overwrite", "append", "error")
@@ -122,7 +123,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
     ext = arguments.ext
     if arguments.resume and arguments.output is None:
         raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
-    if arguments.watch and (arguments.format == "coco" or arguments.dry_run):
+    if arguments.watch and (arguments.format in ("coco", "parquet") or arguments.dry_run):
         other = "--dry-run" if arguments.dry_run else f"--format {arguments.format}"
         raise ConfigError(f"--watch and {other}: choose one; --watch never comes to an end")
     if ext != ".txt" and arguments.format != "sidecar":

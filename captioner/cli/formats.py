@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioner.cli.parquet import import_pyarrow, parquet_document
 from captioner.errors import ImageError
 from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
 from captioner.text import printable
@@ -60,12 +61,13 @@ class Result(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How results become a file: a header, then the text of each result; a document is written at the end."""
+    """How results become a file: a header, then the text of each result."""
 
     name: str
     render: Callable[[Result], str]
     header: str = ""
-    is_document: bool = False
+    document: Callable[[Iterable[str]], bytes] | None = None
+    """Writes the whole file of such texts at the end of the run."""
 
 
 def format_named(name: str, *, single: bool = False) -> Format:
@@ -75,7 +77,10 @@ def format_named(name: str, *, single: bool = False) -> Format:
     if name == "csv":
         return Format(name, render_csv, header=_csv_row(COLUMNS))
     if name == "coco":
-        return Format(name, render_coco, is_document=True)
+        return Format(name, render_coco, document=lambda texts: encode(coco_document(texts)))
+    if name == "parquet":
+        import_pyarrow()  # rather now than at the end
+        return Format(name, render_jsonl, document=parquet_document)
     return Format(name, render_captions if single or name == "sidecar" else render_text)
 
 

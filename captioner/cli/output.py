@@ -14,7 +14,7 @@ from typing import Literal, TextIO, TypeAlias
 
 from captioner import files
 from captioner.cli.flags import UNRELATED
-from captioner.cli.formats import Format, Result, coco_document, coco_id, encode
+from captioner.cli.formats import Format, Result, coco_id, encode
 from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Stamp, State, append, check_unchanged, full_disk_error
 from captioner.errors import ConfigError, ResourceError
@@ -31,7 +31,7 @@ class Output(ABC):
 
     def claim(self, item: Input) -> str | None:
         """A description of what no two inputs may share: a COCO id, which names one caption, or a sidecar; or None."""
-        return f"the COCO id {coco_id(item.path)}" if self.format.is_document else None
+        return f"the COCO id {coco_id(item.path)}" if self.format.name == "coco" else None
 
     def state(self, item: Input) -> State:
         """Whether an input has to be captioned. Raises ConfigError where it must not be."""
@@ -62,13 +62,13 @@ class StreamOutput(Output):
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         text = self.format.render(result)
-        if self.format.is_document:
+        if self.format.document:
             self.entries.append(text)
         else:
             self._write(text)
 
     def finish(self) -> None:
-        self._write(coco_document(self.entries) if self.format.is_document else "")
+        self._write(self.format.document(self.entries).decode() if self.format.document else "")
 
     def close(self) -> None:
         if self.stream is not sys.stdout:
@@ -97,7 +97,7 @@ class FileOutput(Output):
         self.old_entries: list[str] = []
         if existing == "append" and path.exists():
             self._read_old(path)
-        unwritten = b"" if format.is_document or journal.last is None else journal.last.unwritten()
+        unwritten = b"" if format.document or journal.last is None else journal.last.unwritten()
         if unwritten is None:
             remedy = f"name another output, or remove {printable(str(journal.path))}"
             raise ConfigError(f"{printable(str(path))}: not as the interrupted run left it; {remedy}")
@@ -113,15 +113,15 @@ class FileOutput(Output):
 
     def finish(self) -> None:
         self._begin()
-        if self.file is None:
+        if self.format.document:
             # An input that changed between runs has two entries; the later one counts.
             entries = {entry.path: entry.text for entry in self.journal.read()}
             with full_disk_error(self.path):
-                document = encode(coco_document([*self.old_entries, *entries.values()]))
+                document = self.format.document([*self.old_entries, *entries.values()])
                 files.write_whole(self.path.resolve(), document)  # the file behind a link
-        elif self.file.tell() == 0:
+        elif self.file and self.file.tell() == 0:
             append(self.file, encode(self.lead))
-        else:
+        elif self.file:
             check_unchanged(self.file)
         super().finish()
 
@@ -133,7 +133,7 @@ class FileOutput(Output):
     def _begin(self) -> None:
         """Open the files, unless they are open."""
         self.journal.start()  # first, so that an old journal never stands beside new content
-        if self.format.is_document or self.file:
+        if self.format.document or self.file:
             return
         resumed = self.journal.last is not None
         self.file = io.FileIO(self.path, "w" if self.existing == "overwrite" and not resumed else "a")
@@ -143,7 +143,7 @@ class FileOutput(Output):
         """Read the start and end of a file to append to. Raises ConfigError if it is of another format."""
         header = self.format.header.encode()
         with path.open("rb") as file, suppress(ValueError):
-            if self.format.is_document:
+            if self.format.document:
                 entries = json.load(file)
                 if isinstance(entries, list):
                     self.old_entries = [json.dumps(each, ensure_ascii=False) for each in self._without_new(entries)]
@@ -251,6 +251,8 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
         if arguments.resume and journal and not journal.entries and existing == "error":
             existing = "skip"  # the run is complete, or its first sidecar
         return SidecarOutput(path, arguments.ext, format, existing, journal)
+    if format.name == "parquet" and (path is None or existing == "append" or (path.exists() and not path.is_file())):
+        raise ConfigError("--format parquet: writes a whole new file; name it with -o, and do not append")
     if path is None:
         return StreamOutput(sys.stdout, format)
     if path.is_dir():
