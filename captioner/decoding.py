@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -17,6 +18,8 @@ from captioner.text import printable
 
 SECONDS = 20.0
 """How long a file may take."""
+START_SECONDS = 120.0
+"""How long a process may take to start; it loads Python's main module again."""
 SPAWN = multiprocessing.get_context("spawn")
 
 Result = TypeVar("Result")
@@ -99,10 +102,15 @@ class _Decoder:
         self._pipe, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_decode_files, args=(theirs, open), daemon=True)
         self.process.start()
+        self._started = False
         theirs.close()
 
     def decode(self, source: ImageSource, convert: Callable[[OpenedImage], Result], name: str) -> Result | ImageError:
         """Raises TimeoutError, and EOFError or OSError if the process dies."""
+        if not self._started:
+            if not self._pipe.poll(START_SECONDS):
+                raise TimeoutError
+            self._started = self._pipe.recv()
         self._pipe.send((source, convert, name))
         if not self._pipe.poll(SECONDS):
             raise TimeoutError
@@ -118,6 +126,8 @@ def _decode_files(pipe: "Connection[Any, Any]", open: Callable[..., OpenedImage]
     for number in (signal.SIGINT, signal.SIGTERM):  # may be sent to all processes; the parent finishes its work
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # about odd metadata
+    with suppress(OSError):  # the parent has ended
+        pipe.send(True)
     while True:
         try:
             source, convert, name = pipe.recv()

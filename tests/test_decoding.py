@@ -96,6 +96,19 @@ def test_a_decoder_killed_while_idle_fails_nothing(pool: Pool) -> None:
     assert pool.replaced == 1
 
 
+def test_the_start_of_a_decoder_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Pool(1)
+    os.kill(slow.pids[0], signal.SIGSTOP)
+    monkeypatch.setattr(decoding, "SECONDS", 2.0)
+    with ThreadPoolExecutor(1) as clients:
+        found = clients.submit(slow.size, photo(1))
+        time.sleep(2.5)
+        os.kill(slow.pids[0], signal.SIGCONT)
+        assert found.result(30) == (90, 50)
+    assert slow.replaced == 0
+    slow.decoders.close()
+
+
 def test_a_decoder_that_takes_too_long_is_replaced(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool.size(photo(1)) == (90, 50)
     os.kill(pool.pids[0], signal.SIGSTOP)
