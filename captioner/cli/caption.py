@@ -160,9 +160,12 @@ def _add(
     tally: Tally,
 ) -> None:
     least = arguments.min_confidence
-    output.add(item, seen, Result.of(item.path, outcome, arguments.model, arguments.prepend, least))
-    if isinstance(outcome, ImageError):
-        tally.complain(str(outcome))
+    try:
+        output.add(item, seen, Result.of(item.path, outcome, arguments.model, arguments.prepend, least))
+        if isinstance(outcome, ImageError):
+            raise outcome
+    except ImageError as error:
+        tally.complain(str(error))
         return
     tally.count("captioned")
     if arguments.verbose:

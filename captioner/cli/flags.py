@@ -54,6 +54,8 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add("--existing", choices=existing, default="error", help="what to do if OUT or a sidecar exists; default: error")
     add("--resume", action="store_true", help="continue an interrupted run; the later line of a changed input counts")
     add("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
+    add("--embed", choices=("xmp", "iptc"), help="write the caption into a copy of the photo, in the folder OUT")
+    add("--in-place", action="store_true", help="--embed: write it into the photo itself")
     add("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
     add(
         "--min-confidence",
@@ -123,6 +125,12 @@ def check_flags(arguments: argparse.Namespace) -> None:
     ext = arguments.ext
     if arguments.resume and arguments.output is None:
         raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
+    if arguments.in_place and not arguments.embed:
+        raise ConfigError("--in-place: is for metadata; add --embed xmp or --embed iptc")
+    if arguments.embed and (arguments.format != "text" or arguments.existing == "append"):
+        raise ConfigError("--embed: writes photos; leave out --format and --existing append")
+    if arguments.embed and arguments.in_place == (arguments.output is not None):
+        raise ConfigError("--embed: name a folder for the copies with -o, or add --in-place")
     if arguments.watch and (arguments.format in ("coco", "parquet") or arguments.dry_run):
         other = "--dry-run" if arguments.dry_run else f"--format {arguments.format}"
         raise ConfigError(f"--watch and {other}: choose one; --watch never comes to an end")

@@ -244,12 +244,16 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
     path, existing = None if arguments.output is None else Path(arguments.output), arguments.existing
     name = printable(str(path))
     settings = {flag: str(value) for flag, value in vars(arguments).items() if flag not in UNRELATED}
-    if format.name == "sidecar":
+    if format.name == "sidecar" or arguments.embed:
         if path is not None and path.exists() and not path.is_dir():
-            raise ConfigError(f"{name}: not a folder; --format sidecar writes into one")
+            raise ConfigError(f"{name}: not a folder; {'--embed' if arguments.embed else '--format sidecar'} needs one")
         journal = None if path is None else Journal(path, settings, resume=arguments.resume)
         if arguments.resume and journal and not journal.entries and existing == "error":
             existing = "skip"  # the run is complete, or its first sidecar
+        if arguments.embed:
+            from captioner.cli.embedding import EmbeddedOutput
+
+            return EmbeddedOutput(path, arguments.embed, existing, journal)
         return SidecarOutput(path, arguments.ext, format, existing, journal)
     if format.name == "parquet" and (path is None or existing == "append" or (path.exists() and not path.is_file())):
         raise ConfigError("--format parquet: writes a whole new file; name it with -o, and do not append")
