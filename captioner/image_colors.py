@@ -42,7 +42,8 @@ def to_rgb(image: Image.Image, orientation: int, notes: list[str], *, halve: boo
 
     Adds `icc_ignored`, `rescaled_range` and `alpha_on_white` to the notes where they apply.
     """
-    scale = _gray_scale(image, notes) if _is_deep_gray(image) else None
+    is_deep_gray = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    scale = _gray_scale(image, notes) if is_deep_gray else None
     step = 2 if halve else 1
     width, height = (-(-side // step) for side in image.size)
     upright = Image.new("RGB", (height, width) if orientation in SIDEWAYS else (width, height))
@@ -96,11 +97,6 @@ def _to_srgb(image: Image.Image, profile: bytes, notes: set[str]) -> Image.Image
     except Exception:
         notes.add("icc_ignored")
         return image
-
-
-def _is_deep_gray(image: Image.Image) -> bool:
-    """Whether its levels are not of 8 bits."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _gray_scale(image: Image.Image, notes: list[str]) -> GrayScale:

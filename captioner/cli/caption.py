@@ -140,7 +140,15 @@ def _caption(
             with closing(Progress(tally, results_shown=results_shown, total=total)) as progress:
                 for outcome in outcomes:
                     item, seen = reading.popleft()
-                    _add(outcome, item, seen, output, arguments, tally)
+                    least = arguments.min_confidence
+                    result = Result.of(item.path, outcome, arguments.model, arguments.prepend, least)
+                    try:
+                        output.add(item, seen, result)
+                        if isinstance(outcome, ImageError):
+                            raise outcome
+                        _report(item, outcome, arguments, tally)
+                    except ImageError as error:
+                        tally.complain(str(error))
                     progress.advance()
             interruption.check()
             output.finish()
@@ -151,27 +159,12 @@ def _caption(
     tally.note(str(tally))
 
 
-def _add(
-    outcome: "Captioned | ImageError",
-    item: Input,
-    seen: Stamp,
-    output: Output,
-    arguments: argparse.Namespace,
-    tally: Tally,
-) -> None:
-    least = arguments.min_confidence
-    try:
-        output.add(item, seen, Result.of(item.path, outcome, arguments.model, arguments.prepend, least))
-        if isinstance(outcome, ImageError):
-            raise outcome
-    except ImageError as error:
-        tally.complain(str(error))
-        return
+def _report(item: Input, captioned: "Captioned", arguments: argparse.Namespace, tally: Tally) -> None:
     tally.count("captioned")
     if arguments.verbose:
-        notes = f" ({', '.join(outcome.notes)})" if outcome.notes else ""
-        tally.note(f"{printable(item.path)}: {outcome.width} x {outcome.height}{notes}")
-    if outcome.caption.unfamiliar:
+        notes = f" ({', '.join(captioned.notes)})" if captioned.notes else ""
+        tally.note(f"{printable(item.path)}: {captioned.width} x {captioned.height}{notes}")
+    if captioned.caption.unfamiliar:
         tally.note(f"{printable(item.path)}: {UNFAMILIAR}")
-    if outcome.caption.confidence < least:
+    if captioned.caption.confidence < arguments.min_confidence:
         tally.count("below --min-confidence")

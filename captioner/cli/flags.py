@@ -1,6 +1,7 @@
 """The flags of `captioner caption`, and those for search, batches and devices that other verbs share."""
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -125,15 +126,15 @@ def check_flags(arguments: argparse.Namespace) -> None:
     ext = arguments.ext
     if arguments.resume and arguments.output is None:
         raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
-    if arguments.in_place and not arguments.embed:
-        raise ConfigError("--in-place: is for metadata; add --embed xmp or --embed iptc")
     if arguments.embed and (arguments.format != "text" or arguments.existing == "append"):
         raise ConfigError("--embed: writes photos; leave out --format and --existing append")
-    if arguments.embed and arguments.in_place == (arguments.output is not None):
-        raise ConfigError("--embed: name a folder for the copies with -o, or add --in-place")
+    if arguments.in_place + bool(arguments.embed and arguments.output) != bool(arguments.embed):
+        raise ConfigError("--embed and --in-place: --embed needs a folder for the copies (-o) or --in-place")
     if arguments.watch and (arguments.format in ("coco", "parquet") or arguments.dry_run):
         other = "--dry-run" if arguments.dry_run else f"--format {arguments.format}"
         raise ConfigError(f"--watch and {other}: choose one; --watch never comes to an end")
+    if arguments.watch and not all(map(os.path.isdir, arguments.inputs)):
+        raise ConfigError("--watch: name folders only")
     if ext != ".txt" and arguments.format != "sidecar":
         raise ConfigError(f"--ext {ext}: is for sidecars; add --format sidecar")
     if not ext.startswith(".") or ext == "." or set(ext) & set("/\\\0") or ext.lower() in IMAGE_EXTENSIONS:

@@ -75,16 +75,7 @@ class Finder:
             raise InputError(f"{named}: no input found; name images, folders (-r for trees) or globs")
 
     def watch(self, folders: Sequence[str], stop: Callable[[], bool]) -> Iterator[Input]:
-        """The images of folders, and those that arrive, each once and when it has stopped growing; until `stop`.
-
-        Raises ConfigError for anything but folders.
-        """
-        for folder in folders:
-            if not os.path.isdir(folder):
-                raise ConfigError(f"--watch: {printable(folder)} is not a folder; name the folders to watch")
-        return self._arrivals(folders, stop)
-
-    def _arrivals(self, folders: Sequence[str], stop: Callable[[], bool]) -> Iterator[Input]:
+        """The images of folders, and those that arrive, each once and when it has stopped growing; until `stop`."""
         found: set[int] = set()  # hashes, which are smaller than names
         growing: dict[str, tuple[int, int]] = {}
         while not stop():

@@ -247,9 +247,3 @@ def test_watched_folders_give_each_file_once_when_it_has_stopped_growing(
         ("./late.png", "late.png"),
     ]
     assert [look for _, _, look in found] == [1, 1, 1, 1, 5, 8]
-
-
-@pytest.mark.usefixtures("tree")
-def test_only_folders_are_watched() -> None:
-    with pytest.raises(ConfigError, match=r"--watch: a\.png is not a folder"):
-        Finder(recursive=False, complain=pytest.fail).watch([".", "a.png"], lambda: True)
