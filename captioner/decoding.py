@@ -133,15 +133,12 @@ def _decode_files(pipe: "Connection[Any, Any]", open: Callable[..., OpenedImage]
             source, convert, name = pipe.recv()
             if os.name == "posix":
                 signal.alarm(2 * int(SECONDS))  # kills this process if nobody else does
-            pipe.send(_outcome(partial(open, source, name=name), convert))
+            try:
+                outcome = convert(open(source, name=name))
+            except ImageError as error:
+                outcome = error
+            pipe.send(outcome)
         except (EOFError, OSError):  # the parent has ended
             return
         if os.name == "posix":
             signal.alarm(0)
-
-
-def _outcome(open: Callable[[], OpenedImage], convert: Callable[[OpenedImage], Result]) -> Result | ImageError:
-    try:
-        return convert(open())
-    except ImageError as error:
-        return error
