@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from captioner.errors import ImageError
+from captioner.images import OpenedImage
 from captioner.photo import Photo
 from captioner.records import caption_record
+from captioner.search_options import SearchOptions
 from captioner.serving.decoding import Decoders, File, full_size
 from captioner.serving.options import CaptionQuery, InspectQuery, ServingOptions
 from captioner.serving.problems import Problem
@@ -112,8 +114,13 @@ class Service:
         captioner, batcher = self.loaded()
         async with self._inspecting:
             opened = await self._decoders.decode(file, full_size)
-            trace = partial(captioner.inspect, opened, caption=query.caption, method=query.method)
+            search = SearchOptions(captions=query.num_captions).strategy()
+            trace = partial(captioner.inspect, opened, caption=query.caption, method=query.method, search=search)
             return await batcher.run(lambda: render(trace(region=query.region, hide=query.hide)))
+
+    async def decode(self, file: File, convert: Callable[[OpenedImage], Rendered]) -> Rendered:
+        """What `convert`, which must be picklable, makes of a photo in a decoder process. Raises ImageError."""
+        return await self._decoders.decode(file, convert)
 
     async def _load(self) -> None:
         try:
