@@ -1,4 +1,4 @@
-"""The folder of `--root`: its photos are listed, and captions are saved beside them in text files."""
+"""The folder of `--root`: lists its photos, and saves captions in text files beside them."""
 
 import asyncio
 import hashlib
@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, StringConstraints
@@ -132,7 +132,8 @@ class Folder:
 def folder_routes(folder: Folder, service: Service) -> APIRouter:
     """The operations on a folder. Clients name photos by the ids of the list; no path is ever taken from them."""
     router = APIRouter(prefix="/v1/photos", responses=ERRORS)
-    image = {200: {"content": {"image/jpeg": {}, "application/octet-stream": {}}}}
+    file: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
+    jpeg: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 
     @router.get("")
     def photos(
@@ -143,12 +144,12 @@ def folder_routes(folder: Folder, service: Service) -> APIRouter:
             folder.scan()
         return folder.photos(start, count)
 
-    @router.get("/{id}", response_class=Response, responses=image)
+    @router.get("/{id}", response_class=Response, responses=file | described(413))
     def photo(id: str) -> Response:
         """The file of a photo."""
         return Response(folder.read(id, service.options.max_bytes).data, media_type="application/octet-stream")
 
-    @router.get("/{id}/thumbnail", response_class=Response, responses=image | described(413, 415, 429))
+    @router.get("/{id}/thumbnail", response_class=Response, responses=jpeg | described(413, 415, 429))
     async def thumbnail(id: str) -> Response:
         """A small JPEG of a photo."""
         with service.accept(1):
