@@ -101,3 +101,9 @@ class InspectQuery(Query):
     method: Literal["refined", "relevance", "raw", "perturbation"] = "refined"
     layer: Annotated[int, Field(ge=0, le=1000, description="decoder layer; default: all")] | None = None
     head: Annotated[int, Field(ge=0, le=1000, description="attention head; default: all")] | None = None
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Self:
+        if self.caption is not None and self.num_captions > 1:
+            raise ValueError("num_captions: is for the model's own captions; leave caption out")
+        return self

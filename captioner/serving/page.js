@@ -84,7 +84,7 @@ function addPhoto(id, name, about) {
 }
 
 function addFiles(files) {
-  const first = !photos.size, added = [...files].map((file) => {
+  const added = [...files].map((file) => {
     const photo = addPhoto(`added-${photos.size + 1}`, file.name || "photo", { file: async () => file });
     photo.item.querySelector("img").src = URL.createObjectURL(file);
     caption(photo);
@@ -92,7 +92,7 @@ function addFiles(files) {
   });
   uploads = [...added, ...uploads];
   writeGallery();
-  if (first && added.length === 1) location.hash = `photo=${added[0].id}`;
+  if (added.length === 1) location.hash = `photo=${added[0].id}`;
   else if (added.length) location.hash = "";
 }
 
@@ -172,7 +172,10 @@ function write(photo) {
     button.disabled = !isUnsaved(photo);
   };
   fill(...["textarea", ".note", "button"].map((each) => photo.item.querySelector(each)));
-  if (photo === opened) fill(byId("caption"), byId("note"), byId("save"));
+  if (photo === opened) {
+    fill(byId("caption"), byId("note"), byId("save"));
+    writeShown();
+  }
   byId("zip").hidden = ![...photos.values()].some((each) => each.text);
   byId("save-all").hidden = ![...photos.values()].some(isUnsaved);
 }
@@ -192,13 +195,14 @@ function route() {
   document.title = photo ? `${photo.name} · captioner` : "captioner";
   byId("place").textContent = order.length > 1 ? `${place + 1} of ${order.length}` : "";
   for (const [id, neighbor] of [["previous", order[place - 1]], ["following", order[place + 1]]]) {
-    byId(id).href = neighbor ? `#photo=${neighbor.id}` : location.hash;
-    byId(id).setAttribute("aria-disabled", !neighbor);
+    if (neighbor) byId(id).href = `#photo=${neighbor.id}`;
+    else byId(id).removeAttribute("href");
   }
   if (photo === opened) return;
   opened = photo;
   byId("report").replaceChildren();
   if (!photo) return;
+  if (photo.item.querySelector("img")) byId("report").append(photo.item.querySelector("img").cloneNode());
   params.delete("photo");
   photo.state = String(params) || photo.state;
   byId("name").textContent = photo.name;
@@ -213,13 +217,14 @@ function route() {
 async function show(photo, { about, caption, prefix, region }) {
   const query = ++queries;
   byId("report").setAttribute("aria-busy", true);
+  byId("download").removeAttribute("href");
   try {
     const part = region && { region: region.map((each) => each.toFixed(4)).join(",") };
     if (prefix || part) ({ caption } = await captionOf(photo, { ...part, ...(prefix && { prefix }) }));
     const chosen = caption === undefined ? { num_captions: CAPTIONS } : { caption, ...part };
     const html = await (await upload("/v1/inspect", "file", photo, chosen, { Accept: "text/html" })).text();
     if (photo.view) photo.state = "";
-    photo.view = { about, caption, html };
+    photo.view = { about, html, shown: null };
   } catch (error) {
     say(error.message);
   }
@@ -229,10 +234,8 @@ async function show(photo, { about, caption, prefix, region }) {
 function writeViewer() {
   const { view } = opened, frame = document.createElement("iframe"), photo = opened;
   byId("report").setAttribute("aria-busy", false);
-  byId("shown").hidden = !view?.about;
-  byId("download").setAttribute("aria-disabled", !view);
+  writeShown();
   if (!view) return;
-  byId("about").textContent = view.about;
   URL.revokeObjectURL(byId("download").href);
   byId("download").href = URL.createObjectURL(new Blob([view.html], { type: "text/html" }));
   byId("download").download = `${fileStem(photo.name)}.html`;
@@ -248,19 +251,30 @@ function writeViewer() {
   byId("report").replaceChildren(frame);
 }
 
+// Say which caption the report shows, if it is not the photo's.
+function writeShown() {
+  const { view, text } = opened;
+  byId("about").textContent = view?.about || "A caption the model found";
+  byId("own").hidden = !view?.about;
+  byId("use").hidden = !view?.shown || view.shown === text;
+  byId("shown").hidden = byId("own").hidden && byId("use").hidden;
+}
+
 // Answer a message of a report.
-function answer(photo, frame, { type, height, state, words, ended, region }) {
+function answer(photo, frame, { type, height, state, caption, words, ended, region }) {
   if (photo !== opened || !frame.isConnected) return;
   if (type === "height") frame.style.height = `${height + 1}px`;
   if (type === "state") {
     photo.state = state;
+    photo.view.shown = caption;
+    writeShown();
     history.replaceState(null, "", `#photo=${photo.id}${state && `&${state}`}`);
   }
   if (type === "words" && words.length) {
     const text = words.join(" ");
     show(photo, { about: `Continued from “${text}”`, ...(ended ? { caption: text } : { prefix: text }) });
   }
-  if (type === "region") show(photo, { about: "Caption of the part of the photo that is not veiled", region });
+  if (type === "region") show(photo, { about: "Caption of the part you chose", region });
 }
 
 // ------------------------------------------------------------------------------------------------ files
@@ -313,7 +327,7 @@ byId("other").addEventListener("submit", (event) => {
   show(opened, { about: "Your caption", caption: byId("wanted").value });
 });
 byId("own").addEventListener("click", () => show(opened, { about: "" }));
-byId("use").addEventListener("click", () => edit(opened, opened.view.caption));
+byId("use").addEventListener("click", () => edit(opened, opened.view.shown));
 byId("earlier").addEventListener("click", () => list(start - PAGE).catch(({ message }) => say(message)));
 byId("later").addEventListener("click", () => list(start + PAGE).catch(({ message }) => say(message)));
 byId("zip").addEventListener("click", () => {

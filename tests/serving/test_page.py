@@ -125,10 +125,14 @@ def test_a_photo_gets_its_caption_and_its_report(open_page: Open, running: Runni
     assert [each.split("confidence")[0].strip() for each in alternatives] == [
         each.text for each in (trace, *trace.alternatives)
     ]
+    report(page).locator("#captions button").nth(1).click()
+    page.click("#use")
+    assert page.input_value("#caption") == trace.alternatives[0].text
+    assert page.locator("#shown").is_hidden()
     expected = render_report(trace, name=name, model="tiny").encode()
     assert downloaded(page, "#download") == ("_i_.html", expected)
     page.click("#copy")
-    assert page.evaluate("navigator.clipboard.readText()") == trace.text
+    assert page.evaluate("navigator.clipboard.readText()") == trace.alternatives[0].text
 
 
 def test_the_address_keeps_the_state_of_the_report(open_page: Open, protected: Running) -> None:
@@ -167,7 +171,7 @@ def test_another_caption_word_or_part_is_inspected(open_page: Open, running: Run
     page.click("#use")
     assert page.input_value("#caption") == "red dot"
     page.click("#own")
-    page.locator("#about").wait_for(state="hidden")
+    page.locator("#own").wait_for(state="hidden")
     assert words(page) == own
 
     report(page).locator(".word").nth(1).click()
@@ -182,7 +186,7 @@ def test_another_caption_word_or_part_is_inspected(open_page: Open, running: Run
     box = surface.bounding_box()
     end = {"x": box["width"] / 2, "y": box["height"] - 1}
     surface.drag_to(surface, source_position={"x": 12, "y": 12}, target_position=end)
-    page.locator("#about", has_text="part of the photo").wait_for()
+    page.locator("#about", has_text="part you chose").wait_for()
     [part] = captioner.caption_photos([captioner.prepare(data)], region=(0, 0, 0.5, 1))
     assert words(page) == [word.text for word in part.words]
     assert report(page).locator("#box").is_hidden()
@@ -209,6 +213,8 @@ def test_captions_of_several_photos_go_into_an_archive(open_page: Open, running:
     for type, name in (("dragover", "x.png"), ("drop", "a.png"), ("paste", "日本.png")):
         page.evaluate(DROP, [type, name, base64.b64encode(second).decode()])
     settled(page)
+    wait_for_hash(page, "photo=added-5")  # a single photo is opened
+    page.get_by_text("All photos").click()
     assert not page.locator("body.dropping").count()
     assert page.locator(".card").count() == 5
     error = page.locator(".card", has_text="broken.png")
