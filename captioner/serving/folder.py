@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import io
 import os
 import stat
 import threading
@@ -16,13 +15,13 @@ from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
 from captioner.files import NO_LINK, write_whole
-from captioner.images import IMAGE_EXTENSIONS, OpenedImage
+from captioner.images import IMAGE_EXTENSIONS
 from captioner.serving.decoding import File
 from captioner.serving.problems import Problem, described
 from captioner.serving.service import Service
+from captioner.serving.thumbnails import make_thumbnail
 from captioner.text import printable
 
-THUMBNAIL_SIDE = 480
 MAX_CAPTION = 20_000
 """Characters of the captions of a photo."""
 MAX_PAGE = 100
@@ -154,7 +153,7 @@ def folder_routes(folder: Folder, service: Service) -> APIRouter:
         """A small JPEG of a photo."""
         with service.accept(1):
             file = await asyncio.to_thread(folder.read, id, service.options.max_bytes)
-            return Response(await service.decode(file, _thumbnail), media_type="image/jpeg")
+            return Response(await service.decode(file, make_thumbnail), media_type="image/jpeg")
 
     @router.post("/{id}/caption", responses=described(408, 409, 413, 415, 429))
     def save(id: str, edit: Edit, request: Request) -> FolderPhoto:
@@ -184,10 +183,3 @@ def _read(path: Path, max_bytes: int) -> bytes:
             return file.read(max_bytes)
     except OSError as error:
         raise Problem(404, "not_found", f"{path.name}: cannot be read ({error.strerror or error})") from error
-
-
-def _thumbnail(opened: OpenedImage) -> bytes:
-    photo, stream = opened.image, io.BytesIO()
-    photo.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    photo.save(stream, "JPEG", quality=80)
-    return stream.getvalue()

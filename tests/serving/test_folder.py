@@ -17,10 +17,11 @@ from captioner.checkpoint import load_model
 from captioner.cli import main
 from captioner.data.formats import load_captions
 from captioner.serving.app import create_app
-from captioner.serving.folder import MAX_CAPTION, THUMBNAIL_SIDE, Edit, Folder
+from captioner.serving.folder import MAX_CAPTION, Edit, Folder
 from captioner.serving.options import ServingOptions
 from captioner.serving.problems import Problem
 from captioner.serving.service import Service
+from captioner.serving.thumbnails import THUMBNAIL_SIDE
 from tests.serving.conftest import SECONDS, Running, photo
 from tests.serving.test_app import assert_problem
 
