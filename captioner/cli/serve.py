@@ -17,8 +17,7 @@ MIN_TOKEN = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Serve captions over HTTP, and a page for browsers at /. Programs POST photos to /v1/caption or /v1/inspect; "
-        "/openapi.json describes everything. "
-        "SIGTERM finishes accepted requests, then exits with 0."
+        "/openapi.json describes everything. SIGTERM finishes accepted requests, then exits with 0."
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address; one that others can reach needs --token-file; default: 127.0.0.1")

@@ -5,7 +5,6 @@ const PAGE = 24; // photos of the folder on a page
 const PARALLEL = 4; // requests for captions at a time
 const CAPTIONS = 3; // captions in a report: the model's best, and others it found
 const RETRY = 1000, STATUS = 6000; // milliseconds between attempts, and those that a message stays
-const NO_NAME = /[\\:*?"<>|\u0000-\u001f\u007f]/g; // what file names may not hold
 
 const photos = new Map(); // id -> photo, of all pages that were shown
 let uploads = [], listed = []; // photos in the gallery: those added here, and a page of the server's folder
@@ -217,7 +216,7 @@ function route() {
 async function show(photo, { about, caption, prefix, region }) {
   const query = ++queries;
   byId("report").setAttribute("aria-busy", true);
-  byId("download").removeAttribute("href");
+  byId("download").disabled = true;
   try {
     const part = region && { region: region.map((each) => each.toFixed(4)).join(",") };
     if (prefix || part) ({ caption } = await captionOf(photo, { ...part, ...(prefix && { prefix }) }));
@@ -234,11 +233,9 @@ async function show(photo, { about, caption, prefix, region }) {
 function writeViewer() {
   const { view } = opened, frame = document.createElement("iframe"), photo = opened;
   byId("report").setAttribute("aria-busy", false);
+  byId("download").disabled = !view;
   writeShown();
   if (!view) return;
-  URL.revokeObjectURL(byId("download").href);
-  byId("download").href = URL.createObjectURL(new Blob([view.html], { type: "text/html" }));
-  byId("download").download = `${fileStem(photo.name)}.html`;
   frame.title = "Where each word of the caption came from";
   frame.sandbox = "allow-scripts";
   frame.srcdoc = view.html;
@@ -277,25 +274,6 @@ function answer(photo, frame, { type, height, state, caption, words, ended, regi
   if (type === "region") show(photo, { about: "Caption of the part you chose", region });
 }
 
-// ------------------------------------------------------------------------------------------------ files
-
-// The name of a photo's file without its extension, safe as a path inside an archive.
-function fileStem(name) {
-  const parts = name.split("/").map((part) => part.replace(NO_NAME, "_").replace(/^\.+/, "_"));
-  return parts.join("/").replace(/(.)\.[^./]*$/, "$1");
-}
-
-// The text files of captions: name -> text. Of photos of one name, all but the first get a number.
-function textFiles() {
-  const files = new Map();
-  for (const { name, text } of [...photos.values()].filter((each) => each.text)) {
-    let path = `${fileStem(name)}.txt`;
-    for (let copy = 2; files.has(path); copy++) path = `${fileStem(name)} (${copy}).txt`;
-    files.set(path, text.split("\n").map((line) => line.trim()).filter(Boolean).map((line) => `${line}\n`).join(""));
-  }
-  return files;
-}
-
 // ------------------------------------------------------------------------------------------------ events
 
 for (const input of document.querySelectorAll("input[type=file]")) {
@@ -306,8 +284,9 @@ for (const input of document.querySelectorAll("input[type=file]")) {
 }
 for (const [type, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(type, (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return; // text that is dragged into a field
     event.preventDefault();
-    document.body.classList.toggle("dropping", isOver && event.dataTransfer.types.includes("Files"));
+    document.body.classList.toggle("dropping", isOver);
     if (type === "drop") addFiles(event.dataTransfer.files);
   });
 }
@@ -330,12 +309,9 @@ byId("own").addEventListener("click", () => show(opened, { about: "" }));
 byId("use").addEventListener("click", () => edit(opened, opened.view.shown));
 byId("earlier").addEventListener("click", () => list(start - PAGE).catch(({ message }) => say(message)));
 byId("later").addEventListener("click", () => list(start + PAGE).catch(({ message }) => say(message)));
-byId("zip").addEventListener("click", () => {
-  const link = Object.assign(document.createElement("a"), { download: "captions.zip" });
-  link.href = URL.createObjectURL(zip(textFiles()));
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), STATUS);
-});
+byId("zip").addEventListener("click", () => download("captions.zip", zip(textFiles([...photos.values()]))));
+byId("download").addEventListener("click", () =>
+  download(`${fileStem(opened.name)}.html`, new Blob([opened.view.html], { type: "text/html" })));
 window.addEventListener("hashchange", route);
 window.addEventListener("beforeunload", (event) => {
   const wasEdited = (photo) => isUnsaved(photo) && photo.text !== photo.record?.caption;

@@ -1,3 +1,30 @@
+// ------------------------------------------------------------------------------------------------ downloads
+
+const NO_NAME = /[\\:*?"<>|\u0000-\u001f\u007f]/g; // what file names may not hold
+
+function download(name, blob) {
+  const link = Object.assign(document.createElement("a"), { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), STATUS);
+}
+
+// The name of a photo's file without its extension, safe as a path inside an archive.
+function fileStem(name) {
+  const parts = name.split("/").map((part) => part.replace(NO_NAME, "_").replace(/^\.+/, "_"));
+  return parts.join("/").replace(/(.)\.[^./]*$/, "$1");
+}
+
+// The text files of captions: name -> text. Of photos of one name, all but the first get a number.
+function textFiles(photos) {
+  const files = new Map();
+  for (const { name, text } of photos.filter((each) => each.text?.trim())) {
+    let path = `${fileStem(name)}.txt`;
+    for (let copy = 2; files.has(path); copy++) path = `${fileStem(name)} (${copy}).txt`;
+    files.set(path, text.split("\n").map((line) => line.trim()).filter(Boolean).map((line) => `${line}\n`).join(""));
+  }
+  return files;
+}
+
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, value) => {
   for (let bit = 0; bit < 8; bit++) value = value & 1 ? 0xedb88320 ^ (value >>> 1) : value >>> 1;
   return value;
