@@ -16,13 +16,14 @@ MIN_TOKEN = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Serve captions over HTTP: POST photos to /v1/caption or /v1/inspect; /openapi.json describes everything. "
-        "SIGTERM finishes accepted requests, then exits with 0."
+        "Serve captions over HTTP, and a page for browsers at /. Programs POST photos to /v1/caption or /v1/inspect; "
+        "/openapi.json describes everything. SIGTERM finishes accepted requests, then exits with 0."
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address; one that others can reach needs --token-file; default: 127.0.0.1")
     add("--port", type=number(int, 0, 65535), default=8000, help="0 takes a free one; default: 8000")
     add("--token-file", type=Path, metavar="FILE", help="holds the token that requests must send as a bearer token")
+    add("--root", type=Path, metavar="DIR", help="list the photos of DIR on the page, and save captions beside them")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a name the server is called by; * for any")
     add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.token_file is None and not _is_loopback(host):
         remedy = "add --token-file FILE, or keep --host 127.0.0.1"
         raise ConfigError(f"--host {host}: without a token, only this machine may use the service; {remedy}")
+    if arguments.root is not None:
+        _check_root(arguments)
     try:
         from captioner.serving.options import ServingOptions
         from captioner.serving.server import serve
@@ -58,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_pixels=arguments.max_pixels,
         timeout=arguments.timeout,
         token=None if arguments.token_file is None else _read_token(arguments.token_file),
+        root=arguments.root,
         hosts=tuple(name.lower() for name in (host, *arguments.allow_host)),
     )
     logging.basicConfig(level=logging.WARNING, format="captioner: %(message)s", stream=sys.stderr)
@@ -75,6 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"captioner: serving at {address}, {users}", file=sys.stderr, flush=True)
         serve(options, listening)
     return 0
+
+
+def _check_root(arguments: argparse.Namespace) -> None:
+    if not arguments.root.is_dir():
+        raise ConfigError(f"--root {arguments.root}: no such folder; name one that holds photos")
+    if arguments.token_file is None and "*" in arguments.allow_host:
+        raise ConfigError("--root with --allow-host *: pages of other sites could write; add --token-file FILE")
 
 
 def _read_token(path: Path) -> str:

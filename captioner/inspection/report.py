@@ -4,16 +4,13 @@ W words · L layers · H heads · h·w patches
 """
 
 import base64
-import hashlib
 import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +29,7 @@ from captioner.inspection.legend import (
     why_faint,
 )
 from captioner.inspection.trace import TINY, AttentionTrace
+from captioner.templates import fill, read_template, security_policy
 from captioner.text import printable
 
 PHOTO_SIDE = 1024
@@ -44,7 +42,6 @@ INDEX_IMAGES = 10
 """Maximum number of captions among the worst, and among the best, on an index page."""
 MAX_NUMBER = 1e9
 """Infinite numbers are written as this one."""
-NONE = "'none'"
 FRAME = (
     '<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="width:100%;height:52rem;border:0"></iframe>'
 )
@@ -207,15 +204,10 @@ def _view(whole: AttentionTrace, trace: AttentionTrace, layer: int | None, head:
     }
 
 
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    """A template of this package with {{name}} replaced by texts that are HTML already, and its policy filled in."""
-    text = (resources.files("captioner.inspection") / template).read_text(encoding="utf-8")
-    allowed = []
-    for tag in ("script", "style"):
-        hashes = " ".join(map(_hash, re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)))
-        allowed.append(f"{tag}-src {hashes or NONE}")
-    policy = f"default-src {NONE}; img-src data:; {'; '.join(allowed)}; base-uri {NONE}; form-action {NONE}"
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: {**values, "policy": policy}[match[1]], text)
+def _fill(name: str, values: Mapping[str, str]) -> str:
+    """A template of this package with its values and its policy."""
+    template = read_template(f"inspection/{name}")
+    return fill(template, {**values, "policy": security_policy([template], img_src="data:")})
 
 
 def _text(text: str) -> str:
@@ -226,10 +218,6 @@ def _text(text: str) -> str:
 def _address(name: str) -> str:
     """The relative address of a file by its name, of any characters or bytes."""
     return quote(os.fsencode(name))
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'"
 
 
 def _json(data: Any) -> str:

@@ -15,8 +15,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 import captioner
 from captioner.errors import ImageError
 from captioner.records import trace_record
-from captioner.serving.guard import Guard
+from captioner.serving.folder import Folder, folder_routes
+from captioner.serving.guard import PAGE, Guard
 from captioner.serving.options import MAX_FILES, CaptionQuery, InspectQuery
+from captioner.serving.page import render_page
 from captioner.serving.problems import HANDLERS, described
 from captioner.serving.service import Service, Upload
 
@@ -61,6 +63,12 @@ def create_app(service: Service) -> Guard:
         redoc_url=None,
     )
 
+    page = render_page()
+
+    @app.get(PAGE, include_in_schema=False)
+    async def show_page() -> Response:
+        return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
+
     @app.post("/v1/caption", response_model=Captions, responses=UPLOAD_REFUSALS)
     async def caption(
         files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
@@ -101,7 +109,8 @@ def create_app(service: Service) -> Guard:
         """The model's configuration, and the limits of requests."""
         config = asdict(service.loaded()[0].model.config)
         limits = {"max_files": MAX_FILES, "max_bytes": service.options.max_bytes}
-        return {"name": service.name, "version": captioner.__version__, "config": config, "limits": limits}
+        about = {"name": service.name, "version": captioner.__version__, "has_folder": service.options.root is not None}
+        return {**about, "config": config, "limits": limits}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -118,6 +127,9 @@ def create_app(service: Service) -> Guard:
     async def metrics() -> Response:
         """Metrics in the Prometheus text format."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    if service.options.root is not None:
+        app.include_router(folder_routes(Folder(service.options.root), service))
 
     return Guard(app, service, frozenset(app.openapi()["paths"]))
 

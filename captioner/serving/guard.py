@@ -14,9 +14,12 @@ from captioner.serving.service import Service
 
 PROBES = ("/healthz", "/readyz")
 """Paths that need neither a token nor a known host."""
+PAGE = "/"
+"""The path of the page, which needs no token: it asks for the token and sends it with its requests."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
 """Headers of responses that do not set their own."""
@@ -59,7 +62,8 @@ class Guard:
             if origin is not None and origin.partition("://")[2] != host:
                 raise Problem(403, "origin", "pages of other sites may not use this server")
             authorization = headers.get("authorization", "").encode("latin-1")
-            if options.token and not hmac.compare_digest(authorization, f"Bearer {options.token}".encode()):
+            needs_token = options.token is not None and path != PAGE
+            if needs_token and not hmac.compare_digest(authorization, f"Bearer {options.token}".encode()):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 raise Problem(401, "unauthorized", "send the token: Authorization: Bearer TOKEN", challenge)
         length = headers.get("content-length", "0")

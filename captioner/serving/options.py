@@ -1,6 +1,7 @@
 """Options of the service, and those that requests take in their query."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -37,6 +38,8 @@ class ServingOptions:
     """Seconds until a request is answered with 503."""
     token: str | None = None
     """Bearer token that requests need; None needs none."""
+    root: Path | None = None
+    """Folder whose photos are listed, and in which captions are saved; None lists none."""
     hosts: tuple[str, ...] = ()
     """Names that the Host header may hold besides localhost and IP addresses; `*` allows all."""
 
@@ -94,6 +97,13 @@ class InspectQuery(Query):
     caption: Annotated[str, Field(max_length=1000, description="inspect this caption, not the model's own")] | None = (
         None
     )
+    num_captions: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="captions in a report")] = 1
     method: Literal["refined", "relevance", "raw", "perturbation"] = "refined"
     layer: Annotated[int, Field(ge=0, le=1000, description="decoder layer; default: all")] | None = None
     head: Annotated[int, Field(ge=0, le=1000, description="attention head; default: all")] | None = None
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Self:
+        if self.caption is not None and self.num_captions > 1:
+            raise ValueError("num_captions: is for the model's own captions; leave caption out")
+        return self

@@ -16,6 +16,7 @@ from captioner.errors import ImageError
 from captioner.images import OpenedImage
 from captioner.photo import Photo
 from captioner.records import caption_record
+from captioner.search_options import SearchOptions
 from captioner.serving.options import CaptionQuery, InspectQuery, ServingOptions
 from captioner.serving.problems import Problem
 
@@ -110,7 +111,7 @@ class Service:
         captioner, batcher = self.loaded()
         encoder = captioner.model.encoder
         try:
-            photo = await self._decode(file, partial(Photo.of, encoder=encoder.config))
+            photo = await self.decode(file, partial(Photo.of, encoder=encoder.config))
             photo.shown_patches(query.region, query.hide, encoder.grid)
             caption = await batcher.caption(photo, query)
         except ImageError as error:
@@ -124,12 +125,13 @@ class Service:
         """What `render` makes of a file's trace. Raises ImageError, and ConfigError for options it cannot have."""
         captioner, batcher = self.loaded()
         async with self._inspecting:
-            opened = await self._decode(file, full_size)
-            trace = partial(captioner.inspect, opened, caption=query.caption, method=query.method)
+            opened = await self.decode(file, full_size)
+            search = SearchOptions(captions=query.num_captions).strategy()
+            trace = partial(captioner.inspect, opened, caption=query.caption, method=query.method, search=search)
             return await batcher.run(lambda: render(trace(region=query.region, hide=query.hide)))
 
-    async def _decode(self, file: Upload, convert: Callable[[OpenedImage], Result]) -> Result:
-        """What `convert` makes of a file in a decoder. Raises ImageError."""
+    async def decode(self, file: Upload, convert: Callable[[OpenedImage], Result]) -> Result:
+        """What `convert`, which must be picklable, makes of a file in a decoder process. Raises ImageError."""
         decode = partial(self._decoders.decode, file.data, convert, file.name)
         return await asyncio.get_running_loop().run_in_executor(self._waiting, decode)
 

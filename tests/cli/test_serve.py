@@ -99,6 +99,19 @@ def test_without_a_token_only_loopback_is_bound(host: str, capsys: pytest.Captur
     assert "--token-file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--root", "nowhere"], "--root nowhere"),
+        (["--root", ".", "--host", "0.0.0.0"], "--token-file"),
+        (["--root", ".", "--allow-host", "*"], "--token-file"),
+    ],
+)
+def test_a_folder_is_not_open_to_others(flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--model", "nowhere", *flags]) == 2
+    assert named in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [None, "", "short", "two words of some length", "ümlaut-ümlaut-ümlaut"])
 def test_a_token_file_without_a_good_token_is_refused(
     content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -123,6 +123,7 @@ def test_the_wheel_serves_with_everything_read_only(installed: Path, folder: Pat
                 health = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
                 assert health[:2] == ["python", "-c"]
                 exec(health[2].replace("8000", port).replace("timeout=2", "timeout=60"), {})
+                assert "<title>captioner</title>" in client.get("/").text
                 headers = {"Authorization": f"Bearer {TOKEN}"}
                 assert client.get("/v1/model", headers=headers).json()["name"] == "bundled"
                 for size in ((300, 200), (1000, 1000)):  # the second is spooled to a file

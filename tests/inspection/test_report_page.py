@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,25 +19,17 @@ from captioner.images import UPRIGHT, open_image
 from captioner.inspection.legend import COLORS, factor, percent
 from captioner.inspection.report import IndexEntry, render_index, render_report
 from captioner.inspection.trace import AttentionTrace
+from tests.browser import HOSTILE, NARROW, WIDE, launched, needs_chromium, violations
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the extra dev installs playwright")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra dev installs its rules")
+pytestmark = needs_chromium
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    # A container's root user may not have the sandbox.
-    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -395,16 +385,6 @@ def test_other_captions_are_a_click_away(open_page: Open) -> None:
     assert overlay(page).max() > DARKEST
 
 
-HOSTILE = (
-    "</script><script>alert(1)</script>",
-    "\"'><img src=x onerror=alert(1)>",
-    "\u202egnp.exe מילה ערבית",
-    "\U0001f9ff\u200d\U0001f415",
-    "w" * 10_000,
-    "many words " * 900,
-)
-
-
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 def test_hostile_texts_are_shown_as_they_are(open_page: Open, text: str, size: dict[str, int]) -> None:
@@ -446,12 +426,6 @@ def test_without_scripts_the_photo_and_its_caption_are_there(open_page: Open) ->
     page = open_page(render_report(trace_of(some_maps(), words=("a", "<b>", "dog"))), script=False)
     assert "a <b> dog" in page.locator("noscript").inner_text()
     assert page.locator("#photo").bounding_box()["width"] > 100
-
-
-def violations(page: Any) -> list[tuple[str, str]]:
-    """The rules of axe-core that the page breaks seriously, with the elements."""
-    found = axe.Axe().run(page).response["violations"]
-    return [(each["id"], each["nodes"][0]["html"][:120]) for each in found if each["impact"] in ("serious", "critical")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -258,7 +258,14 @@ def test_a_trace_of_another_caption_and_one_head(running: Running, captioner: Ca
 
 
 @pytest.mark.parametrize(
-    "query", [{"layer": 2}, {"caption": ""}, {"caption": "dot " * 400}, {"head": 0, "method": "perturbation"}]
+    "query",
+    [
+        {"layer": 2},
+        {"caption": ""},
+        {"caption": "dot " * 400},
+        {"head": 0, "method": "perturbation"},
+        {"caption": "dot", "num_captions": 2},
+    ],
 )
 def test_a_trace_that_cannot_be_is_refused(running: Running, query: dict[str, Any]) -> None:
     response = running.client.post("/v1/inspect", params=query, files={"file": ("a.png", photo(1))})
