@@ -126,6 +126,7 @@ def test_a_photo_gets_its_caption_and_its_report(open_page: Open, running: Runni
         each.text for each in (trace, *trace.alternatives)
     ]
     report(page).locator("#captions button").nth(1).click()
+    wait_for_hash(page, "caption=1")
     page.click("#use")
     assert page.input_value("#caption") == trace.alternatives[0].text
     assert page.locator("#shown").is_hidden()
