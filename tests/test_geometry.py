@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import images
 from captioner.errors import ConfigError
 from captioner.geometry import BAR, Geometry, to_pixels
+from captioner.image_colors import UPRIGHT
 from captioner.images import open_image
 
-INVERSE = {**images.UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+INVERSE = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 """EXIF orientation -> how a camera that writes it has stored the upright picture."""
 
 FITS = ["squash", "crop", "letterbox"]

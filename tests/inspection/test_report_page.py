@@ -15,7 +15,8 @@ from PIL import Image
 
 from captioner.config import Fit
 from captioner.geometry import Geometry
-from captioner.images import UPRIGHT, open_image
+from captioner.image_colors import UPRIGHT
+from captioner.images import open_image
 from captioner.inspection.legend import COLORS, factor, percent
 from captioner.inspection.report import IndexEntry, render_index, render_report
 from captioner.inspection.trace import AttentionTrace

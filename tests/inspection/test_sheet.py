@@ -12,7 +12,8 @@ from PIL import Image, ImageChops
 from captioner.config import Fit
 from captioner.errors import ConfigError
 from captioner.geometry import Geometry
-from captioner.images import UPRIGHT, open_image
+from captioner.image_colors import UPRIGHT
+from captioner.images import open_image
 from captioner.inspection.legend import COLORS
 from captioner.inspection.sheet import draw_sheet
 from captioner.inspection.trace import AttentionTrace
