@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.errors import ImageError
@@ -102,16 +102,35 @@ def render_csv(result: Result) -> str:
 
 
 def render_coco(result: Result) -> str:
-    """The entry of the best caption, as COCO's evaluation takes one per image."""
+    """The entry of the best caption, as COCO's evaluation takes one per image, with the path for `coco_document`."""
     if result.failed or LOW_CONFIDENCE in result.record["notes"]:
         return ""
-    return json.dumps({"image_id": coco_id(result.path), "caption": result.rows[0].caption}, ensure_ascii=False)
+    entry = {"image_id": coco_id(result.path), "caption": result.rows[0].caption, "input_path": result.path}
+    return json.dumps(entry, ensure_ascii=False)
 
 
-def coco_document(entries: Iterable[str]) -> str:
-    """COCO's results file of rendered entries."""
-    lines = ",\n".join(filter(None, entries))
+def coco_document(texts: Iterable[str]) -> str:
+    """COCO's results file of rendered entries, and of entries of an older file, which have no path.
+
+    Where two rendered entries have the same id, all of them get their paths below the folder that they share instead.
+    """
+    entries = [json.loads(text) for text in texts if text]
+    rendered = [entry for entry in entries if "input_path" in entry]
+    ids = relative_paths([entry.pop("input_path") for entry in rendered])
+    if len({entry["image_id"] for entry in rendered}) < len(rendered):
+        for entry, image_id in zip(rendered, ids, strict=True):
+            entry["image_id"] = image_id
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     return f"[\n{lines}\n]\n" if lines else "[]\n"
+
+
+def relative_paths(paths: Sequence[str]) -> list[str]:
+    """The paths below the folder that they share, written with `/`; as given if they share none."""
+    try:
+        shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        return [os.path.relpath(path, shared).replace(os.sep, "/") for path in paths]
+    except ValueError:  # no paths, or several drives of Windows
+        return [path.replace(os.sep, "/") for path in paths]
 
 
 def coco_id(path: str) -> int | str:

@@ -14,7 +14,7 @@ from typing import Literal, TextIO, TypeAlias
 
 from captioner import files
 from captioner.cli.flags import UNRELATED
-from captioner.cli.formats import Format, Result, coco_document, coco_id, encode
+from captioner.cli.formats import Format, Result, coco_document, encode
 from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Stamp, State, append, check_unchanged, full_disk_error
 from captioner.errors import ConfigError, ResourceError
@@ -30,8 +30,8 @@ class Output(ABC):
         self.format, self.existing, self.journal = format, existing, journal
 
     def claim(self, item: Input) -> str | None:
-        """A description of what no two inputs may share: a COCO id, which names one caption, or a sidecar; or None."""
-        return f"the COCO id {coco_id(item.path)}" if self.format.is_document else None
+        """A description of what no two inputs may share: a path in COCO's results, or a sidecar; or None."""
+        return f"the path {os.path.normpath(item.path)}" if self.format.is_document else None
 
     def state(self, item: Input) -> State:
         """Whether an input has to be captioned. Raises ConfigError where it must not be."""
@@ -164,7 +164,7 @@ class FileOutput(Output):
             return entries
         new = {entry.path: entry.text for entry in self.journal.read()}
         appended = entries[self.journal.old_entries :]
-        written = appended == [json.loads(text) for text in new.values() if text]
+        written = appended == json.loads(coco_document(new.values()))
         return entries[: self.journal.old_entries] if written else entries
 
 

@@ -296,15 +296,22 @@ def test_two_photos_do_not_share_a_sidecar_unless_it_is_appended_to(
     assert ("another input has the sidecar photos/a.txt; rename the file" in capsys.readouterr().err) == (count == 1)
 
 
-def test_two_photos_do_not_share_a_coco_id(
+def test_photos_of_the_same_coco_id_get_their_paths(
     caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photos / "again").mkdir()
-    draw(photos / "again" / "a7.png", 1)
-    draw(photos / "again" / "b007.png", 2)
-    assert caption("again", "--format", "coco", "-o", "ids.json") == 1
-    assert "another input has the COCO id 7" in capsys.readouterr().err
-    assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == [7]
+    names = ["100CANON/IMG_0001.png", "101CANON/IMG_0001.png", "101CANON/IMG_0002.png"]
+    for number, name in enumerate(names):
+        (photos / "trip" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(photos / "trip" / name, number)
+    for words in (("trip", "-r"), ("trip/100CANON", "trip/101CANON")):
+        assert caption(*words, "--format", "coco", "-o", "ids.json", "--existing", "overwrite") == 0
+        assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == names
+    assert caption("trip/101CANON", "--format", "coco", "-o", "ids.json", "--existing", "overwrite") == 0
+    assert json.loads((photos / "ids.json").read_text())[1].keys() == {"image_id", "caption"}
+    assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == [1, 2]
+    capsys.readouterr()
+    assert caption(*["trip/101CANON/IMG_0001.png"] * 2, "--format", "coco") == 1
+    assert "another input has the path trip/101CANON/IMG_0001.png" in capsys.readouterr().err
 
 
 def lines(path: Path) -> int:
