@@ -19,6 +19,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Section
 from captioner.errors import ConfigError
 
+PRESETS = Path(__file__).parent / "presets"
 MAX_VALUES = 10_000
 """Maximum number of values in a configuration: YAML aliases of aliases grow exponentially."""
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", types.NoneType: "null"}
@@ -29,11 +30,18 @@ _adapter: Any = cache(TypeAdapter)  # slow to build
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and `key.path=value` overrides. Raises ConfigError, which lists every problem with its line."""
+    """Read a YAML file, or the preset of that name, and `key.path=value` overrides.
+
+    Raises ConfigError, which lists every problem with its line.
+    """
+    if str(path) in presets() and not Path(path).exists():
+        path = PRESETS / f"{path}.yaml"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}") from error
+        is_name = not Path(path).suffix or Path(path).stem in presets()
+        hint = f"; presets: {', '.join(presets())}" if is_name and isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the configuration as UTF-8") from error
     places: dict[Keys, str] = {}
@@ -44,6 +52,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _override(data, override, places)
     config = config_from_dict(Config, data, str(path), places)
     return config if config.name is not None else replace(config, name=Path(path).stem)
+
+
+def presets() -> list[str]:
+    """The names of the configurations that come with this package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def config_from_dict(cls: type[Schema], data: Any, source: str, places: Mapping[Keys, str] | None = None) -> Schema:

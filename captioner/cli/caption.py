@@ -1,6 +1,7 @@
 """captioner caption: describe images."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from captioner.cli.flags import add_caption_flags, check_flags, search_of
-from captioner.cli.formats import Result, format_named
+from captioner.cli.formats import FORMAT_OF_SUFFIX, Result, format_named, output_format
 from captioner.cli.inputs import STDIN, Finder, Input
 from captioner.cli.journal import Stamp, stamp
 from captioner.cli.output import Output, SidecarOutput, exclusive, open_output
@@ -51,6 +52,7 @@ class Tally:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    arguments.format = output_format(arguments.format, arguments.output)
     check_flags(arguments)
     with exclusive(arguments):
         return _run(arguments)
@@ -58,11 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     tally = Tally()
-    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain)
+    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=tally.complain, note=tally.note)
     inputs = finder.find(arguments.inputs)
     # Standard input counts as several inputs, so that the first need not wait for the second.
     streamed = STDIN in arguments.inputs
     first = list(islice(inputs, 1 if streamed else 2))
+    suffix = os.path.splitext(arguments.output or "")[1].lower()
+    if FORMAT_OF_SUFFIX.get(suffix, arguments.format) != arguments.format:
+        tally.note(f"{printable(arguments.output)}: written as {arguments.format}, whatever its extension says")
     format = format_named(arguments.format, single=len(first) == 1 and not streamed)
     output = open_output(arguments, format)
     if output is None:

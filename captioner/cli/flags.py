@@ -39,10 +39,10 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=("text", "jsonl", "csv", "coco", "sidecar"),
-        default="text",
-        help="text (default): the caption, after its path if there are several inputs; jsonl: a record per input, also "
-        "if it failed; csv: a row per caption; coco: COCO's results, written at the end, with the number that ends the "
-        "file name as id; sidecar: photo.txt beside photo.jpg, or in the folder OUT, which mirrors the tree",
+        help="default: by OUT's extension (.csv, .jsonl, .json for coco), else text; text: the caption, after its path "
+        "if there are several inputs; jsonl: a record per input, also if it failed; csv: a row per caption; coco: "
+        "COCO's results, written at the end; ids are the numbers that end file names, or paths where they repeat; "
+        "sidecar: photo.txt beside photo.jpg, or in the folder OUT, which mirrors the tree",
     )
     add("-o", "--output", metavar="OUT", help="a file, or the folder of sidecars; .OUT.journal.jsonl during the run")
     existing = ("skip", "overwrite", "append", "error")
@@ -114,8 +114,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     from captioner.images import IMAGE_EXTENSIONS
 
     ext = arguments.ext
-    if arguments.resume and arguments.output is None:
-        raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
+    if arguments.resume and arguments.output is None and arguments.format != "sidecar":
+        raise ConfigError("--resume: the journal is kept beside OUT; add -o")
     if ext != ".txt" and arguments.format != "sidecar":
         raise ConfigError(f"--ext {ext}: is for sidecars; add --format sidecar")
     if not ext.startswith(".") or ext == "." or set(ext) & set("/\\\0") or ext.lower() in IMAGE_EXTENSIONS:

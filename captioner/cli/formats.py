@@ -23,6 +23,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of cells that spreadsheets evaluate."""
 
 
+FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "coco", ".jsonl": "jsonl"}
+"""Suffix of an output -> its format, unless a format is named."""
+
+
 class Row(NamedTuple):
     """A caption on one line, after the prepended text."""
 
@@ -66,6 +70,12 @@ class Format(NamedTuple):
     render: Callable[[Result], str]
     header: str = ""
     is_document: bool = False
+
+
+def output_format(named: str | None, output: str | None) -> str:
+    """The format that was named, else that of the output's suffix, else `text`."""
+    suffix = os.path.splitext(output or "")[1].lower()
+    return named or FORMAT_OF_SUFFIX.get(suffix, "text")
 
 
 def format_named(name: str, *, single: bool = False) -> Format:

@@ -199,7 +199,8 @@ class SidecarOutput(Output):
             return "pending"
         if self.existing == "skip":
             return "done"
-        raise ConfigError(f"{printable(str(target))}: exists; choose --existing skip, overwrite or append")
+        problem = "exists; continue an interrupted run with --resume, or choose --existing skip, overwrite or append"
+        raise ConfigError(f"{printable(str(target))}: {problem}")
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         target, text = self.target(item), self.format.render(result)
@@ -248,8 +249,8 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
         if path is not None and path.exists() and not path.is_dir():
             raise ConfigError(f"{name}: not a folder; --format sidecar writes into one")
         journal = None if path is None else Journal(path, settings, resume=arguments.resume)
-        if arguments.resume and journal and not journal.entries and existing == "error":
-            existing = "skip"  # the run is complete, or its first sidecar
+        if arguments.resume and not (journal and journal.entries) and existing == "error":
+            existing = "skip"  # the run is complete, or its first sidecar, or the sidecars beside the photos tell
         return SidecarOutput(path, arguments.ext, format, existing, journal)
     if path is None:
         return StreamOutput(sys.stdout, format)

@@ -273,9 +273,12 @@ def test_what_is_done_with_sidecars_that_exist(
     old = photos / "photos" / "a.txt"
     old.write_text("mine")
     assert caption(*words) == 2
-    assert "a.txt: exists; choose --existing skip, overwrite or append" in capsys.readouterr().err
-    assert caption(*words, "--existing", "skip") == 0
+    refused = "a.txt: exists; continue an interrupted run with --resume, or choose --existing skip, overwrite or append"
+    assert refused in capsys.readouterr().err
+    assert caption(*words, "--resume") == 0
     assert capsys.readouterr().err == "captioner: 4 captioned, 0 failed, 1 skipped\n"
+    assert caption(*words, "--existing", "skip") == 0
+    assert capsys.readouterr().err == "captioner: 0 captioned, 0 failed, 5 skipped\n"
     assert old.read_text() == "mine"
     assert len(list((photos / "photos").rglob("*.txt"))) == 5
     assert caption("photos/a.jpg", "--format", "sidecar", "--existing", "append") == 0
@@ -665,7 +668,8 @@ def test_a_photo_unlike_the_training_photos_is_noted(
 
 def test_improbable_captions(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
     assert caption("photos", "--min-confidence", 1) == 0
-    assert capsys.readouterr() == ("", "captioner: 3 captioned, 0 failed, 3 below --min-confidence\n")
+    note = "captioner: photos: 2 more in subfolders; -r searches them\n"
+    assert capsys.readouterr() == ("", f"{note}captioner: 3 captioned, 0 failed, 3 below --min-confidence\n")
 
 
 def test_standard_output_takes_every_format_that_is_one_file(
@@ -675,6 +679,25 @@ def test_standard_output_takes_every_format_that_is_one_file(
     assert [entry["image_id"] for entry in json.loads(capsys.readouterr().out)] == ["a", 2, "ü"]
     assert caption("photos", "--format", "csv") == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.csv", "path,"), ("a.JSONL", '{"path"'), ("a.json", "[\n"), ("a.tsv", "p")]
+)
+def test_the_format_follows_the_extension(
+    caption: Caption, photos: Path, name: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption("photos/a.jpg", "photos/ü.jpg", "-o", name) == 0
+    assert (photos / name).read_text(encoding="utf-8").startswith(start)
+    assert capsys.readouterr().err == "captioner: 2 captioned, 0 failed\n"
+
+
+def test_a_named_format_is_written_whatever_the_extension(
+    caption: Caption, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption("photos/a.jpg", "-o", "a.csv", "--format", "jsonl") == 0
+    assert read(photos / "a.csv")[0]["path"] == "photos/a.jpg"
+    assert capsys.readouterr().err.startswith("captioner: a.csv: written as jsonl, whatever its extension says\n")
 
 
 @posix
