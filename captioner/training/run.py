@@ -31,7 +31,7 @@ from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
-from captioner.data.sources import load_splits, load_texts
+from captioner.data.sources import load_splits, load_texts, usable_splits
 from captioner.errors import CheckpointError, ConfigError, ResourceError
 from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
@@ -80,19 +80,20 @@ def train(
     init: Path | None = None,
     resume: Path | None = None,
     fast_dev_run: bool = False,
+    skip_bad: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Path | None:
     """Train a captioner and return the model folder of its best epoch, `folder/model`.
 
     `init` is a model folder to start from: its network and vocabulary, to which new words of the captions are added.
     `resume` is a training checkpoint to continue from, with its network and vocabulary; without it, a folder that
-    already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. Returns None after
-    such a run, and in all but the first of several processes. Raises ConfigError, AnnotationError, CheckpointError,
-    ResourceError or TrainingError.
+    already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. `skip_bad` leaves
+    unusable photos out. Returns None after a dry run, and in all but the first of several processes. Raises
+    ConfigError, AnnotationError, CheckpointError, ResourceError or TrainingError.
     """
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
-    run = prepare(config, init=init, resume=resume)
+    run = prepare(config, init=init, resume=resume, skip_bad=skip_bad)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
     task: CaptionTask
     match config.training.objective:
@@ -105,8 +106,11 @@ def train(
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
 
-def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None) -> Run:
-    """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device."""
+def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None, skip_bad: bool = False) -> Run:
+    """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device.
+
+    Raises AnnotationError, which lists them, if photos are unusable; with `skip_bad`, they are left out.
+    """
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -116,6 +120,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
     train, val = load_splits(data)
+    if config.training.objective != "language":
+        train, val = usable_splits(train, val, skip_bad=skip_bad)
     texts = load_texts(data)
     identity = to_dict(config) | {"captions": _fingerprint(train.images, val.images, texts)}
     if resume is not None:
@@ -244,6 +250,8 @@ def _new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Cap
 
 
 def _build(config: Config, decoder: DecoderConfig, tokenizer: Tokenizer) -> CaptionModel:
+    if config.encoder.is_random_and_frozen:
+        log.warning("encoder: its weights are random and not trained; set encoder.pretrained or encoder.train")
     return CaptionModel(
         ModelConfig(encoder=config.encoder.network(), decoder=decoder),
         vocabulary=len(tokenizer),
