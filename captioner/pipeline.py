@@ -6,25 +6,26 @@ from contextlib import closing
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
+from captioner.any_image import AnyImage, plain_source
 from captioner.caption import Caption, Captioned, caption_memory, word_confidences
 from captioner.checkpoint import load_model, save_model
 from captioner.errors import ConfigError, ImageError, ResourceError
-from captioner.generation import BeamSearch, Strategy
-from captioner.geometry import Geometry, to_pixels
-from captioner.images import ImageSource, OpenedImage, open_image
+from captioner.generation import BeamSearch, Strategy, with_captions
+from captioner.images import OpenedImage, open_image
+from captioner.inspection.tiles import tiled_memory
 from captioner.inspection.trace import BY_GRADIENTS, METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
-from captioner.model.memory import Memory, concat
+from captioner.model.memory import Memory
 from captioner.model.packed import pack
+from captioner.out_of_memory import halve_batch
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.text import first_line
@@ -35,16 +36,6 @@ log = logging.getLogger(__name__)
 BUNDLED = "bundled"
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64
 """Default batch sizes: a CPU gains nothing from larger ones, an accelerator does."""
-MAX_TILES = 64
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "alloc_failed",
-    "could not create a primitive",  # oneDNN, which names no cause
-)
-"""What PyTorch and its libraries say when memory runs out."""
 
 
 class Captioner:
@@ -92,28 +83,70 @@ class Captioner:
         save_model(Path(folder), self.model, self.tokenizer, card=text)
 
     @overload
-    def __call__(self, images: ImageSource, *, search: Strategy = ...) -> Caption: ...
+    def __call__(
+        self, images: AnyImage, *, search: Strategy = ..., num_captions: int | None = ..., prefix: str = ...
+    ) -> Caption: ...
 
     @overload
-    def __call__(self, images: list[ImageSource], *, search: Strategy = ...) -> list[Caption]: ...
+    def __call__(
+        self,
+        images: list[AnyImage],
+        *,
+        search: Strategy = ...,
+        num_captions: int | None = ...,
+        prefix: str = ...,
+        on_error: Literal["raise"] = ...,
+        progress: Callable[[int], object] = ...,
+    ) -> list[Caption]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: list[AnyImage],
+        *,
+        search: Strategy = ...,
+        num_captions: int | None = ...,
+        prefix: str = ...,
+        on_error: Literal["skip"],
+        progress: Callable[[int], object] = ...,
+    ) -> list[Caption | None]: ...
 
     def __call__(
-        self, images: ImageSource | list[ImageSource], *, search: Strategy = BeamSearch()
-    ) -> Caption | list[Caption]:
+        self,
+        images: AnyImage | list[AnyImage],
+        *,
+        search: Strategy = BeamSearch(),
+        num_captions: int | None = None,
+        prefix: str = "",
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> Caption | list[Caption] | list[Caption | None]:
         """The caption of an image, or a list of captions for a list of images.
 
-        An image is a path, bytes, a PIL image or an array (H, W, 3) uint8. Raises ImageError for an unusable one.
+        An image is a path, a file object, bytes, a PIL image, or an array (H, W, 3) or tensor (3, H, W) of uint8.
+        `num_captions` sets how many the search finds: the best, and its `alternatives`. `prefix` holds the first words
+        of every caption. Raises ImageError for an unusable image; with `on_error="skip"`, a list has None in its place.
+        `progress` is called with the number of images that are done.
         """
-        captions = []
-        for result in self.stream(images if isinstance(images, list) else [images], search=search):
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error {on_error!r}: give raise or skip")
+        if num_captions is not None:
+            search = with_captions(search, num_captions)
+        captions: list[Caption | None] = []
+        for result in self.stream(images if isinstance(images, list) else [images], search=search, prefix=prefix):
             if isinstance(result, ImageError):
-                raise result
-            captions.append(result.caption)
-        return captions if isinstance(images, list) else captions[0]
+                if on_error == "raise" or not isinstance(images, list):
+                    raise result
+                log.warning("left out: %s", result)
+            captions.append(None if isinstance(result, ImageError) else result.caption)
+            progress(len(captions))
+        return captions if isinstance(images, list) else cast(Caption, captions[0])
 
-    def prepare(self, source: ImageSource, allow_truncated: bool = False) -> Photo:
+    save = save_pretrained
+
+    def prepare(self, source: AnyImage, allow_truncated: bool = False) -> Photo:
         """An image as the network takes it. Raises ImageError for an unusable one."""
-        return Photo.of(open_image(source, allow_truncated=allow_truncated), self.model.encoder.config)
+        return Photo.of(open_image(plain_source(source), allow_truncated=allow_truncated), self.model.encoder.config)
 
     def caption_photos(
         self,
@@ -148,7 +181,7 @@ class Captioner:
 
     def stream(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[AnyImage],
         *,
         search: Strategy = BeamSearch(),
         prefix: str = "",
@@ -167,7 +200,7 @@ class Captioner:
         """
         self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
 
-        def read(source: ImageSource) -> Photo | ImageError:
+        def read(source: AnyImage) -> Photo | ImageError:
             try:
                 photo = self.prepare(source, allow_truncated)
                 photo.shown_patches(region, hide, self.model.encoder.grid)
@@ -196,7 +229,7 @@ class Captioner:
 
     def inspect(
         self,
-        image: ImageSource | OpenedImage,
+        image: AnyImage | OpenedImage,
         *,
         caption: str | None = None,
         search: Strategy = BeamSearch(),
@@ -217,7 +250,7 @@ class Captioner:
 
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
-        opened = image if isinstance(image, OpenedImage) else open_image(image)
+        opened = image if isinstance(image, OpenedImage) else open_image(plain_source(image))
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
         features, stage = None, None
@@ -233,7 +266,7 @@ class Captioner:
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
-            memory, view = self._tiled(opened.image, tiles)
+            memory, view = tiled_memory(self.model, opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
             [distance] = [None] if features is None else self.model.unfamiliarity(features)
@@ -281,27 +314,6 @@ class Captioner:
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device))
 
-    @torch.inference_mode()
-    def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
-        """One memory of the photo's tiles, and the large grid that their patches form."""
-        encoder, (rows, columns) = self.model.encoder, tiles
-        height, width = encoder.image_size
-        if not 1 <= rows <= photo.height or not 1 <= columns <= photo.width or rows * columns > MAX_TILES:
-            raise ConfigError(f"tiles {rows}x{columns}: give 1x1 to {MAX_TILES} tiles, none of less than a pixel")
-        whole = Geometry.of(*photo.size, size=(rows * height, columns * width), fit="squash")
-        assert encoder.config.interpolation is not None
-        pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
-        cut = pixels.unflatten(2, (columns, width)).unflatten(1, (rows, height)).permute(1, 3, 0, 2, 4).flatten(0, 1)
-        encoded = self.model.encode(cut.to(self.device))
-        memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
-        positions = torch.arange(memory.positions).view(rows, columns, -1)
-        prefix, patches, null = positions.tensor_split((encoder.prefix, encoder.patches.stop), dim=2)
-        # Patch (y, x) of tile (r, c) is patch (r·h + y, c·w + x) of the large grid.
-        high, wide = encoder.grid
-        ordered = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
-        order = torch.cat([prefix.flatten(), ordered.flatten(), null.flatten()]).tolist()
-        return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
-
     def _prefix_tokens(self, text: str) -> tuple[int, ...]:
         if unknown := ", ".join(self.unknown_words(text)):
             raise ConfigError(f"prefix {text!r}: the model does not know {unknown}; use words it was trained on")
@@ -334,16 +346,3 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(f"device {name!r}: not available here ({first_line(error)}); use auto or cpu") from error
     return name
-
-
-def halve_batch(images: int, error: Exception) -> int:
-    """Half of a batch that ran out of memory. Raises any other error again, and ResourceError for a single image."""
-    recognized = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not recognized and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
-        raise error
-    if images == 1:
-        raise ResourceError(
-            f"out of memory for a single image ({first_line(error)}); close other programs, or take a smaller model"
-        ) from error
-    log.warning("out of memory for %d images at once; continuing with %d", images, images // 2)
-    return images // 2

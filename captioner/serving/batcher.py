@@ -9,8 +9,9 @@ from functools import partial
 from typing import TypeVar
 
 from captioner.caption import Caption
+from captioner.out_of_memory import halve_batch
 from captioner.photo import Photo
-from captioner.pipeline import ACCELERATOR_BATCH, CPU_BATCH, Captioner, halve_batch
+from captioner.pipeline import ACCELERATOR_BATCH, CPU_BATCH, Captioner
 from captioner.serving.options import CaptionQuery
 
 WINDOW = 0.004

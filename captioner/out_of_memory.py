@@ -1,0 +1,33 @@
+"""Batches that do not fit into memory."""
+
+import logging
+
+import torch
+
+from captioner.errors import ResourceError
+from captioner.text import first_line
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+    "could not create a primitive",  # oneDNN, which names no cause
+)
+"""What PyTorch and its libraries say when memory runs out."""
+
+
+def halve_batch(images: int, error: Exception) -> int:
+    """Half of a batch that ran out of memory. Raises any other error again, and ResourceError for a single image."""
+    recognized = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not recognized and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+        raise error
+    if images == 1:
+        raise ResourceError(
+            f"out of memory for a single image ({first_line(error)}); close other programs, or take a smaller model"
+        ) from error
+    log.warning("out of memory for %d images at once; continuing with %d", images, images // 2)
+    return images // 2
