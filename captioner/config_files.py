@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Section
+from captioner.config import AUTO, Config, DecoderConfig, EncoderConfig, ModelConfig, Section
 from captioner.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -205,7 +205,7 @@ def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
     name, data = config.name or "run", config.data
     if set(name) & set("/\\:") or name in (".", "..") or not name.isprintable():
         yield "name", f"got {name!r}, expected a folder's name, without / \\ or :"
-    stored = data.features is not None
+    stored = data.features not in (None, AUTO)
     if stored and config.encoder.train != "none":
         yield "data.features", "stored features need encoder.train: none"
     if stored and data.augment and data.feature_views == 1:

@@ -1,5 +1,6 @@
 """A training run is a folder: config.yaml (resolved), environment.jsonl (one line a start), train.log, metrics.csv,
-curves.png, tensorboard/, checkpoints/ (best and last) and, at the end, model/, the model folder of the best epoch.
+curves.png, tensorboard/, checkpoints/ (best and last), features/ (for `data.features: auto`) and, at the end, model/,
+the model folder of the best epoch.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
@@ -44,6 +45,7 @@ from captioner.training.card import model_card
 from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
 from captioner.training.history import History
 from captioner.training.language import LanguageTask
+from captioner.training.patience import Patience
 from captioner.training.self_critical import SelfCriticalTask
 from captioner.training.task import CaptionTask, CrossEntropyTask
 from captioner.training.trainer import make_trainer, training_device
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 
 HEAD_MOSAICS = 200
 """Number of validation mosaics on which heads are ranked after training."""
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, FEATURES = "checkpoints", "features"
 LOCK = ".lock"
 
 
@@ -93,6 +95,7 @@ def train(
     """
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
+    config = config.with_features_in(None if fast_dev_run else folder / FEATURES)
     run = prepare(config, init=init, resume=resume, skip_bad=skip_bad)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
     task: CaptionTask
@@ -184,7 +187,7 @@ def fit(
         durability = Durability(folder / CHECKPOINTS, run.identity, config.training)
         watchers += [best, durability, History(folder)]
     if patience := config.training.patience:
-        watchers.append(EarlyStopping(monitor, mode=mode, patience=patience, check_finite=False, strict=False))
+        watchers.append(Patience(monitor, mode, patience))
     trainer = make_trainer(
         config, watchers, [TensorBoardLogger(folder, name="tensorboard", version="")], fast_dev_run=fast_dev_run
     )
@@ -196,7 +199,7 @@ def fit(
         _record_environment(folder)
         _fit(trainer, task, run)
         if stopped_early(trainer):
-            reason = f"{monitor} did not improve for {patience} epochs (training.patience)"
+            reason = f"neither {monitor} nor val_loss improved for {patience} epochs (training.patience)"
             log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
         _save_best(run, folder, best, trainer)
     return folder / MODEL
