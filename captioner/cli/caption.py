@@ -13,6 +13,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from captioner.cli.finishing import Finishing
 from captioner.cli.flags import add_caption_flags, check_flags, search_of
 from captioner.cli.formats import FORMAT_OF_SUFFIX, Result, format_named, output_format
 from captioner.cli.inputs import STDIN, Finder, Input
@@ -129,7 +130,8 @@ def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Names
     hidden = not sys.stderr.isatty() or (arguments.output is None and sys.stdout.isatty())
     try:
         with _exit_on_sigterm():
-            search = search_of(arguments)
+            finishing = Finishing.of(arguments)
+            search = finishing.search(search_of(arguments))
             captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
             if output.journal:
                 output.journal.check_weights(hash_weights(captioner.model.state_dict()))
@@ -146,7 +148,8 @@ def _caption(pending: Iterable[Input], output: Output, arguments: argparse.Names
             for outcome in tqdm(outcomes, unit=" images", file=sys.stderr, disable=hidden):
                 item, seen = reading.popleft()
                 least = arguments.min_confidence
-                output.add(item, seen, Result.of(item.path, outcome, arguments.model, arguments.prepend, least))
+                result = Result.of(item.path, outcome, arguments.model, arguments.prepend, least, finishing)
+                output.add(item, seen, result)
                 if isinstance(outcome, ImageError):
                     tally.complain(str(outcome))
                     continue

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print the configuration with every default filled in")
     show.add_argument("file", metavar="FILE|PRESET")
     show.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key, as for train")
-    check = actions.add_parser("check", help="report all errors in configurations, and an encoder of no use")
+    check = actions.add_parser(
+        "check", help="report all errors in configurations, and warn of a random encoder that is not trained"
+    )
     check.add_argument("files", metavar="FILE|PRESET", nargs="+")
     actions.add_parser("schema", help="print the JSON Schema, for editors")
 

@@ -102,7 +102,8 @@ def verdict(listing: Listing, problems: Sequence[Problem]) -> str:
     )
     usable_images = f"{count} images usable" if count == captioned else f"{count} of {captioned} images usable"
     if not count or any(each.where not in unusable for each in errors):
-        return f"{usable_images}; training cannot start before the errors are corrected"
+        remedy = "; `captioner data fix` corrects encodings" if any(each.code == "encoding" for each in errors) else ""
+        return f"{usable_images}; training cannot start before the errors are corrected{remedy}"
     if errors:
         return f"{usable_images}; training can start with --skip-bad, or after `captioner data fix`"
     return f"{usable_images}; training can start"

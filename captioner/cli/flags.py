@@ -49,7 +49,6 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add("--existing", choices=existing, default="error", help="what to do if OUT or a sidecar exists; default: error")
     add("--resume", action="store_true", help="continue an interrupted run; the later line of a changed input counts")
     add("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
-    add("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
     add(
         "--min-confidence",
         type=number(float, 0, 1),
@@ -58,12 +57,25 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         help="leave out captions of less confidence (0 to 1); jsonl keeps them, with the note low_confidence",
     )
 
+    add_text_flags(parser)
     add_search_flags(parser)
     add = parser.add_argument_group("photos").add_argument
     add("--prefix", default="", metavar="TEXT", help="the first words of every caption, such as 'a photo of'")
     add_region_flags(add)
     add("--allow-truncated", action="store_true", help="caption truncated files, as far as they can be read")
     add_machine_flags(parser)
+
+
+def add_text_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that change the text of captions; JSONL keeps the model's own under `captions`."""
+    add = parser.add_argument_group("text").add_argument
+    add("--sentence", action="store_true", help="begin with a capital and end with a period")
+    add("--trigger", default="", metavar="WORD", help="put this word and a comma before every caption")
+    add("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
+    add("--replace", type=_pair, action="append", default=[], metavar="A=B", help="write B for the word or phrase A")
+    add("--blacklist", type=_words, default=(), metavar="WORDS", help="leave out these words or phrases (a,b,c)")
+    tags = "write up to N object words of the best captions, not the caption; jsonl: also `tags`, with confidence"
+    add("--tags", type=number(int, 1), default=0, metavar="N", help=tags)
 
 
 def add_region_flags(add: Callable[..., object]) -> None:
@@ -173,6 +185,17 @@ def number(kind: type[Number], low: float, high: float = float("inf")) -> Callab
 
     read.__name__ = kind.__name__  # argparse's messages name it
     return read
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = (part.strip() for part in text.partition("="))
+    if not (old and equals):
+        raise argparse.ArgumentTypeError(f"{text}: not A=B, such as grey=gray")
+    return old, new
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _batch_size(text: str) -> int | None:

@@ -6,8 +6,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioner.cli.finishing import UNCHANGED, Finishing
 from captioner.errors import ImageError
 from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
 from captioner.text import printable
@@ -44,16 +46,30 @@ class Result(NamedTuple):
 
     @classmethod
     def of(
-        cls, path: str, outcome: "Captioned | ImageError", model: str, prepend: str = "", min_confidence: float = 0.0
+        cls,
+        path: str,
+        outcome: "Captioned | ImageError",
+        model: str,
+        prepend: str = "",
+        min_confidence: float = 0.0,
+        finishing: Finishing = UNCHANGED,
     ) -> "Result":
         """The result of an input; `caption_record` explains the options."""
-        record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
         if isinstance(outcome, ImageError):
-            return cls(path, record)
+            return cls(path, caption_record(path, outcome, model=model))
+        tags = finishing.tags_of(outcome.caption)
+        outcome = replace(outcome, caption=finishing.kept(outcome.caption))
+        record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
+        record["caption"] = prepend + finishing.finished(outcome.caption.text)
+        captions = (outcome.caption, *outcome.caption.alternatives)
+        texts = [(each, finishing.finished(each.text)) for each in captions]
+        if finishing.tags:
+            record["tags"] = [{"text": tag.text, "confidence": round(tag.confidence, DIGITS)} for tag in tags]
+            texts = [(outcome.caption, finishing.joined(tags))] if tags else []
         rows = (
             # Byte-level models may write line ends, which would make two captions of one.
-            Row(" ".join((prepend + each.text).splitlines()), round(each.log_prob, DIGITS), round(confidence, DIGITS))
-            for each in (outcome.caption, *outcome.caption.alternatives)
+            Row(" ".join((prepend + text).splitlines()), round(each.log_prob, DIGITS), round(confidence, DIGITS))
+            for each, text in texts
             if (confidence := each.confidence) >= min_confidence
         )
         return cls(path, record, tuple(rows))
@@ -113,7 +129,7 @@ def render_csv(result: Result) -> str:
 
 def render_coco(result: Result) -> str:
     """The entry of the best caption, as COCO's evaluation takes one per image, with the path for `coco_document`."""
-    if result.failed or LOW_CONFIDENCE in result.record["notes"]:
+    if not result.rows or LOW_CONFIDENCE in result.record["notes"]:
         return ""
     entry = {"image_id": coco_id(result.path), "caption": result.rows[0].caption, "input_path": result.path}
     return json.dumps(entry, ensure_ascii=False)

@@ -250,7 +250,8 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
             raise ConfigError(f"{name}: not a folder; --format sidecar writes into one")
         journal = None if path is None else Journal(path, settings, resume=arguments.resume)
         if arguments.resume and not (journal and journal.entries) and existing == "error":
-            existing = "skip"  # the run is complete, or its first sidecar, or the sidecars beside the photos tell
+            # The run is complete, or was interrupted at its first sidecar; without OUT there is no journal.
+            existing = "skip"
         return SidecarOutput(path, arguments.ext, format, existing, journal)
     if path is None:
         return StreamOutput(sys.stdout, format)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from captioner.data.annotations import Listing, text_encoding
@@ -37,18 +38,23 @@ def find_repairs(listing: Listing) -> Iterator[Repair]:
             yield Repair(path, "the file holds no caption")
         elif encoding != "utf-8" and _decodes(data, encoding):
             yield Repair(path, f"{encoding} to UTF-8", encoding)
-    codes = {image.file_name for image in listing.images}
+    images = {image.file_name: image for image in listing.images}
     for problem in check(listing) if is_folder else ():
-        if problem.where in codes and problem.code not in KEPT_CODES and problem.severity == "error":
-            picture = listing.root / problem.where
-            yield Repair(picture, problem.message)
-            if (text := picture.with_suffix(".txt")).is_file():
-                yield Repair(text, f"the caption of {picture.name}")
+        image = images.get(problem.where)
+        if image is not None and problem.code not in KEPT_CODES and problem.severity == "error":
+            yield Repair(listing.root / image.file_name, problem.message)
+            for text in {caption.where.rpartition(":")[0] for caption in image.captions}:
+                yield Repair(listing.root / text, f"the caption of {image.file_name}")
 
 
 def apply_repair(repair: Repair, root: Path, quarantine: Path) -> None:
-    """Convert a file, of which the original is copied into quarantine, or move it there; folders are kept."""
-    target = quarantine / repair.path.relative_to(root)
+    """Convert a file, of which the original is copied into quarantine, or move it there.
+
+    The folders are kept, and files that are there already.
+    """
+    place = quarantine / repair.path.relative_to(root)
+    names = chain([place.name], (f"{place.stem}-{number}{place.suffix}" for number in count(2)))
+    target = next(path for path in map(place.with_name, names) if not path.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     if repair.encoding is None:
         shutil.move(repair.path, target)

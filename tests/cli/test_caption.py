@@ -751,3 +751,19 @@ def test_errors_are_one_line(
 def test_the_script_is_the_verb(photos: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["photos/a.jpg", "--model", model, "--dry-run"]) == 0
     assert capsys.readouterr().out == "photos/a.jpg\n"
+
+
+def test_captions_as_data_sets_want_them(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
+    assert caption("photos/a.jpg") == 0
+    plain = capsys.readouterr().out.strip()
+    words = ("--trigger", "sks", "--sentence", "--blacklist", "the, near", "--replace", "dog=hound", "--prepend", "> ")
+    assert caption("photos/a.jpg", *words) == 0
+    wanted = " ".join("hound" if word == "dog" else word for word in plain.split() if word not in ("the", "near"))
+    assert capsys.readouterr().out == f"> sks, {wanted[0].upper()}{wanted[1:]}.\n"
+    assert caption("photos/a.jpg", "--tags", 2, "--format", "jsonl") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["caption"] == plain
+    assert len(record["captions"]) == 1
+    assert all(0 < tag["confidence"] <= 1 for tag in record["tags"])
+    assert caption("photos/a.jpg", "--replace", "=x") == 2
+    assert "not A=B, such as grey=gray" in capsys.readouterr().err

@@ -114,6 +114,7 @@ def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.Cap
     (photos / "train/a.txt").write_bytes(text.encode("utf-16"))
     (photos / "train/b.txt").write_bytes(text.encode("cp1252"))
     (photos / "val/c.png").write_bytes(b"no picture")
+    (photos / "val/c.txt").rename(photos / "val/c.TXT")
     Image.new("RGB", (9, 9)).save(photos / "val/d.png")
     (photos / "val/d.txt").write_bytes(b"\n")
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
@@ -125,7 +126,7 @@ def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.Cap
         ["convert", str(photos / "train/b.txt"), "cp1252 to UTF-8"],
         ["move", str(photos / "val/d.txt"), "the file holds no caption"],
         ["move", str(photos / "val/c.png")],
-        ["move", str(photos / "val/c.txt"), "the caption of c.png"],
+        ["move", str(photos / "val/c.TXT"), "the caption of val/c.png"],
     ]
     for flags in ([], ["--write"]):
         assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
@@ -136,7 +137,7 @@ def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.Cap
         assert err.startswith(f"repairs: 5; {'done' if flags else 'nothing done yet; --write does it'}")
     quarantine = photos.with_name(f"{photos.name}-quarantine")
     moved = {path.relative_to(quarantine): path.read_bytes() for path in quarantine.rglob("*.*")}
-    names = ("train/a.txt", "train/b.txt", "val/c.png", "val/c.txt", "val/d.txt")
+    names = ("train/a.txt", "train/b.txt", "val/c.png", "val/c.TXT", "val/d.txt")
     assert moved == {Path(name): before[photos / name] for name in names}
     assert (photos / "train/a.txt").read_text(encoding="utf-8") == text
     assert (photos / "train/b.txt").read_text(encoding="utf-8") == text
@@ -144,6 +145,10 @@ def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == "problems: 1; 2 images usable; training can start\n"
     assert main(["data", "fix", str(photos)]) == 0
     assert capsys.readouterr().err == "repairs: 0\n"
+    (photos / "train/a.txt").write_bytes(b"\n")
+    assert main(["data", "fix", str(photos), "--write"]) == 0
+    assert (quarantine / "train/a.txt").read_bytes() == before[photos / "train/a.txt"]
+    assert (quarantine / "train/a-2.txt").read_bytes() == b"\n"
 
 
 def test_quarantine_is_outside_the_data_set(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
