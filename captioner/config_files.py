@@ -32,10 +32,12 @@ _adapter: Any = cache(TypeAdapter)  # slow to build
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or the preset of that name, and `key.path=value` overrides.
 
-    Raises ConfigError, which lists every problem with its line.
+    `configs/NAME.yaml`, where presets used to be, still names one where there is no such file. Raises ConfigError, which
+    lists every problem with its line.
     """
-    if str(path) in presets() and not Path(path).exists():
-        path = PRESETS / f"{path}.yaml"
+    for name in presets():
+        if Path(path) in (Path(name), Path("configs", f"{name}.yaml")) and not Path(path).exists():
+            path = PRESETS / f"{name}.yaml"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:

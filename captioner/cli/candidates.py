@@ -5,7 +5,8 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from posixpath import normpath, splitext
 from typing import Any
@@ -16,7 +17,7 @@ from captioner.errors import AnnotationError, InputError
 MAX_UNPACKED = 2**30
 """Most bytes of a file, unpacked: a few megabytes can unpack to gigabytes."""
 SHOWN = 3
-"""Number of ids of each side that an error shows."""
+"""Number of ids that a message shows."""
 
 
 def read_candidates(path: Path) -> dict[str, Any]:
@@ -29,19 +30,19 @@ def read_candidates(path: Path) -> dict[str, Any]:
         if not (found := dict(_sidecars(path))):
             raise InputError(f"{path}: no .txt files in this folder; name the one with the sidecars, or a file")
         return found
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return _captions_of(_jsonl_rows(path))
-    if suffix == ".csv":
-        return _captions_of(_csv_rows(path))
-    if suffix in (".tsv", ".txt"):
-        return _captions_of(_text_rows(path))
+    captions: dict[str, Any] = {}
+    if rows := ROWS.get(path.suffix.lower()):
+        previous = None
+        for image, caption in rows(path):
+            if image != previous:  # a path that comes again later is of a resumed run, and the later caption counts
+                captions[image] = caption
+            previous = image
+        return captions
     data = read_json(path)
     if isinstance(data, dict):
         return data
     if not isinstance(data, list):
         raise AnnotationError(f"{path}: neither a list of image_id and caption nor {{image_id: caption}}; give one")
-    captions: dict[str, Any] = {}
     for image, caption in coco_records(data, f"{path}: "):
         if image in captions:
             raise AnnotationError(f"{path}: image {image}: more than one caption; keep one")
@@ -79,14 +80,6 @@ def match_candidates(
     return matched, unmatched
 
 
-def mismatch_error(unmatched: Sequence[str], candidates: int, references: Collection[str], source: Path) -> Exception:
-    """An error that shows ids of both sides."""
-    return AnnotationError(
-        f"{source}: {len(unmatched)} of {candidates} candidates fit no reference, or several: {_first(unmatched)}; "
-        f"the ids of the {len(references)} references: {_first(references)}"
-    )
-
-
 def _unique(keys: Mapping[str, set[str]]) -> dict[str, str]:
     """The image of each key that belongs to one image only."""
     counts = Counter(key for several in keys.values() for key in several)
@@ -105,51 +98,32 @@ def _endings(file: str) -> set[str]:
     return {*ends, *(splitext(end)[0] for end in ends), str(coco_id(file))}
 
 
-def _first(ids: Iterable[str]) -> str:
-    shown = list(ids)
-    return ", ".join(map(repr, shown[:SHOWN])) + (", ..." if len(shown) > SHOWN else "") if shown else "none"
-
-
-def _captions_of(rows: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The first caption of each path; of a path that comes again later, as a resumed run writes, the later one."""
-    captions, previous = {}, None
-    for path, caption in rows:
-        if path != previous:
-            captions[path] = caption
-        previous = path
-    return captions
+def first_ids(ids: Iterable[str]) -> str:
+    """The first of many ids, for messages."""
+    shown = [*map(repr, islice(ids, SHOWN + 1))]
+    return ", ".join([*shown[:SHOWN], *["..."] * (len(shown) > SHOWN)])
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise AnnotationError(f"{path}:{number}: not JSON ({error}); give a record a line") from error
-        if isinstance(record, dict) and "error" in record:
-            continue
-        image = record.get("path", record.get("image_id")) if isinstance(record, dict) else None
-        if isinstance(image, bool) or not isinstance(image, int | str) or "caption" not in record:
-            raise AnnotationError(f"{path}:{number}: no record with path and caption; correct or remove it")
-        yield str(image), record["caption"]
+            record = json.loads(line) if line.strip() else {"error": "empty line"}
+            if "error" not in record:
+                yield str(record["path"]), record["caption"]
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise AnnotationError(f"{path}:{number}: no JSON object with path and caption; correct it") from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
     try:
-        image = next((name for name in ("path", "image_id", "image") if name in (reader.fieldnames or ())), None)
-        if image is None or "caption" not in (reader.fieldnames or ()):
-            raise AnnotationError(f"{path}: no header with path and caption; add one")
         for row in reader:
-            caption = row["caption"] or ""
-            # `captioner caption` marks a text that a spreadsheet would take for a formula.
-            marked = caption.startswith(tuple(f"'{start}" for start in FORMULA))
             if not row.get("error"):
-                yield row[image] or "", caption[1:] if marked else caption
-    except csv.Error as error:
-        raise AnnotationError(f"{path}:{reader.line_num}: not CSV ({error}); correct it") from error
+                # `captioner caption` marks a text that a spreadsheet would take for a formula.
+                marked = row["caption"].startswith(tuple(f"'{start}" for start in FORMULA))
+                yield row["path"], row["caption"][marked:]
+    except (csv.Error, KeyError, AttributeError) as error:
+        raise AnnotationError(f"{path}:{reader.line_num}: no CSV with the columns path and caption") from error
 
 
 def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -159,6 +133,10 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield image, caption
         elif line.strip():
             raise AnnotationError(f"{path}:{number}: no path, tab and caption; correct or remove the line")
+
+
+ROWS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".tsv": _text_rows, ".txt": _text_rows}
+"""Suffix -> the rows of a file, each with the path of an image and its caption."""
 
 
 def _sidecars(folder: Path) -> Iterator[tuple[str, str]]:

@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--images", metavar="DIR", help="the image folder; default: ROOT/images, else ROOT")
         action.add_argument("--format", choices=FORMATS, default="auto", help="default: detected")
         if name == "fix":
-            action.add_argument(
-                "--write", action="store_true", help="do it; without this flag, print what would be done"
-            )
+            action.add_argument("--write", action="store_true", help="do it; default: print what would be done")
             where = "folder for originals and unusable files; default: ROOT-quarantine"
             action.add_argument("--quarantine", type=Path, metavar="DIR", help=where)
         else:
@@ -96,10 +94,8 @@ def verdict(listing: Listing, problems: Sequence[Problem]) -> str:
     errors = [problem for problem in problems if problem.severity == "error"]
     unusable = {each.where for each in errors if each.code in UNUSABLE_CODES} & names
     sound = (image.path.relative_to(listing.root).as_posix() for image in usable(listing, decode=False).images)
-    captioned, count = (
-        sum(bool(image.captions) for image in listing.images),
-        sum(name not in unusable for name in sound),
-    )
+    count = sum(name not in unusable for name in sound)
+    captioned = sum(bool(image.captions) for image in listing.images)
     usable_images = f"{count} images usable" if count == captioned else f"{count} of {captioned} images usable"
     if not count or any(each.where not in unusable for each in errors):
         remedy = "; `captioner data fix` corrects encodings" if any(each.code == "encoding" for each in errors) else ""

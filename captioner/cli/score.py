@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.candidates import coco_records, match_candidates, mismatch_error, read_candidates, read_json
+from captioner.cli.candidates import coco_records, first_ids, match_candidates, read_candidates, read_json
 from captioner.cli.files import check_output, write_whole
 from captioner.errors import AnnotationError, ConfigError
 
@@ -71,7 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     given = read_candidates(arguments.candidates)
     candidates, unmatched = match_candidates(given, references, names, arguments.candidates)
     if unmatched:
-        raise mismatch_error(unmatched, len(given), references, arguments.candidates)
+        raise AnnotationError(
+            f"{arguments.candidates}: {len(unmatched)} of {len(given)} candidates fit no reference, or several: "
+            f"{first_ids(unmatched)}; the ids of the {len(references)} references: {first_ids(references)}"
+        )
     others = None
     if arguments.compare is not None:
         others, _ = match_candidates(read_candidates(arguments.compare), references, names, arguments.compare)

@@ -90,10 +90,10 @@ def test_the_later_line_of_a_changed_input_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b"{}", "a.jsonl:1: no record with path and caption"),
-        ("a.jsonl", b"\n[", "a.jsonl:2: not JSON"),
-        ("a.csv", b"a,b\n", "a.csv: no header with path and caption"),
-        ("a.csv", b'path,caption\na,"' + b"x" * 200_000, "a.csv:1: not CSV"),
+        ("a.jsonl", b"{}", "a.jsonl:1: no JSON object with path and caption"),
+        ("a.jsonl", b"\n[", "a.jsonl:2: no JSON object"),
+        ("a.csv", b"a,b\n1,2\n", "a.csv:2: no CSV with the columns path and caption"),
+        ("a.csv", b'path,caption\na,"' + b"x" * 200_000, "a.csv:1: no CSV with the columns"),
         ("a.txt", b"a dog runs\n", "a.txt:1: no path, tab and caption"),
         ("a.tsv", b"a\t\xff\n", "a.tsv: byte 2 is not UTF-8"),
     ],

@@ -96,6 +96,7 @@ def test_presets_are_found_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert load_config("finetune") == load_config("configs/finetune.yaml")
     assert load_config("finetune").name == "finetune"
     assert main(["config", "check", "shapes", "finetun"]) == 2
     out, err = capsys.readouterr()
