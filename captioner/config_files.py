@@ -32,7 +32,7 @@ _adapter: Any = cache(TypeAdapter)  # slow to build
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or the preset of that name, and `key.path=value` overrides.
 
-    `configs/NAME.yaml`, where presets used to be, still names one where there is no such file. Raises ConfigError, which
+    `configs/NAME.yaml`, where presets used to be, still names one if there is no such file. Raises ConfigError, which
     lists every problem with its line.
     """
     for name in presets():
