@@ -607,7 +607,10 @@ def test_a_dry_run_writes_and_loads_nothing(
     assert caption("photos", "--dry-run", "--model", "nowhere", "--format", "jsonl", "-o", out) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [os.path.join("photos", name) for name in NAMES[:3]]
-    assert shown.err == "captioner: 3 to caption, 0 failed, 0 skipped (--dry-run: nothing is written)\n"
+    assert shown.err == (
+        "captioner: photos: 2 more in subfolders; -r searches them\n"
+        "captioner: 3 to caption, 0 failed, 0 skipped (--dry-run: nothing is written)\n"
+    )
     (photos / "photos" / "a.txt").touch()
     assert caption("photos", "--dry-run", "--format", "sidecar", "--existing", "skip") == 0
     shown = capsys.readouterr()
