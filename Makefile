@@ -28,7 +28,7 @@ train-demo:  ## draw a tiny data set, train a captioner on it, caption its image
 	$(MAKE_ENVIRONMENT) --extras ""
 	$(RUN) scripts/draw_shapes.py --output data/shapes
 	rm -rf runs/shapes
-	$(RUN) scripts/train.py --config configs/shapes.yaml
+	$(RUN) scripts/train.py --config shapes
 	$(RUN) scripts/caption.py 'data/shapes/images/*[05].png' --model runs/shapes/model
 
 benchmark:  ## measure speed and memory against the machine's limits and other libraries

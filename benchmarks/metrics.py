@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from captioner.cli.score import read_candidates, read_references
+from captioner.cli.candidates import read_candidates
+from captioner.cli.score import read_references
 from captioner.errors import ResourceError
 from captioner.metrics.java import find_java
 from captioner.metrics.ptb import tokenize
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         references = made_up(arguments.images, 5, seed=0)
         candidates = {image: several[0] for image, several in made_up(arguments.images, 1, seed=2).items()}
     else:
-        references, candidates = read_references(arguments.references), read_candidates(arguments.candidates)
+        references, candidates = read_references(arguments.references)[0], read_candidates(arguments.candidates)
     reason = reason_without_official()
     if reason:
         print(f"without the official tool: {reason}", file=sys.stderr)

@@ -16,9 +16,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Section
+from captioner.config import AUTO, Config, DecoderConfig, EncoderConfig, ModelConfig, Section
 from captioner.errors import ConfigError
 
+PRESETS = Path(__file__).parent / "presets"
 MAX_VALUES = 10_000
 """Maximum number of values in a configuration: YAML aliases of aliases grow exponentially."""
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", types.NoneType: "null"}
@@ -29,11 +30,20 @@ _adapter: Any = cache(TypeAdapter)  # slow to build
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and `key.path=value` overrides. Raises ConfigError, which lists every problem with its line."""
+    """Read a YAML file, or the preset of that name, and `key.path=value` overrides.
+
+    `configs/NAME.yaml`, where presets used to be, still names one if there is no such file. Raises ConfigError, which
+    lists every problem with its line.
+    """
+    for name in presets():
+        if Path(path) in (Path(name), Path("configs", f"{name}.yaml")) and not Path(path).exists():
+            path = PRESETS / f"{name}.yaml"
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}") from error
+        is_name = not Path(path).suffix or Path(path).stem in presets()
+        hint = f"; presets: {', '.join(presets())}" if is_name and isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the configuration as UTF-8") from error
     places: dict[Keys, str] = {}
@@ -44,6 +54,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _override(data, override, places)
     config = config_from_dict(Config, data, str(path), places)
     return config if config.name is not None else replace(config, name=Path(path).stem)
+
+
+def presets() -> list[str]:
+    """The names of the configurations that come with this package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def config_from_dict(cls: type[Schema], data: Any, source: str, places: Mapping[Keys, str] | None = None) -> Schema:
@@ -192,7 +207,7 @@ def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
     name, data = config.name or "run", config.data
     if set(name) & set("/\\:") or name in (".", "..") or not name.isprintable():
         yield "name", f"got {name!r}, expected a folder's name, without / \\ or :"
-    stored = data.features is not None
+    stored = data.features not in (None, AUTO)
     if stored and config.encoder.train != "none":
         yield "data.features", "stored features need encoder.train: none"
     if stored and data.augment and data.feature_views == 1:

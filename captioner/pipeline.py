@@ -1,41 +1,42 @@
 """Captioning images: photos, network, search and tokenizer together."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
+from captioner.any_image import AnyImage, plain_source
 from captioner.caption import Caption, Captioned, caption_memory, word_confidences
 from captioner.checkpoint import load_model, save_model
 from captioner.decoding import Decoders
+from captioner.device import find_device, halve_batch
 from captioner.errors import ConfigError, ImageError, ResourceError
-from captioner.generation import BeamSearch, Strategy
-from captioner.geometry import Geometry, to_pixels
-from captioner.images import ImageSource, OpenedImage, open_image
+from captioner.generation import BeamSearch, Strategy, with_captions
+from captioner.images import OpenedImage, open_image
+from captioner.inspection.tiles import tiled_memory
 from captioner.inspection.trace import BY_GRADIENTS, METHODS, AttentionTrace, Method, View
 from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
-from captioner.model.memory import Memory, concat
+from captioner.model.memory import Memory
 from captioner.model.packed import pack
-from captioner.out_of_memory import halve_batch
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
-from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 BUNDLED = "bundled"
+log = logging.getLogger(__name__)
+
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64
 """Default batch sizes: a CPU gains nothing from larger ones, an accelerator does."""
-MAX_TILES = 64
 
 
 class Captioner:
@@ -75,7 +76,7 @@ class Captioner:
         machine lacks the device or cannot use int8.
         """
         network, tokenizer = load_model(model_folder(model))
-        return cls(network, tokenizer, name=str(model), device=_device(device), int8=int8)
+        return cls(network, tokenizer, name=str(model), device=find_device(device), int8=int8)
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write the model as a model folder."""
@@ -83,28 +84,70 @@ class Captioner:
         save_model(Path(folder), self.model, self.tokenizer, card=text)
 
     @overload
-    def __call__(self, images: ImageSource, *, search: Strategy = ...) -> Caption: ...
+    def __call__(
+        self, images: AnyImage, *, search: Strategy = ..., num_captions: int | None = ..., prefix: str = ...
+    ) -> Caption: ...
 
     @overload
-    def __call__(self, images: list[ImageSource], *, search: Strategy = ...) -> list[Caption]: ...
+    def __call__(
+        self,
+        images: list[AnyImage],
+        *,
+        search: Strategy = ...,
+        num_captions: int | None = ...,
+        prefix: str = ...,
+        on_error: Literal["raise"] = ...,
+        progress: Callable[[int], object] = ...,
+    ) -> list[Caption]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: list[AnyImage],
+        *,
+        search: Strategy = ...,
+        num_captions: int | None = ...,
+        prefix: str = ...,
+        on_error: Literal["skip"],
+        progress: Callable[[int], object] = ...,
+    ) -> list[Caption | None]: ...
 
     def __call__(
-        self, images: ImageSource | list[ImageSource], *, search: Strategy = BeamSearch()
-    ) -> Caption | list[Caption]:
+        self,
+        images: AnyImage | list[AnyImage],
+        *,
+        search: Strategy = BeamSearch(),
+        num_captions: int | None = None,
+        prefix: str = "",
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> Caption | list[Caption] | list[Caption | None]:
         """The caption of an image, or a list of captions for a list of images.
 
-        An image is a path, bytes, a PIL image or an array (H, W, 3) uint8. Raises ImageError for an unusable one.
+        An image is a path, a file object, bytes, a PIL image, or an array (H, W, 3) or tensor (3, H, W) of uint8.
+        `num_captions` sets how many the search finds: the best, and its `alternatives`. `prefix` holds the first words
+        of every caption. Raises ImageError for an unusable image; with `on_error="skip"`, a list has None in its place.
+        `progress` is called with the number of images that are done.
         """
-        captions = []
-        for result in self.stream(images if isinstance(images, list) else [images], search=search):
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error {on_error!r}: give raise or skip")
+        if num_captions is not None:
+            search = with_captions(search, num_captions)
+        captions: list[Caption | None] = []
+        for result in self.stream(images if isinstance(images, list) else [images], search=search, prefix=prefix):
             if isinstance(result, ImageError):
-                raise result
-            captions.append(result.caption)
-        return captions if isinstance(images, list) else captions[0]
+                if on_error == "raise" or not isinstance(images, list):
+                    raise result
+                log.warning("left out: %s", result)
+            captions.append(None if isinstance(result, ImageError) else result.caption)
+            progress(len(captions))
+        return captions if isinstance(images, list) else cast(Caption, captions[0])
 
-    def prepare(self, source: ImageSource, allow_truncated: bool = False) -> Photo:
+    save = save_pretrained
+
+    def prepare(self, source: AnyImage, allow_truncated: bool = False) -> Photo:
         """An image as the network takes it. Raises ImageError for an unusable one."""
-        return Photo.of(open_image(source, allow_truncated=allow_truncated), self.model.encoder.config)
+        return Photo.of(open_image(plain_source(source), allow_truncated=allow_truncated), self.model.encoder.config)
 
     def caption_photos(
         self,
@@ -139,7 +182,7 @@ class Captioner:
 
     def stream(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[AnyImage],
         *,
         search: Strategy = BeamSearch(),
         prefix: str = "",
@@ -163,12 +206,12 @@ class Captioner:
         self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
         workers, encoder = max(1, workers), self.model.encoder
 
-        def read(source: ImageSource) -> Photo | ImageError:
+        def read(source: AnyImage) -> Photo | ImageError:
             try:
                 if decoders is None:
                     photo = self.prepare(source, allow_truncated)
                 else:
-                    photo = decoders.decode(source, partial(Photo.of, encoder=encoder.config))
+                    photo = decoders.decode(plain_source(source), partial(Photo.of, encoder=encoder.config))
                 photo.shown_patches(region, hide, encoder.grid)
             except ImageError as error:
                 return error
@@ -197,7 +240,7 @@ class Captioner:
 
     def inspect(
         self,
-        image: ImageSource | OpenedImage,
+        image: AnyImage | OpenedImage,
         *,
         caption: str | None = None,
         search: Strategy = BeamSearch(),
@@ -218,7 +261,7 @@ class Captioner:
 
         if method not in METHODS:
             raise ConfigError(f"method {method}: not known; choose from {', '.join(METHODS)}")
-        opened = image if isinstance(image, OpenedImage) else open_image(image)
+        opened = image if isinstance(image, OpenedImage) else open_image(plain_source(image))
         encoder = self.model.encoder
         photo = Photo.of(opened, encoder.config)
         features, stage = None, None
@@ -234,7 +277,7 @@ class Captioner:
         elif region is not None or hide is not None:
             raise ConfigError("region and tiles: choose one; a region hides patches of the whole photo")
         else:
-            memory, view = self._tiled(opened.image, tiles)
+            memory, view = tiled_memory(self.model, opened.image, tiles)
         with torch.inference_mode():
             blind = self.model.blind(memory)
             [distance] = [None] if features is None else self.model.unfamiliarity(features)
@@ -282,27 +325,6 @@ class Captioner:
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device))
 
-    @torch.inference_mode()
-    def _tiled(self, photo: Image, tiles: tuple[int, int]) -> tuple[Memory, View]:
-        """One memory of the photo's tiles, and the large grid that their patches form."""
-        encoder, (rows, columns) = self.model.encoder, tiles
-        height, width = encoder.image_size
-        if not 1 <= rows <= photo.height or not 1 <= columns <= photo.width or rows * columns > MAX_TILES:
-            raise ConfigError(f"tiles {rows}x{columns}: give 1x1 to {MAX_TILES} tiles, none of less than a pixel")
-        whole = Geometry.of(*photo.size, size=(rows * height, columns * width), fit="squash")
-        assert encoder.config.interpolation is not None
-        pixels = torch.from_numpy(to_pixels(photo, whole, encoder.config.interpolation))
-        cut = pixels.unflatten(2, (columns, width)).unflatten(1, (rows, height)).permute(1, 3, 0, 2, 4).flatten(0, 1)
-        encoded = self.model.encode(cut.to(self.device))
-        memory = concat([encoded.select(torch.tensor([tile])) for tile in range(rows * columns)])
-        positions = torch.arange(memory.positions).view(rows, columns, -1)
-        prefix, patches, null = positions.tensor_split((encoder.prefix, encoder.patches.stop), dim=2)
-        # Patch (y, x) of tile (r, c) is patch (r·h + y, c·w + x) of the large grid.
-        high, wide = encoder.grid
-        ordered = patches.unflatten(2, (high, wide)).permute(0, 2, 1, 3)
-        order = torch.cat([prefix.flatten(), ordered.flatten(), null.flatten()]).tolist()
-        return memory, View((rows * high, columns * wide), prefix.numel(), whole, tuple(order))
-
     def _prefix_tokens(self, text: str) -> tuple[int, ...]:
         if unknown := ", ".join(self.unknown_words(text)):
             raise ConfigError(f"prefix {text!r}: the model does not know {unknown}; use words it was trained on")
@@ -323,15 +345,3 @@ def model_folder(model: str | Path) -> Path:
     if str(model) == BUNDLED and not Path(BUNDLED).exists():
         return Path(str(resources.files("captioner") / "bundled"))
     return Path(model)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ResourceError(f"device {name!r}: not available here ({first_line(error)}); use auto or cpu") from error
-    return name

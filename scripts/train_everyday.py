@@ -14,7 +14,7 @@ from pathlib import Path
 
 FULL = ("finetune", "finetune", "decoder", "self_critical")
 QUICK = ("quick", "self_critical")
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "captioner" / "presets"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -312,7 +312,7 @@ def test_the_schema_describes_and_bounds_every_key() -> None:
 
 
 def test_the_presets_are_valid() -> None:
-    for preset in sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")):
+    for preset in sorted((Path(__file__).parent.parent / "captioner" / "presets").glob("*.yaml")):
         assert load_config(preset).name
 
 

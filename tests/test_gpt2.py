@@ -63,7 +63,7 @@ def test_without_cross_attention_it_is_the_language_model(language):
 def test_training_from_it(language, shapes, tmp_path, way):
     folder, _ = language
     settings = ["training.epochs=1", "decoder.max_length=80", f"decoder.init={folder}", f"decoder.language={way}"]
-    config = load_config("configs/shapes.yaml", [f"data.root={shapes}", *settings])
+    config = load_config("shapes", [f"data.root={shapes}", *settings])
     model, tokenizer = load_model(train(config, tmp_path / "run"))
     _, before, _ = language_decoder(config.decoder, folder)
     after = model.decoder.state_dict()
@@ -97,7 +97,7 @@ def test_other_language_models_are_refused(language, change, message):
 
 def test_a_frozen_language_model_gets_no_new_words(shapes, tmp_path):
     settings = ["training.epochs=1", "encoder.train=none", "decoder.language=freeze"]
-    config = load_config("configs/shapes.yaml", [f"data.root={shapes}", *settings])
+    config = load_config("shapes", [f"data.root={shapes}", *settings])
     _, known = load_model(model_folder("bundled"))
     _, tokenizer = load_model(train(config, tmp_path / "run", init=model_folder("bundled")))
     assert len(tokenizer) == len(known)
@@ -117,6 +117,6 @@ def test_an_incomplete_folder(language, tmp_path):
     [(["decoder.init=there"], "bundled", "choose one"), (["decoder.language=freeze"], None, "needs a language")],
 )
 def test_contradictory_settings(shapes, tmp_path, settings, init, message):
-    config = load_config("configs/shapes.yaml", [f"data.root={shapes}", *settings])
+    config = load_config("shapes", [f"data.root={shapes}", *settings])
     with pytest.raises(ConfigError, match=message):
         train(config, tmp_path / "run", init=init)

@@ -179,6 +179,42 @@ def test_a_path_bytes_a_pil_image_and_an_array_have_one_caption(captioner, photo
     assert all(same(first, other) for other in others)
 
 
+def test_file_objects_and_tensors_have_the_caption_of_their_file(captioner, photos):
+    with photos[0].open("rb") as file:
+        forms = [
+            file,
+            io.BytesIO(photos[0].read_bytes()),
+            torch.from_numpy(np.array(opened(photos[0]))).movedim(-1, 0),
+        ]
+        found = captioner(forms)
+    assert all(same(each, captioner(photos[0])) for each in found)
+    assert captioner.inspect(forms[2]).text == captioner.inspect(photos[0]).text
+    with pytest.raises(ImageError, match="an array of float32"):
+        captioner(torch.zeros(3, 8, 8))
+
+
+def test_several_captions_and_a_prefix_by_keyword(captioner, photos):
+    several = captioner(photos[0], num_captions=7)
+    assert same(several, captioner(photos[0], search=BeamSearch(width=7, captions=7)))
+    assert len(several.alternatives) == 6
+    sampled = captioner(photos[0], num_captions=2, search=Sampling(seed=1), prefix="two")
+    assert [each.text.split()[0] for each in (sampled, *sampled.alternatives)] == ["two", "two"]
+    with pytest.raises(ConfigError, match="num_captions 2: greedy search finds one"):
+        captioner(photos[0], num_captions=2, search=Greedy())
+
+
+def test_unusable_photos_of_a_list_can_be_skipped_and_progress_is_reported(captioner, photos):
+    done = []
+    found = captioner([photos[0], b"no picture", photos[1]], on_error="skip", progress=done.append)
+    assert found[1] is None
+    assert same(found[0], captioner(photos[0]))
+    assert same(found[2], captioner(photos[1]))
+    assert done == [1, 2, 3]
+    for images, mode, error in (([b"x"], "raise", ImageError), (b"x", "skip", ImageError), ([], "ignore", ConfigError)):
+        with pytest.raises(error):
+            captioner(images, on_error=mode)
+
+
 def test_captions_differ_from_photo_to_photo(captioner, photos):
     assert len({caption.text for caption in captioner(photos)}) > 3
 
@@ -438,7 +474,7 @@ def test_captions_that_cannot_be_inspected(captioner, photos):
 
 
 def test_a_saved_captioner_comes_back(captioner, photos, tmp_path):
-    captioner.save_pretrained(tmp_path / "model")
+    captioner.save(tmp_path / "model")
     loaded = Captioner.from_pretrained(tmp_path / "model", device="cpu")
     assert loaded(photos) == captioner(photos)
     assert loaded.name == str(tmp_path / "model")

@@ -1,6 +1,7 @@
 """captioner caption: describe images."""
 
 import argparse
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +10,9 @@ from functools import cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from captioner.cli.finishing import Finishing
 from captioner.cli.flags import add_caption_flags, check_flags, search_of
-from captioner.cli.formats import Result, format_named
+from captioner.cli.formats import FORMAT_OF_SUFFIX, Result, format_named, output_format
 from captioner.cli.inputs import STDIN, Finder, Input
 from captioner.cli.journal import Stamp, stamp
 from captioner.cli.output import Output, SidecarOutput, exclusive, open_output
@@ -26,6 +28,7 @@ add_arguments = add_caption_flags
 
 
 def run(arguments: argparse.Namespace) -> int:
+    arguments.format = output_format(arguments.format, arguments.output)
     check_flags(arguments)
     with exclusive(arguments):
         return _run(arguments)
@@ -34,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     tally = Tally(quiet=arguments.quiet)
     complain = cache(tally.complain) if arguments.watch else tally.complain  # once, not at every look
-    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=complain)
+    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=complain, note=tally.note)
     interruption = Interruption()
     if arguments.watch:
         inputs = finder.watch(arguments.inputs, interruption.requested)
@@ -43,6 +46,9 @@ def _run(arguments: argparse.Namespace) -> int:
     # Standard input counts as several inputs, so that the first need not wait for the second.
     streamed = STDIN in arguments.inputs or arguments.watch
     first = list(islice(inputs, 0 if arguments.watch else 1 if streamed else 2))
+    suffix = os.path.splitext(arguments.output or "")[1].lower()
+    if FORMAT_OF_SUFFIX.get(suffix, arguments.format) != arguments.format:
+        tally.note(f"{printable(arguments.output)}: written as {arguments.format}, whatever its extension says")
     format = format_named(arguments.format, single=len(first) == 1 and not streamed)
     output = open_output(arguments, format)
     if output is None:
@@ -117,7 +123,8 @@ def _caption(
 
     try:
         with interruption.handled():
-            search = search_of(arguments)
+            finishing = Finishing.of(arguments)
+            search = finishing.search(search_of(arguments))
             captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
             if arguments.verbose:
                 tally.note(f"model {arguments.model} on {captioner.device}")
@@ -141,7 +148,7 @@ def _caption(
                 for outcome in outcomes:
                     item, seen = reading.popleft()
                     least = arguments.min_confidence
-                    result = Result.of(item.path, outcome, arguments.model, arguments.prepend, least)
+                    result = Result.of(item.path, outcome, arguments.model, arguments.prepend, least, finishing)
                     try:
                         output.add(item, seen, result)
                         if isinstance(outcome, ImageError):

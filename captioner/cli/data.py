@@ -7,18 +7,25 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
 from tqdm import tqdm
 
 from captioner.data import archives
-from captioner.data.annotations import CaptionSet, check
-from captioner.data.formats import FORMATS, load_captions, read_listing
-from captioner.errors import ConfigError, InputError
+from captioner.data.annotations import CaptionSet, Listing, Problem, image_name
+from captioner.data.checks import check, usable
+from captioner.data.formats import FORMATS, read_listing
+from captioner.data.repairs import apply_repair, find_repairs
+from captioner.errors import AnnotationError, ConfigError, InputError
 from captioner.images import open_image
 from captioner.text import printable
 
+UNUSABLE_CODES = frozenset(
+    ("empty", "truncated", "corrupt", "too_many_pixels", "not_an_image", "needs_extra", "unreadable")
+)
+"""Codes of images that cannot be opened, which training can leave out."""
 TOP_WORDS = 20
 """Number of the most frequent words to print."""
 
@@ -26,15 +33,21 @@ TOP_WORDS = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     for name, line in (
-        ("check", "print each problem on a line (code, place, message); the exit code is 1 if there are any"),
-        ("stats", "print counts, caption lengths, words and image sizes as JSON"),
+        ("check", "print each problem on a line (severity, code, place, message), and whether training can start"),
+        ("stats", "print counts, caption lengths, words and image sizes of what is usable, as JSON"),
+        ("fix", "convert text files to UTF-8, and move empty and broken files of a folder into quarantine"),
     ):
         action = actions.add_parser(name, help=line, description=line)
         action.add_argument("root", nargs="?", metavar="ROOT", help="a folder with captions and images")
         action.add_argument("--annotations", metavar="FILE", help="the annotation file; default: found in ROOT")
         action.add_argument("--images", metavar="DIR", help="the image folder; default: ROOT/images, else ROOT")
         action.add_argument("--format", choices=FORMATS, default="auto", help="default: detected")
-        action.add_argument("--no-decode", action="store_true", help="do not open the images")
+        if name == "fix":
+            action.add_argument("--write", action="store_true", help="do it; default: print what would be done")
+            where = "folder for originals and unusable files; default: ROOT-quarantine"
+            action.add_argument("--quarantine", type=Path, metavar="DIR", help=where)
+        else:
+            action.add_argument("--no-decode", action="store_true", help="do not open the images")
     line = "verify and unpack the archives of a published data set; for missing ones, print how to fetch them"
     action = actions.add_parser("prepare", help=line, description=line)
     action.add_argument("name", choices=archives.DATA_SETS, help="coco is Karpathy's split of COCO 2014")
@@ -49,21 +62,63 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.root is None and arguments.annotations is None:
         raise ConfigError("no data set given; name a folder, or --annotations FILE and --images DIR")
     source = (arguments.root, arguments.annotations, arguments.images, arguments.format)
+    listing = read_listing(*source)
+    if arguments.action == "fix":
+        return fix(listing, arguments.quarantine, write=arguments.write)
+    decode = not arguments.no_decode
     if arguments.action == "check":
-        problems = check(read_listing(*source), decode=not arguments.no_decode)
+        problems = check(listing, decode)
         for problem in problems:
-            print(*map(printable, (problem.code, problem.where, problem.message)), sep="\t")
-        print(f"problems: {len(problems)}", file=sys.stderr)
+            print(*map(printable, (problem.severity, problem.code, problem.where, problem.message)), sep="\t")
+        print(f"problems: {len(problems)}; {verdict(listing, problems)}", file=sys.stderr)
         return 1 if problems else 0
-    captions = load_captions(*source)
+    captions = usable(listing, decode)
+    if not len(captions):
+        raise AnnotationError(f"{listing.source}: no image is usable; `captioner data check` says why")
+    if left_out := sum(bool(image.captions) for image in listing.images) - len(captions):
+        print(f"captioner: {left_out} unusable images are left out; see captioner data check", file=sys.stderr)
     described = describe(captions)
-    if not arguments.no_decode:
+    if decode:
         sizes = zip(*(open_image(image.path).size for image in captions.images), strict=True)
         described["image_sizes"] = {
             side: {"min": min(values), "median": median(values), "max": max(values)}
             for side, values in zip(("width", "height"), sizes, strict=True)
         }
     print(json.dumps(described, indent=2, ensure_ascii=False))
+    return 0
+
+
+def verdict(listing: Listing, problems: Sequence[Problem]) -> str:
+    """How many images are usable, and whether training can start with them."""
+    names = {image_name(image) for image in listing.images}
+    errors = [problem for problem in problems if problem.severity == "error"]
+    unusable = {each.where for each in errors if each.code in UNUSABLE_CODES} & names
+    sound = (image.path.relative_to(listing.root).as_posix() for image in usable(listing, decode=False).images)
+    count = sum(name not in unusable for name in sound)
+    captioned = sum(bool(image.captions) for image in listing.images)
+    usable_images = f"{count} images usable" if count == captioned else f"{count} of {captioned} images usable"
+    if not count or any(each.where not in unusable for each in errors):
+        remedy = "; `captioner data fix` corrects encodings" if any(each.code == "encoding" for each in errors) else ""
+        return f"{usable_images}; training cannot start before the errors are corrected{remedy}"
+    if errors:
+        return f"{usable_images}; training can start with --skip-bad, or after `captioner data fix`"
+    return f"{usable_images}; training can start"
+
+
+def fix(listing: Listing, quarantine: Path | None, *, write: bool) -> int:
+    """Print the repairs of a data set and, with `write`, do them."""
+    root = listing.source if listing.source.is_dir() else listing.source.parent
+    quarantine = quarantine or root.resolve().with_name(f"{root.resolve().name}-quarantine")
+    if quarantine.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"--quarantine {quarantine}: is in {root}, where images are looked for; name another folder")
+    repairs = list(find_repairs(listing))
+    for repair in repairs:
+        if write:
+            apply_repair(repair, root, quarantine)
+        action = "move" if repair.encoding is None else "convert"
+        print(action, printable(str(repair.path)), printable(repair.reason), sep="\t")
+    done = f"done; originals are in {quarantine}" if write else "nothing done yet; --write does it"
+    print(f"repairs: {len(repairs)}" + (f"; {done}" if repairs else ""), file=sys.stderr)
     return 0
 
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.cli.candidates import read_json
 from captioner.cli.files import check_output, write_whole
 from captioner.cli.flags import add_machine_flags, add_search_flags, check_machine_flags, check_search_flags, search_of
-from captioner.cli.score import add_metric_flags, metrics_of, read_json
+from captioner.cli.score import add_metric_flags, metrics_of
 from captioner.data.annotations import CaptionedImage, validated
 from captioner.data.formats import FORMATS, read_listing
 from captioner.errors import AnnotationError, ConfigError, ImageError, InputError

@@ -44,11 +44,11 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=("text", "jsonl", "csv", "coco", "parquet", "sidecar"),
-        default="text",
-        help="text (default): the caption, after its path if there are several inputs; jsonl: a record per input, also "
-        "if it failed; csv: a row per caption; coco: COCO's results, written at the end, with the number that ends the "
-        "file name as id; parquet: the records of jsonl, written to OUT at the end; sidecar: photo.txt beside "
-        "photo.jpg, or in the folder OUT, which mirrors the tree",
+        help="by default that of OUT's extension (.json: coco), else text; text: the caption, after "
+        "its path if there are several inputs; jsonl: a record per input, also if it failed; csv: a row per caption; "
+        "coco: COCO's results, written at the end, with the numbers that end file names as ids, or paths where they "
+        "repeat; parquet: the records of jsonl, written to OUT at the end; sidecar: photo.txt beside photo.jpg, or in "
+        "the folder OUT, which mirrors the tree",
     )
     add("-o", "--output", metavar="OUT", help="a file, or the folder of sidecars; .OUT.journal.jsonl during the run")
     existing = ("skip", "overwrite", "append", "error")
@@ -57,7 +57,6 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     add("--ext", default=".txt", metavar=".EXT", help="extension of sidecars; default: .txt")
     add("--embed", choices=("xmp", "iptc"), help="write the caption into a copy of the photo, in the folder OUT")
     add("--in-place", action="store_true", help="--embed: write it into the photo itself")
-    add("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
     add(
         "--min-confidence",
         type=number(float, 0, 1),
@@ -66,6 +65,7 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         help="leave out captions of less confidence (0 to 1); jsonl keeps them, with the note low_confidence",
     )
 
+    add_text_flags(parser)
     add_search_flags(parser)
     add = parser.add_argument_group("photos").add_argument
     add("--prefix", default="", metavar="TEXT", help="the first words of every caption, such as 'a photo of'")
@@ -74,6 +74,18 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
     slow = "an image that crashes its decoder or takes over 20 s fails alone"
     add("--isolate", action="store_true", help=f"decode in --workers processes instead of threads: {slow}")
     add_machine_flags(parser)
+
+
+def add_text_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that change the text of captions; JSONL keeps the model's own under `captions`."""
+    add = parser.add_argument_group("text").add_argument
+    add("--sentence", action="store_true", help="begin with a capital and end with a period")
+    add("--trigger", default="", metavar="WORD", help="put this word and a comma before every caption")
+    add("--prepend", default="", metavar="TEXT", help="put this before every caption, verbatim")
+    add("--replace", type=_pair, action="append", default=[], metavar="A=B", help="write B for the word or phrase A")
+    add("--blacklist", type=_words, default=(), metavar="WORDS", help="leave out these words or phrases (a,b,c)")
+    tags = "write up to N object words of the best captions, not the caption; jsonl: also `tags`, with confidence"
+    add("--tags", type=number(int, 1), default=0, metavar="N", help=tags)
 
 
 def add_region_flags(add: Callable[..., object]) -> None:
@@ -124,8 +136,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     from captioner.images import IMAGE_EXTENSIONS
 
     ext = arguments.ext
-    if arguments.resume and arguments.output is None:
-        raise ConfigError("--resume: the journal is kept beside OUT; add -o (for sidecars, --existing skip does)")
+    if arguments.resume and arguments.output is None and arguments.format != "sidecar":
+        raise ConfigError("--resume: the journal is kept beside OUT; add -o")
     if arguments.embed and (arguments.format != "text" or arguments.existing == "append"):
         raise ConfigError("--embed: writes photos; leave out --format and --existing append")
     if arguments.in_place + bool(arguments.embed and arguments.output) != bool(arguments.embed):
@@ -192,6 +204,17 @@ def number(kind: type[Number], low: float, high: float = float("inf")) -> Callab
 
     read.__name__ = kind.__name__  # argparse's messages name it
     return read
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = (part.strip() for part in text.partition("="))
+    if not (old and equals):
+        raise argparse.ArgumentTypeError(f"{text}: not A=B, such as grey=gray")
+    return old, new
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _batch_size(text: str) -> int | None:

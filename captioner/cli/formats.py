@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioner.cli.finishing import UNCHANGED, Finishing
 from captioner.cli.parquet import import_pyarrow, parquet_document
 from captioner.errors import ImageError
 from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
@@ -22,6 +24,10 @@ COLUMNS = ("path", "caption", "log_prob", "confidence", "width", "height", "sha2
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of cells that spreadsheets evaluate."""
+
+
+FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "coco", ".jsonl": "jsonl", ".parquet": "parquet"}
+"""Suffix of an output -> its format, unless a format is named."""
 
 
 class Row(NamedTuple):
@@ -41,16 +47,30 @@ class Result(NamedTuple):
 
     @classmethod
     def of(
-        cls, path: str, outcome: "Captioned | ImageError", model: str, prepend: str = "", min_confidence: float = 0.0
+        cls,
+        path: str,
+        outcome: "Captioned | ImageError",
+        model: str,
+        prepend: str = "",
+        min_confidence: float = 0.0,
+        finishing: Finishing = UNCHANGED,
     ) -> "Result":
         """The result of an input; `caption_record` explains the options."""
-        record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
         if isinstance(outcome, ImageError):
-            return cls(path, record)
+            return cls(path, caption_record(path, outcome, model=model))
+        tags = finishing.tags_of(outcome.caption)
+        outcome = replace(outcome, caption=finishing.kept(outcome.caption))
+        record = caption_record(path, outcome, model=model, prepend=prepend, min_confidence=min_confidence)
+        record["caption"] = prepend + finishing.finished(outcome.caption.text)
+        captions = (outcome.caption, *outcome.caption.alternatives)
+        texts = [(each, finishing.finished(each.text)) for each in captions]
+        if finishing.tags:
+            record["tags"] = [{"text": tag.text, "confidence": round(tag.confidence, DIGITS)} for tag in tags]
+            texts = [(outcome.caption, finishing.joined(tags))] if tags else []
         rows = (
             # Byte-level models may write line ends, which would make two captions of one.
-            Row(" ".join((prepend + each.text).splitlines()), round(each.log_prob, DIGITS), round(confidence, DIGITS))
-            for each in (outcome.caption, *outcome.caption.alternatives)
+            Row(" ".join((prepend + text).splitlines()), round(each.log_prob, DIGITS), round(confidence, DIGITS))
+            for each, text in texts
             if (confidence := each.confidence) >= min_confidence
         )
         return cls(path, record, tuple(rows))
@@ -68,6 +88,12 @@ class Format(NamedTuple):
     header: str = ""
     document: Callable[[Iterable[str]], bytes] | None = None
     """Writes the whole file of such texts at the end of the run."""
+
+
+def output_format(named: str | None, output: str | None) -> str:
+    """The format that was named, else that of the output's suffix, else `text`."""
+    suffix = os.path.splitext(output or "")[1].lower()
+    return named or FORMAT_OF_SUFFIX.get(suffix, "text")
 
 
 def format_named(name: str, *, single: bool = False) -> Format:
@@ -107,16 +133,35 @@ def render_csv(result: Result) -> str:
 
 
 def render_coco(result: Result) -> str:
-    """The entry of the best caption, as COCO's evaluation takes one per image."""
-    if result.failed or LOW_CONFIDENCE in result.record["notes"]:
+    """The entry of the best caption, as COCO's evaluation takes one per image, with the path for `coco_document`."""
+    if not result.rows or LOW_CONFIDENCE in result.record["notes"]:
         return ""
-    return json.dumps({"image_id": coco_id(result.path), "caption": result.rows[0].caption}, ensure_ascii=False)
+    entry = {"image_id": coco_id(result.path), "caption": result.rows[0].caption, "input_path": result.path}
+    return json.dumps(entry, ensure_ascii=False)
 
 
-def coco_document(entries: Iterable[str]) -> str:
-    """COCO's results file of rendered entries."""
-    lines = ",\n".join(filter(None, entries))
+def coco_document(texts: Iterable[str]) -> str:
+    """COCO's results file of rendered entries, and of entries of an older file, which have no path.
+
+    Where two rendered entries have the same id, all of them get their paths below the folder that they share instead.
+    """
+    entries = [json.loads(text) for text in texts if text]
+    rendered = [entry for entry in entries if "input_path" in entry]
+    ids = relative_paths([entry.pop("input_path") for entry in rendered])
+    if len({entry["image_id"] for entry in rendered}) < len(rendered):
+        for entry, image_id in zip(rendered, ids, strict=True):
+            entry["image_id"] = image_id
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     return f"[\n{lines}\n]\n" if lines else "[]\n"
+
+
+def relative_paths(paths: Sequence[str]) -> list[str]:
+    """The paths below the folder that they share, written with `/`; as given if they share none."""
+    try:
+        shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        return [os.path.relpath(path, shared).replace(os.sep, "/") for path in paths]
+    except ValueError:  # no paths, or several drives of Windows
+        return [path.replace(os.sep, "/") for path in paths]
 
 
 def coco_id(path: str) -> int | str:

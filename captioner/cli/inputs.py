@@ -7,8 +7,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, dropwhile
+from dataclasses import dataclass, field, replace
+from itertools import chain, dropwhile, islice
 from pathlib import PurePath
 from typing import BinaryIO
 
@@ -21,6 +21,9 @@ WATCH_SECONDS = 1.0
 """Time between two looks at watched folders; a file that has not changed in between is complete."""
 BOM = b"\xef\xbb\xbf"
 MAGIC = re.compile(r"[*?\[]")
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+COUNTED = 10_000
+"""Most images in subfolders that are counted for a hint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +48,29 @@ class Finder:
     """Finds the inputs that arguments name; memory use does not grow with their number.
 
     Folders without images, globs without a match and unreadable folders are reported to `complain` and skipped; a file
-    that is named is an input whether it exists or not. With `null`, paths on standard input end with NUL.
+    that is named is an input whether it exists or not. Images that only `recursive` would find are counted in a `note`.
+    With `null`, paths on standard input end with NUL.
     """
 
     recursive: bool
     complain: Callable[[str], None]
+    note: Callable[[str], None] = lambda message: None
     null: bool = False
     stdin: BinaryIO = field(default_factory=standard_input)
 
     def find(self, arguments: Sequence[str]) -> Iterator[Input]:
         """The inputs: arguments in the order given, folders sorted by name with files before subfolders.
 
-        Raises ConfigError for arguments that contradict each other, InputError for a list that cannot be read or where
-        there is no input at all.
+        Raises ConfigError for arguments that contradict each other, InputError for a URL, for a list that cannot be
+        read, and where there is no input at all.
         """
         if arguments.count(STDIN) > 1:
             raise ConfigError("-: named twice; standard input can be read once")
         if self.null and STDIN not in arguments:
             raise ConfigError("-0: says how paths on standard input end; add - as an input")
         for argument in arguments:
+            if URL.match(argument) and not os.path.lexists(argument):
+                raise InputError(f"{printable(argument)}: URLs are not fetched; download the image and name its file")
             if argument.startswith("@") and not os.access(argument[1:], os.R_OK):
                 name = printable(argument)
                 raise InputError(f"{name}: cannot read the list {name[1:]}; check its path")
@@ -115,9 +122,24 @@ class Finder:
         """A file, or the images of a folder."""
         if not os.path.isdir(path):
             return iter([_named_file(path)])
-        hint = "" if self.recursive else "; -r searches subfolders"
         inputs = (Input(found, os.path.relpath(found, path)) for found in self._scan(path))
-        return self._at_least_one(inputs, f"{printable(path)}: no images in this folder{hint}")
+        return self._folder(inputs, path)
+
+    def _folder(self, inputs: Iterator[Input], path: str) -> Iterator[Input]:
+        """The images of a folder, with a hint at those in its subfolders."""
+        count = 0
+        for item in inputs:
+            count += 1
+            yield item
+        deeper = 0
+        if not self.recursive:
+            tree = replace(self, recursive=True, complain=lambda problem: None)._scan(path)
+            deeper = sum(1 for _ in islice(tree, count + COUNTED)) - count
+        more = f"{deeper:,}{' or more' * (deeper == COUNTED)} more in subfolders; -r searches them" if deeper else ""
+        if not count:
+            self.complain(f"{printable(path)}: no images in this folder{more and f', {more}'}")
+        elif more:
+            self.note(f"{printable(path)}: {more}")
 
     def _at_least_one(self, inputs: Iterator[Input], problem: str) -> Iterator[Input]:
         """The inputs; if there are none, the problem is reported."""

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,20 @@ from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
 from captioner.text import printable
 
+DEFAULT_FOLDER = "inspection"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Caption photos and show where each word looked; prints `path<TAB>caption` for each."
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="a photo, a folder, a glob, @list.txt or - (standard input)")
     add("-r", "--recursive", action="store_true", help="search subfolders too")
-    add("-o", "--output", required=True, metavar="DIR", help="folder for the results, created if missing")
+    add(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="folder for the results; default: a new one, inspection, inspection-2, ...",
+    )
     add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
     add(
         "--html",
@@ -51,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check_faithfulness_flags(arguments)
     if arguments.annotations is None and not arguments.images:
-        raise InputError("no photos given; name at least one: captioner inspect photo.jpg -o DIR")
-    folder = Path(arguments.output)
+        raise InputError("no photos given; name at least one: captioner inspect photo.jpg")
+    folder = Path(arguments.output) if arguments.output else _new_folder()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"-o {folder}: a file; name a folder")
     failed = False
@@ -122,6 +130,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html and len(paths) > 1:
         write_index(folder / INDEX, entries, measure="confidence", model=captioner.name)
     return int(failed)
+
+
+def _new_folder() -> Path:
+    names = chain([DEFAULT_FOLDER], (f"{DEFAULT_FOLDER}-{number}" for number in count(2)))
+    return next(folder for folder in map(Path, names) if not folder.exists())
 
 
 def _selection(arguments: argparse.Namespace, best: Sequence[tuple[int, int]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Literal, TextIO, TypeAlias
 
 from captioner import files
 from captioner.cli.flags import UNRELATED
-from captioner.cli.formats import Format, Result, coco_id, encode
+from captioner.cli.formats import Format, Result, coco_document, encode
 from captioner.cli.inputs import Input
 from captioner.cli.journal import Journal, Stamp, State, append, check_unchanged, full_disk_error
 from captioner.errors import ConfigError, ResourceError
@@ -30,8 +30,8 @@ class Output(ABC):
         self.format, self.existing, self.journal = format, existing, journal
 
     def claim(self, item: Input) -> str | None:
-        """A description of what no two inputs may share: a COCO id, which names one caption, or a sidecar; or None."""
-        return f"the COCO id {coco_id(item.path)}" if self.format.name == "coco" else None
+        """A description of what no two inputs may share: a path in COCO's results, or a sidecar; or None."""
+        return f"the path {os.path.normpath(item.path)}" if self.format.name == "coco" else None
 
     def state(self, item: Input) -> State:
         """Whether an input has to be captioned. Raises ConfigError where it must not be."""
@@ -164,7 +164,7 @@ class FileOutput(Output):
             return entries
         new = {entry.path: entry.text for entry in self.journal.read()}
         appended = entries[self.journal.old_entries :]
-        written = appended == [json.loads(text) for text in new.values() if text]
+        written = appended == json.loads(coco_document(new.values()))
         return entries[: self.journal.old_entries] if written else entries
 
 
@@ -199,7 +199,8 @@ class SidecarOutput(Output):
             return "pending"
         if self.existing == "skip":
             return "done"
-        raise ConfigError(f"{printable(str(target))}: exists; choose --existing skip, overwrite or append")
+        problem = "exists; continue an interrupted run with --resume, or choose --existing skip, overwrite or append"
+        raise ConfigError(f"{printable(str(target))}: {problem}")
 
     def add(self, item: Input, stamp: Stamp, result: Result) -> None:
         target, text = self.target(item), self.format.render(result)
@@ -248,8 +249,9 @@ def open_output(arguments: argparse.Namespace, format: Format) -> Output | None:
         if path is not None and path.exists() and not path.is_dir():
             raise ConfigError(f"{name}: not a folder; {'--embed' if arguments.embed else '--format sidecar'} needs one")
         journal = None if path is None else Journal(path, settings, resume=arguments.resume)
-        if arguments.resume and journal and not journal.entries and existing == "error":
-            existing = "skip"  # the run is complete, or its first sidecar
+        if arguments.resume and not (journal and journal.entries) and existing == "error":
+            # The run is complete, or was interrupted at its first sidecar; without OUT there is no journal.
+            existing = "skip"
         if arguments.embed:
             from captioner.cli.embedding import EmbeddedOutput
 

@@ -1,20 +1,15 @@
 """captioner score: score captions with the field's metrics."""
 
 import argparse
-import gzip
-import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.cli.candidates import coco_records, first_ids, match_candidates, read_candidates, read_json
 from captioner.cli.files import check_output, write_whole
-from captioner.errors import AnnotationError, ConfigError, InputError
-
-MAX_UNPACKED = 2**30
-"""Most bytes of a JSON file, unpacked: a few megabytes can unpack to gigabytes."""
+from captioner.errors import AnnotationError, ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO annotations, {image_id: [captions]}, or another layout that training takes (Karpathy's JSON, CSV, "
         "JSONL, Flickr8k's files, a folder of text files); captions of other images are ignored",
     )
-    results = '[{"image_id", "caption"}], or {image_id: caption}'
-    add("--candidates", required=True, type=Path, metavar="RES.json", help=results)
+    add(
+        "--candidates",
+        required=True,
+        type=Path,
+        metavar="RES.json",
+        help='COCO results [{"image_id", "caption"}], {image_id: caption}, or what `captioner caption` wrote: .jsonl, '
+        ".csv, .tsv or .txt (path, tab, caption), or a folder of sidecars; paths are matched to the references' files",
+    )
     add("--compare", type=Path, metavar="OTHER.json", help="add paired differences: RES.json minus OTHER.json")
     add("--per-image", type=Path, metavar="OUT.json", help="write the scores of each image to this file")
     add_metric_flags(parser)
@@ -65,8 +66,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.per_image is not None:
         inputs = (arguments.references, arguments.candidates, arguments.compare)
         check_output("--per-image", arguments.per_image, inputs)
-    references, candidates = read_references(arguments.references), read_candidates(arguments.candidates)
-    others = None if arguments.compare is None else read_candidates(arguments.compare)
+    references, names = read_references(arguments.references)
+
+    given = read_candidates(arguments.candidates)
+    candidates, unmatched = match_candidates(given, references, names, arguments.candidates)
+    if unmatched:
+        raise AnnotationError(
+            f"{arguments.candidates}: {len(unmatched)} of {len(given)} candidates fit no reference, or several: "
+            f"{first_ids(unmatched)}; the ids of the {len(references)} references: {first_ids(references)}"
+        )
+    others = None
+    if arguments.compare is not None:
+        others, _ = match_candidates(read_candidates(arguments.compare), references, names, arguments.compare)
     if missing := [image for image in candidates if others is not None and image not in others]:
         lack = "no caption, but the candidates have one; compare equal sets"
         raise AnnotationError(f"{arguments.compare}: image {missing[0]}: {lack}")
@@ -101,8 +112,10 @@ def metrics_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     return check_metrics(metrics, arguments.spice_dir)
 
 
-def read_references(path: Path) -> dict[str, Any]:
-    """Image id -> captions, from COCO annotations, {image_id: [captions]}, or another layout of captions.
+def read_references(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Image id -> captions, and image id -> file name where the source has file names.
+
+    Reads COCO annotations, {image_id: [captions]}, and the other layouts of captions.
 
     Raises AnnotationError, InputError.
     """
@@ -115,74 +128,22 @@ def read_references(path: Path) -> dict[str, Any]:
     if isinstance(images, list) and any(isinstance(each, dict) and "sentences" in each for each in images):
         return _read_listing(path)
     if not isinstance(annotations, list) or not all(isinstance(item, dict) for item in annotations):
-        return data
+        return data, {}
     grouped: dict[str, Any] = {}
-    for image, caption in _records(annotations, f"{path}: annotations"):
+    for image, caption in coco_records(annotations, f"{path}: annotations"):
         grouped.setdefault(image, []).append(caption)
-    return grouped
+    listed = [each for each in images if isinstance(each, dict)] if isinstance(images, list) else []
+    named = (each for each in listed if isinstance(each.get("file_name"), str))
+    return grouped, {str(each.get("id")): each["file_name"] for each in named}
 
 
-def _read_listing(path: Path) -> dict[str, Any]:
+def _read_listing(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Captions in any layout that training takes; the images need not exist."""
     from captioner.data.formats import read_listing
 
     listing = read_listing(path) if path.is_dir() else read_listing(None, path)
     for problem in listing.problems:
         print(f"captioner: {problem.where}: {problem.message}", file=sys.stderr)
-    return {str(image.image_id): [caption.text for caption in image.captions] for image in listing.images}
-
-
-def read_candidates(path: Path) -> dict[str, Any]:
-    """Image id -> caption, from COCO results or {image_id: caption}. Raises AnnotationError, InputError."""
-    data = read_json(path)
-    if isinstance(data, dict):
-        return data
-    if not isinstance(data, list):
-        raise AnnotationError(f"{path}: neither a list of image_id and caption nor {{image_id: caption}}; give one")
-    captions: dict[str, Any] = {}
-    for image, caption in _records(data, f"{path}: "):
-        if image in captions:
-            raise AnnotationError(f"{path}: image {image}: more than one caption; keep one")
-        captions[image] = caption
-    return captions
-
-
-def _records(items: list[Any], where: str) -> Iterator[tuple[str, Any]]:
-    """The image id and caption of each item of COCO's lists."""
-    for place, item in enumerate(items):
-        if not isinstance(item, dict) or "image_id" not in item or "caption" not in item:
-            raise AnnotationError(f"{where}[{place}]: not an object with image_id and caption; correct or remove it")
-        image = item["image_id"]
-        if isinstance(image, bool) or not isinstance(image, int | str):
-            raise AnnotationError(
-                f"{where}[{place}]: image_id {image!r} is neither an integer nor a string; correct it"
-            )
-        yield str(image), item["caption"]
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, gzipped or not, without duplicate keys. Raises AnnotationError, InputError."""
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            with gzip.open(io.BytesIO(content)) as file:
-                content = file.read(MAX_UNPACKED + 1)
-        if len(content) > MAX_UNPACKED:
-            raise InputError(f"{path}: over {MAX_UNPACKED // 2**20} MiB unpacked; split it")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except (EOFError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check it") from error
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise AnnotationError(f"{path}: {name}: a duplicate key; keep one of them")
-            found[name] = value
-        return found
-
-    try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not JSON ({error}); give a JSON file in UTF-8") from error
+    captioned = {str(image.image_id): image for image in listing.images if image.captions}
+    references = {name: [caption.text for caption in image.captions] for name, image in captioned.items()}
+    return references, {name: image.file_name for name, image in captioned.items()}

@@ -1,26 +1,44 @@
 """captioner train: a captioner from a configuration."""
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
+from captioner.config_files import load_config, presets
+from captioner.errors import ConfigError
+
+BUNDLED, DEFAULT_PRESET = "bundled", "finetune"
+"""The model and the preset that train on a folder for which no configuration is named."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a captioner from a YAML file; the best epoch's model folder is RUN/model."
+    parser.description = (
+        "Train a captioner; the best epoch's model folder is RUN/model. `captioner train DATA` fine-tunes the bundled "
+        "model, as with --config finetune --init bundled."
+    )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the configuration (YAML)")
-    add("-o", "--output", metavar="RUN", help="the run's folder; default: runs/<config name>")
+    add("data", nargs="?", metavar="DATA", help="a folder of photos and captions, in place of the config's data.root")
+    add("--config", metavar="FILE|PRESET", help=f"a YAML file, or one of {', '.join(presets())}")
+    add("-o", "--output", metavar="RUN", help="the run's folder; default: runs/<name of DATA, or of the config>")
     add("--init", metavar="MODEL", help="start from this model folder, or from the bundled model ('bundled')")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set training.epochs=3")
     add("--resume", metavar="auto|FILE", help="continue from the run's last checkpoint, or from this one")
+    add("--skip-bad", action="store_true", help="leave out photos that cannot be used, instead of refusing to start")
     add("--fast-dev-run", action="store_true", help="run one batch of everything and keep nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from captioner.config_files import load_config
-
-    config = load_config(arguments.config, arguments.set)
-    folder = Path(arguments.output or Path("runs") / (config.name or "unnamed"))
+    data, init, overrides = arguments.data, arguments.init, list(arguments.set)
+    if data is None and arguments.config is None:
+        raise ConfigError("nothing to train on; name a folder of photos and captions, or a configuration with --config")
+    if data is not None:
+        overrides.insert(0, f"data.root={json.dumps(data)}")
+        init = init or (BUNDLED if arguments.config is None else None)
+    config = load_config(arguments.config or DEFAULT_PRESET, overrides)
+    name = config.name if data is None else Path(os.path.abspath(data)).name
+    folder = Path(arguments.output or Path("runs") / (name or "unnamed"))
 
     import logging
 
@@ -35,9 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
     resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
     if arguments.resume and resume is None:
         print(f"captioner: nothing to resume in {folder}; starting a new run", file=sys.stderr)
-    init = model_folder(arguments.init) if arguments.init else None
+    start = model_folder(init) if init else None
     with logging_redirect_tqdm():  # log lines go above a progress bar
-        model = train(config, folder, init=init, resume=resume, fast_dev_run=arguments.fast_dev_run)
+        model = train(
+            config,
+            folder,
+            init=start,
+            resume=resume,
+            fast_dev_run=arguments.fast_dev_run,
+            skip_bad=arguments.skip_bad,
+        )
     if model is not None:
         print(model)
     return 0

@@ -1,24 +1,22 @@
 """Captioned images, and the checks of the files that list them.
 
-A reader (formats.py) turns a file into an unchecked `Listing`. `check` lists all of its problems; `validated` turns it
-into a `CaptionSet`, or raises.
+A reader (formats.py) turns a file into an unchecked `Listing`. `check` (checks.py) lists all of its problems;
+`validated` turns it into a `CaptionSet`, or raises.
 """
 
-import hashlib
 import io
 import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from reprlib import repr as shortened
-from typing import cast
+from typing import Literal, cast
 
-from captioner.errors import AnnotationError, ImageError, InputError
-from captioner.images import open_image
+from captioner.errors import AnnotationError, InputError
 from captioner.text import printable
 
 MAX_CAPTION_CHARACTERS = 2000
@@ -80,6 +78,13 @@ class Problem:
     code: str
     where: str
     message: str
+    harmless: bool = False
+    """Whether training goes on, though it does not for other problems of this code."""
+
+    @property
+    def severity(self) -> Literal["error", "warning"]:
+        """`warning` for what does not stop training."""
+        return "warning" if self.harmless or self.code in HARMLESS else "error"
 
 
 @dataclass(frozen=True)
@@ -138,31 +143,19 @@ def safe_path(root: Path, file_name: str) -> Path:
     return root / file_name
 
 
-def check(listing: Listing, decode: bool = True) -> list[Problem]:
-    """All problems of a listing, harmless ones too; `decode` also opens every image."""
-    paths = _usable_paths(listing)
-    problems = [*_problems(listing), *_same_bytes(listing, paths)]
-    if decode:
-        for name, path in paths.items():
-            try:
-                open_image(path)
-            except ImageError as error:
-                problems.append(Problem(error.code, name, str(error)))
-    return problems
-
-
 def validated(listing: Listing) -> CaptionSet:
     """The listing as a CaptionSet, without images that have no captions.
 
     Raises AnnotationError on any problem that is not HARMLESS. Images are not opened; `check` does that.
     """
     kept = replace(listing, images=tuple(image for image in listing.images if image.captions))
-    stopping = [problem for problem in _problems(kept) if problem.code not in HARMLESS]
+    stopping = [problem for problem in listing_problems(kept) if problem.code not in HARMLESS]
     if stopping:
         named = "; ".join(f"{problem.where}: {problem.message}" for problem in stopping[:PROBLEMS_NAMED])
         more = f"; and {len(stopping) - PROBLEMS_NAMED} more" if len(stopping) > PROBLEMS_NAMED else ""
-        check = f"captioner data check --annotations {listing.source} --images {listing.root}"
-        raise AnnotationError(printable(f"{named}{more}; run `{check}` for the whole list"))
+        where = f"--annotations {listing.source} --images {listing.root}"
+        where = str(listing.root) if listing.source == listing.root else where
+        raise AnnotationError(printable(f"{named}{more}; run `captioner data check {where}` for the whole list"))
     if not kept.images:
         raise AnnotationError(f"{listing.source}: no image has a caption; see data/README.md for the layouts")
     images = []
@@ -173,18 +166,31 @@ def validated(listing: Listing) -> CaptionSet:
 
 
 def read_text(path: Path, where: str, problems: list[Problem]) -> str:
-    """Read UTF-8 text. A byte order mark is dropped and invalid bytes are replaced; both are added to `problems`."""
+    """Read UTF-8 text. A byte order mark, UTF-16 and invalid bytes, which are replaced, are added to `problems`."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
-    if data.startswith(b"\xef\xbb\xbf"):
+    encoding = text_encoding(data)
+    if encoding.startswith("utf-16"):
+        problems.append(Problem("encoding", where, "is UTF-16 text; save the file as UTF-8"))
+        return data.decode(encoding, errors="replace")
+    if encoding == "utf-8-sig":
         problems.append(Problem("bom", where, "starts with a byte order mark; save it as plain UTF-8"))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         problems.append(Problem("encoding", where, f"byte {error.start} is not UTF-8; save the file as UTF-8"))
         return data.decode("utf-8-sig", errors="replace")
+
+
+def text_encoding(data: bytes) -> str:
+    """The encoding that a byte order mark or zero bytes show, by Python's name; else `utf-8`."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if data.count(0) * 4 > len(data):  # as half of the bytes of UTF-16 are for Latin letters
+        return "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+    return "utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8"
 
 
 def parse_json(text: str, where: str, problems: list[Problem]) -> object:
@@ -281,11 +287,12 @@ def coco_images(
     ]
 
 
-def _name(image: ListedImage) -> str:
-    return str(PurePosixPath(image.file_name))  # a/./b is a/b
+def image_name(image: ListedImage) -> str:
+    """The file name of an image without `.` parts, so that a/./b is a/b."""
+    return str(PurePosixPath(image.file_name))
 
 
-def _problems(listing: Listing) -> Iterator[Problem]:
+def listing_problems(listing: Listing) -> Iterator[Problem]:
     """All problems that can be found without opening an image."""
     yield from listing.problems
     splits: defaultdict[str, set[str]] = defaultdict(set)
@@ -293,7 +300,7 @@ def _problems(listing: Listing) -> Iterator[Problem]:
         if not image.captions:
             yield Problem("no_captions", image.where, f"{image.file_name} has no caption; it is left out")
         for caption in image.captions:
-            yield from _caption_problems(caption)
+            yield from caption_problems(caption)
         try:
             path = safe_path(listing.root, image.file_name)
         except AnnotationError as error:
@@ -301,13 +308,13 @@ def _problems(listing: Listing) -> Iterator[Problem]:
         else:
             if not os.path.isfile(path):
                 yield Problem("missing_image", image.where, f"{image.file_name} is not in {listing.root}")
-        splits[_name(image)].add(image.split or "none")
+        splits[image_name(image)].add(image.split or "none")
     for name, named in splits.items():
         if len(named) > 1:
             yield Problem("same_picture", name, f"is in the splits {' and '.join(sorted(named))}; keep it in one")
 
 
-def _caption_problems(caption: ListedCaption) -> Iterator[Problem]:
+def caption_problems(caption: ListedCaption) -> Iterator[Problem]:
     text = caption.text
     if not isinstance(text, str):
         yield Problem("caption_not_text", caption.where, f"the caption is {shortened(text)}, not text")
@@ -318,33 +325,3 @@ def _caption_problems(caption: ListedCaption) -> Iterator[Problem]:
             yield Problem("long_caption", caption.where, f"{len(text)} characters; write a sentence or two")
         if CONTROLS.search(text.strip()):
             yield Problem("control_character", caption.where, "the caption holds control characters; read as spaces")
-
-
-def _usable_paths(listing: Listing) -> dict[str, Path]:
-    """The existing files of a listing by normalized name."""
-    paths: dict[str, Path] = {}
-    for image in listing.images:
-        with suppress(AnnotationError):
-            path = safe_path(listing.root, image.file_name)
-            if os.path.isfile(path):
-                paths.setdefault(_name(image), path)
-    return paths
-
-
-def _same_bytes(listing: Listing, paths: dict[str, Path]) -> Iterator[Problem]:
-    """Images with the same bytes in different splits; only files of equal size are read."""
-    splits = {_name(image): image.split for image in listing.images if image.split is not None}
-    by_size: defaultdict[object, list[str]] = defaultdict(list)
-    for name in sorted(splits.keys() & paths.keys()):
-        by_size[paths[name].stat().st_size].append(name)
-    for of_one_size in by_size.values():
-        if len({splits[name] for name in of_one_size}) < 2:
-            continue
-        by_hash: defaultdict[object, list[str]] = defaultdict(list)
-        for name in of_one_size:
-            with suppress(OSError):  # an image that cannot be read is reported by opening it
-                by_hash[hashlib.sha256(paths[name].read_bytes()).digest()].append(name)
-        for same in by_hash.values():
-            if len({splits[name] for name in same}) > 1:
-                others = ", ".join(f"{name} ({splits[name]})" for name in same[1:])
-                yield Problem("same_picture", same[0], f"({splits[same[0]]}) has the same bytes as {others}")

@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -286,21 +286,30 @@ def _grouped(rows: Iterable[Row]) -> list[ListedImage]:
 
 
 def _folder_images(root: Path, problems: list[Problem]) -> list[ListedImage]:
-    """Images with a .txt file of the same name beside them, one caption a line."""
+    """Images with a text file beside them, one caption a line; see `_sidecar_of`."""
     listed = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not _is_loop(Path(folder, name)))
-        pictures = [Path(folder, name) for name in sorted(files) if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
-        texts = {Path(folder, name) for name in files if name.endswith(".txt")}
-        for picture in pictures:
-            name, sidecar = picture.relative_to(root).as_posix(), picture.with_suffix(".txt")
-            captions = _sidecar_captions(root, sidecar, problems) if sidecar in texts else []
+        texts = {name: Path(folder, name) for name in sorted(files) if name.lower().endswith(".txt")}
+        unread = set(texts.values())
+        for picture in sorted(name for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS):
+            name, sidecar = Path(folder, picture).relative_to(root).as_posix(), _sidecar_of(picture, texts)
+            captions = _sidecar_captions(root, sidecar, problems) if sidecar else []
+            unread.discard(sidecar or Path())
             split = name.split("/")[0] if name.startswith(tuple(f"{split}/" for split in FOLDER_SPLITS)) else None
             listed.append(ListedImage(name, name, tuple(captions), split, name))
-        for text in sorted(texts - {picture.with_suffix(".txt") for picture in pictures}):
+        for text in sorted(unread):
             where = text.relative_to(root).as_posix()
             problems.append(Problem("text_without_picture", where, "no image of this name beside it; not read"))
     return listed
+
+
+def _sidecar_of(picture: str, texts: Mapping[str, Path]) -> Path | None:
+    """The text file of `dog.jpg`: `dog.txt`, else one of another case such as `dog.TXT`, else `dog.jpg.txt`."""
+    wanted = [f"{os.path.splitext(picture)[0]}.txt", f"{picture}.txt"]
+    folded = {name.casefold(): path for name, path in texts.items()}
+    found = (texts.get(wanted[0]), *(folded.get(name.casefold()) for name in wanted))
+    return next(filter(None, found), None)
 
 
 def _is_loop(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """The training and validation images of a run, from one data set or several."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from captioner.data.annotations import (
     read_text,
     records,
 )
+from captioner.data.checks import unusable_photos
 from captioner.data.formats import load_captions
 from captioner.errors import AnnotationError, ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
@@ -44,6 +48,31 @@ def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
         )
         merged.append(CaptionSet(images, loaded[0][part].root))
     return merged[0], merged[1]
+
+
+def usable_splits(train: CaptionSet, val: CaptionSet, *, skip_bad: bool) -> tuple[CaptionSet, CaptionSet]:
+    """The training and the validation images, after a look at the header of every photo.
+
+    Raises AnnotationError, which lists the unusable photos, or with `skip_bad` if a split has no others.
+    """
+    bad = list(unusable_photos(train.images + val.images))
+    if not bad:
+        return train, val
+    problems = "\n".join(f"  {error}" for _, error in bad)
+    if not skip_bad:
+        raise AnnotationError(
+            f"{len(bad)} of {len(train) + len(val)} photos cannot be used; leave them out with --skip-bad, or mend the "
+            f"folder with `captioner data fix`:\n{problems}"
+        )
+    log.warning("%d photos are left out (--skip-bad):\n%s", len(bad), problems)
+    names = {(image.dataset, image.image_id, image.split) for image, _ in bad}
+    kept = []
+    for captions in (train, val):
+        images = [each for each in captions.images if (each.dataset, each.image_id, each.split) not in names]
+        if not images:
+            raise AnnotationError(f"{captions.root}: no photo of the split {captions.images[0].split} can be used")
+        kept.append(replace(captions, images=tuple(images)))
+    return kept[0], kept[1]
 
 
 def load_texts(config: DataConfig) -> tuple[CaptionedImage, ...]:

@@ -7,7 +7,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -142,6 +142,17 @@ class BeamSearch(Strategy):
     @property
     def rows(self) -> int:
         return self.width
+
+
+def with_captions(search: Strategy, captions: int) -> Strategy:
+    """The search for this many captions an image. Raises ConfigError for greedy search, which finds one."""
+    if isinstance(search, BeamSearch):
+        return replace(search, captions=captions, width=max(search.width, captions))
+    if isinstance(search, Sampling):
+        return replace(search, samples=captions)
+    if captions != 1:
+        raise ConfigError(f"num_captions {captions}: greedy search finds one; search with BeamSearch or Sampling")
+    return search
 
 
 class State(ABC):

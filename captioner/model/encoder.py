@@ -228,15 +228,20 @@ def _earlier_stage(backbone: Any) -> int | None:
     return finer[-1] if finer else len(reductions) // 2 if len(reductions) > 1 else None
 
 
-def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> Any:
+def check_encoder_name(name: str) -> None:
+    """Raise ConfigError, which suggests similar names, if timm has no such model."""
     try:
-        known = timm.is_model(config.name) and timm.get_pretrained_cfg(config.name) is not None
+        known = timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
     except RuntimeError:  # the name ends in a tag, and timm has no such set of weights
         known = False
     if not known:
         names = [*timm.list_models(), *timm.list_pretrained()]
-        hint = did_you_mean(config.name, names, most=3) or "; `timm.list_models()` lists them"
-        raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {config.name!r}{hint}")
+        hint = did_you_mean(name, names, most=3) or "; `timm.list_models()` lists them"
+        raise ConfigError(f"encoder.name: timm {timm.__version__} has no model {name!r}{hint}")
+
+
+def _backbone(config: EncoderConfig, pretrained: bool, weights: str | None) -> Any:
+    check_encoder_name(config.name)
     if weights is None and not pretrained:
         return _create(config, {"pretrained": False})
     if weights is None:

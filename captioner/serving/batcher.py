@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from captioner.caption import Caption
-from captioner.out_of_memory import halve_batch
+from captioner.device import halve_batch
 from captioner.photo import Photo
 from captioner.pipeline import ACCELERATOR_BATCH, CPU_BATCH, Captioner
 from captioner.serving.options import CaptionQuery

@@ -1,5 +1,6 @@
 """A training run is a folder: config.yaml (resolved), environment.jsonl (one line a start), train.log, metrics.csv,
-curves.png, tensorboard/, checkpoints/ (best and last) and, at the end, model/, the model folder of the best epoch.
+curves.png, tensorboard/, checkpoints/ (best and last), features/ (for `data.features: auto`) and, at the end, model/,
+the model folder of the best epoch.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
-from captioner.data.sources import load_splits, load_texts
+from captioner.data.sources import load_splits, load_texts, usable_splits
 from captioner.errors import CheckpointError, ConfigError, ResourceError
 from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
@@ -44,6 +45,7 @@ from captioner.training.card import model_card
 from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
 from captioner.training.history import History
 from captioner.training.language import LanguageTask
+from captioner.training.patience import Patience
 from captioner.training.self_critical import SelfCriticalTask
 from captioner.training.task import CaptionTask, CrossEntropyTask
 from captioner.training.trainer import make_trainer, training_device
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 
 HEAD_MOSAICS = 200
 """Number of validation mosaics on which heads are ranked after training."""
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, FEATURES = "checkpoints", "features"
 LOCK = ".lock"
 
 
@@ -80,19 +82,21 @@ def train(
     init: Path | None = None,
     resume: Path | None = None,
     fast_dev_run: bool = False,
+    skip_bad: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Path | None:
     """Train a captioner and return the model folder of its best epoch, `folder/model`.
 
     `init` is a model folder to start from: its network and vocabulary, to which new words of the captions are added.
     `resume` is a training checkpoint to continue from, with its network and vocabulary; without it, a folder that
-    already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. Returns None after
-    such a run, and in all but the first of several processes. Raises ConfigError, AnnotationError, CheckpointError,
-    ResourceError or TrainingError.
+    already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. `skip_bad` leaves
+    unusable photos out. Returns None after a dry run, and in all but the first of several processes. Raises
+    ConfigError, AnnotationError, CheckpointError, ResourceError or TrainingError.
     """
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
-    run = prepare(config, init=init, resume=resume)
+    config = config.with_features_in(None if fast_dev_run else folder / FEATURES)
+    run = prepare(config, init=init, resume=resume, skip_bad=skip_bad)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
     task: CaptionTask
     match config.training.objective:
@@ -105,8 +109,11 @@ def train(
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
 
-def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None) -> Run:
-    """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device."""
+def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None, skip_bad: bool = False) -> Run:
+    """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device.
+
+    Raises AnnotationError, which lists them, if photos are unusable; with `skip_bad`, they are left out.
+    """
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -116,6 +123,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
     train, val = load_splits(data)
+    if config.training.objective != "language":
+        train, val = usable_splits(train, val, skip_bad=skip_bad)
     texts = load_texts(data)
     identity = to_dict(config) | {"captions": _fingerprint(train.images, val.images, texts)}
     if resume is not None:
@@ -178,7 +187,7 @@ def fit(
         durability = Durability(folder / CHECKPOINTS, run.identity, config.training)
         watchers += [best, durability, History(folder)]
     if patience := config.training.patience:
-        watchers.append(EarlyStopping(monitor, mode=mode, patience=patience, check_finite=False, strict=False))
+        watchers.append(Patience(monitor, mode, patience))
     trainer = make_trainer(
         config, watchers, [TensorBoardLogger(folder, name="tensorboard", version="")], fast_dev_run=fast_dev_run
     )
@@ -190,7 +199,7 @@ def fit(
         _record_environment(folder)
         _fit(trainer, task, run)
         if stopped_early(trainer):
-            reason = f"{monitor} did not improve for {patience} epochs (training.patience)"
+            reason = f"neither {monitor} nor val_loss improved for {patience} epochs (training.patience)"
             log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
         _save_best(run, folder, best, trainer)
     return folder / MODEL
@@ -244,6 +253,8 @@ def _new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Cap
 
 
 def _build(config: Config, decoder: DecoderConfig, tokenizer: Tokenizer) -> CaptionModel:
+    if config.encoder.is_random_and_frozen:
+        log.warning("encoder: its weights are random and not trained; set encoder.pretrained or encoder.train")
     return CaptionModel(
         ModelConfig(encoder=config.encoder.network(), decoder=decoder),
         vocabulary=len(tokenizer),

@@ -23,7 +23,7 @@ from captioner.training.progress import StderrProgressBar
 
 def training_device(config: Config) -> torch.device:
     """The device on which this process will train. Raises ConfigError if Lightning rejects `training.trainer`."""
-    options = {name: value for name, value in _options(config).items() if name not in ("callbacks", "logger")}
+    options = {name: value for name, value in trainer_options(config).items() if name not in ("callbacks", "logger")}
     return _trainer(options | {"logger": False, "enable_checkpointing": False}).strategy.root_device
 
 
@@ -31,7 +31,7 @@ def make_trainer(
     config: Config, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, fast_dev_run: bool
 ) -> pl.Trainer:
     """A Trainer with these callbacks and loggers and those that `training.trainer` lists."""
-    options = _options(config)
+    options = trainer_options(config)
     watchers = [LearningRateMonitor("step"), *callbacks]
     if options.get("enable_progress_bar", True):
         watchers.append(StderrProgressBar(refresh_rate=20))
@@ -60,7 +60,8 @@ def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor
     return average
 
 
-def _options(config: Config) -> dict[str, Any]:
+def trainer_options(config: Config) -> dict[str, Any]:
+    """The options of Lightning's Trainer. Raises ConfigError for one that it does not have."""
     options = dict(config.training.trainer)
     known = list(inspect.signature(pl.Trainer.__init__).parameters)
     if "max_steps" in options:

@@ -273,9 +273,12 @@ def test_what_is_done_with_sidecars_that_exist(
     old = photos / "photos" / "a.txt"
     old.write_text("mine")
     assert caption(*words) == 2
-    assert "a.txt: exists; choose --existing skip, overwrite or append" in capsys.readouterr().err
-    assert caption(*words, "--existing", "skip") == 0
+    refused = "a.txt: exists; continue an interrupted run with --resume, or choose --existing skip, overwrite or append"
+    assert refused in capsys.readouterr().err
+    assert caption(*words, "--resume") == 0
     assert capsys.readouterr().err == "captioner: 4 captioned, 0 failed, 1 skipped\n"
+    assert caption(*words, "--existing", "skip") == 0
+    assert capsys.readouterr().err == "captioner: 0 captioned, 0 failed, 5 skipped\n"
     assert old.read_text() == "mine"
     assert len(list((photos / "photos").rglob("*.txt"))) == 5
     assert caption("photos/a.jpg", "--format", "sidecar", "--existing", "append") == 0
@@ -296,15 +299,22 @@ def test_two_photos_do_not_share_a_sidecar_unless_it_is_appended_to(
     assert ("another input has the sidecar photos/a.txt; rename the file" in capsys.readouterr().err) == (count == 1)
 
 
-def test_two_photos_do_not_share_a_coco_id(
+def test_photos_of_the_same_coco_id_get_their_paths(
     caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photos / "again").mkdir()
-    draw(photos / "again" / "a7.png", 1)
-    draw(photos / "again" / "b007.png", 2)
-    assert caption("again", "--format", "coco", "-o", "ids.json") == 1
-    assert "another input has the COCO id 7" in capsys.readouterr().err
-    assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == [7]
+    names = ["100CANON/IMG_0001.png", "101CANON/IMG_0001.png", "101CANON/IMG_0002.png"]
+    for number, name in enumerate(names):
+        (photos / "trip" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(photos / "trip" / name, number)
+    for words in (("trip", "-r"), ("trip/100CANON", "trip/101CANON")):
+        assert caption(*words, "--format", "coco", "-o", "ids.json", "--existing", "overwrite") == 0
+        assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == names
+    assert caption("trip/101CANON", "--format", "coco", "-o", "ids.json", "--existing", "overwrite") == 0
+    assert json.loads((photos / "ids.json").read_text())[1].keys() == {"image_id", "caption"}
+    assert [entry["image_id"] for entry in json.loads((photos / "ids.json").read_text())] == [1, 2]
+    capsys.readouterr()
+    assert caption(*["trip/101CANON/IMG_0001.png"] * 2, "--format", "coco") == 1
+    assert "another input has the path trip/101CANON/IMG_0001.png" in capsys.readouterr().err
 
 
 def lines(path: Path) -> int:
@@ -598,7 +608,10 @@ def test_a_dry_run_writes_and_loads_nothing(
     assert caption("photos", "--dry-run", "--model", "nowhere", "--format", "jsonl", "-o", out) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [os.path.join("photos", name) for name in NAMES[:3]]
-    assert shown.err == "captioner: 3 to caption, 0 failed, 0 skipped (--dry-run: nothing is written)\n"
+    assert shown.err == (
+        "captioner: photos: 2 more in subfolders; -r searches them\n"
+        "captioner: 3 to caption, 0 failed, 0 skipped (--dry-run: nothing is written)\n"
+    )
     (photos / "photos" / "a.txt").touch()
     assert caption("photos", "--dry-run", "--format", "sidecar", "--existing", "skip") == 0
     shown = capsys.readouterr()
@@ -659,7 +672,8 @@ def test_a_photo_unlike_the_training_photos_is_noted(
 
 def test_improbable_captions(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
     assert caption("photos", "--min-confidence", 1) == 0
-    assert capsys.readouterr() == ("", "captioner: 3 captioned, 0 failed, 3 below --min-confidence\n")
+    note = "captioner: photos: 2 more in subfolders; -r searches them\n"
+    assert capsys.readouterr() == ("", f"{note}captioner: 3 captioned, 0 failed, 3 below --min-confidence\n")
 
 
 def test_standard_output_takes_every_format_that_is_one_file(
@@ -669,6 +683,25 @@ def test_standard_output_takes_every_format_that_is_one_file(
     assert [entry["image_id"] for entry in json.loads(capsys.readouterr().out)] == ["a", 2, "ü"]
     assert caption("photos", "--format", "csv") == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.csv", "path,"), ("a.JSONL", '{"path"'), ("a.json", "[\n"), ("a.tsv", "p")]
+)
+def test_the_format_follows_the_extension(
+    caption: Caption, photos: Path, name: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption("photos/a.jpg", "photos/ü.jpg", "-o", name) == 0
+    assert (photos / name).read_text(encoding="utf-8").startswith(start)
+    assert capsys.readouterr().err == "captioner: 2 captioned, 0 failed\n"
+
+
+def test_a_named_format_is_written_whatever_the_extension(
+    caption: Caption, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption("photos/a.jpg", "-o", "a.csv", "--format", "jsonl") == 0
+    assert read(photos / "a.csv")[0]["path"] == "photos/a.jpg"
+    assert capsys.readouterr().err.startswith("captioner: a.csv: written as jsonl, whatever its extension says\n")
 
 
 @posix
@@ -722,3 +755,19 @@ def test_errors_are_one_line(
 def test_the_script_is_the_verb(photos: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["photos/a.jpg", "--model", model, "--dry-run"]) == 0
     assert capsys.readouterr().out == "photos/a.jpg\n"
+
+
+def test_captions_as_data_sets_want_them(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
+    assert caption("photos/a.jpg") == 0
+    plain = capsys.readouterr().out.strip()
+    words = ("--trigger", "sks", "--sentence", "--blacklist", "the, near", "--replace", "dog=hound", "--prepend", "> ")
+    assert caption("photos/a.jpg", *words) == 0
+    wanted = " ".join("hound" if word == "dog" else word for word in plain.split() if word not in ("the", "near"))
+    assert capsys.readouterr().out == f"> sks, {wanted[0].upper()}{wanted[1:]}.\n"
+    assert caption("photos/a.jpg", "--tags", 2, "--format", "jsonl") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["caption"] == plain
+    assert len(record["captions"]) == 1
+    assert all(0 < tag["confidence"] <= 1 for tag in record["tags"])
+    assert caption("photos/a.jpg", "--replace", "=x") == 2
+    assert "not A=B, such as grey=gray" in capsys.readouterr().err

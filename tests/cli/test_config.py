@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from captioner.cli import main
-from captioner.config_files import json_schema, load_config
+from captioner.config_files import json_schema, load_config, presets
 
 
 def test_show_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,7 +22,7 @@ def test_show_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.C
 
 def test_check_names_what_is_wrong_in_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
-    good.write_text("name: good\n")
+    good.write_text("name: good\nencoder: {pretrained: true}\n")
     bad.write_text("nme: bad\ndecoder: {layers: 0}\n")
     assert main(["config", "check", str(good)]) == 0
     assert capsys.readouterr() == (f"{good}: OK\n", "")
@@ -33,6 +33,33 @@ def test_check_names_what_is_wrong_in_every_file(tmp_path: Path, capsys: pytest.
         f"{bad}:1: unknown key nme; did you mean name?",
         f"{bad}:2: decoder.layers: got 0, expected a value greater than or equal to 1",
     ]
+
+
+def test_check_knows_encoders_and_options_of_the_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("encoder: {name: vit_smal_patch16_224, train: all}\ntraining: {trainer: {precison: 16-mixed}}\n")
+    assert main(["config", "check", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert first.startswith(f"{file}: encoder.name: timm ")
+    assert "has no model 'vit_smal_patch16_224'; did you mean vit_small_patch16_224" in first
+    option = "training.trainer.precison: Lightning's Trainer has no such option; did you mean precision?"
+    assert second == f"{file}: {option}"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "warned"),
+    [("{name: test_vit}", True), ("{pretrained: true}", False), ("{train: 1}", False), ("{weights: a.pth}", False)],
+)
+def test_check_warns_of_a_random_encoder_that_is_frozen(
+    encoder: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"encoder: {encoder}\n")
+    assert main(["config", "check", str(tmp_path / "a.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'a.yaml'}: OK\n"
+    assert ("warning: the encoder is random and frozen, unless --init names a model" in err) == warned
 
 
 def test_check_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,3 +90,19 @@ def test_usage_errors_are_one_line(arguments: list[str], expected: str, capsys: 
     assert err.startswith("captioner: error: ")
     assert expected in err
     assert err.count("\n") == 1
+
+
+def test_presets_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("finetune") == load_config("configs/finetune.yaml")
+    assert load_config("finetune").name == "finetune"
+    assert main(["config", "check", "shapes", "finetun"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "shapes: OK\n"
+    assert (
+        err == f"finetun: cannot read this configuration: No such file or directory; presets: {', '.join(presets())}\n"
+    )
+    (tmp_path / "finetune").write_text("name: mine\n")
+    assert load_config("finetune").name == "mine"

@@ -27,7 +27,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_sound_set_passes(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(photos)]) == 0
-    assert capsys.readouterr() == ("", "problems: 0\n")
+    assert capsys.readouterr() == ("", "problems: 0; 3 images usable; training can start\n")
 
 
 def test_problems_are_printed_one_a_line(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,16 +41,17 @@ def test_problems_are_printed_one_a_line(photos: Path, capsys: pytest.CaptureFix
     assert main(["data", "check", *flags]) == 1
     out, err = capsys.readouterr()
     lines = [line.split("\t") for line in out.splitlines()]
-    assert [(line[0], line[1]) for line in lines] == [
-        ("empty_caption", "captions.jsonl:1"),
-        ("missing_image", "captions.jsonl:2"),
-        ("empty", "val/c.png"),
+    assert [line[:3] for line in lines] == [
+        ["error", "empty_caption", "captions.jsonl:1"],
+        ["error", "missing_image", "captions.jsonl:2"],
+        ["error", "empty", "val/c.png"],
     ]
-    assert [len(line) for line in lines] == [3, 3, 3]
-    assert lines[1][2] == f"x\\ty\\x1b.png is not in {photos}"
-    assert err == "problems: 3\n"
+    assert [len(line) for line in lines] == [4, 4, 4]
+    assert lines[1][3] == f"x\\ty\\x1b.png is not in {photos}"
+    refused = "of 3 images usable; training cannot start before the errors are corrected\n"
+    assert err == f"problems: 3; 0 {refused}"
     assert main(["data", "check", *flags, "--no-decode"]) == 1
-    assert capsys.readouterr().err == "problems: 2\n"
+    assert capsys.readouterr().err == f"problems: 2; 1 {refused}"
     assert main(["data", "check", str(photos), "--format", "folder", "--no-decode"]) == 0
 
 
@@ -83,16 +84,79 @@ def test_pictures_outside_every_split_are_counted(photos: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["splits"] == {"none": 1, "train": 2, "val": 1}
 
 
-def test_stats_refuse_a_broken_set(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems_that_do_not_stop_training_are_warnings(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "train/a.txt").write_bytes(b"\xef\xbb\xbfA dog.")
+    (photos / "val/b.png").write_bytes((photos / "train/b.png").read_bytes())
+    (photos / "val/b.txt").write_text("a dog")
+    assert main(["data", "check", str(photos)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[:2] for line in out.splitlines()] == [["warning", "bom"], ["warning", "same_picture"]]
+    assert err == "problems: 2; 4 images usable; training can start\n"
+
+
+def test_stats_describe_what_is_usable(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "val/c.png").write_bytes(b"no picture")
+    assert main(["data", "check", str(photos)]) == 1
+    assert capsys.readouterr().err == (
+        "problems: 1; 2 of 3 images usable; training can start with --skip-bad, or after `captioner data fix`\n"
+    )
+    assert main(["data", "stats", str(photos)]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 2
+    assert err == "captioner: 1 unusable images are left out; see captioner data check\n"
     photos.joinpath("captions.csv").write_text("path,caption\ntrain/a.png,\n", encoding="utf-8")
     assert main(["data", "stats", str(photos)]) == 2
-    assert capsys.readouterr().err == (
-        "captioner: error: captions.csv:2: the caption is empty; write one or remove the entry; "
-        f"run `captioner data check --annotations {photos / 'captions.csv'} --images {photos}` for the whole list\n"
-    )
+    assert "no image is usable; `captioner data check` says why" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("action", ["check", "stats"])
+def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "Zwei Hunde im Café, nämlich große\n"
+    (photos / "train/a.txt").write_bytes(text.encode("utf-16"))
+    (photos / "train/b.txt").write_bytes(text.encode("cp1252"))
+    (photos / "val/c.png").write_bytes(b"no picture")
+    (photos / "val/c.txt").rename(photos / "val/c.TXT")
+    Image.new("RGB", (9, 9)).save(photos / "val/d.png")
+    (photos / "val/d.txt").write_bytes(b"\n")
+    before = {path: path.read_bytes() for path in photos.rglob("*.*")}
+    assert main(["data", "check", str(photos)]) == 1
+    codes = [line.split("\t")[1:3] for line in capsys.readouterr().out.splitlines()]
+    assert [place for code, place in codes if code == "encoding"] == ["train/a.txt", "train/b.txt"]
+    expected = [
+        ["convert", str(photos / "train/a.txt"), "utf-16 to UTF-8"],
+        ["convert", str(photos / "train/b.txt"), "cp1252 to UTF-8"],
+        ["move", str(photos / "val/d.txt"), "the file holds no caption"],
+        ["move", str(photos / "val/c.png")],
+        ["move", str(photos / "val/c.TXT"), "the caption of val/c.png"],
+    ]
+    for flags in ([], ["--write"]):
+        assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
+        assert main(["data", "fix", str(photos), *flags]) == 0
+        out, err = capsys.readouterr()
+        lines = [line.split("\t") for line in out.splitlines()]
+        assert [line[: len(each)] for line, each in zip(lines, expected, strict=True)] == expected
+        assert err.startswith(f"repairs: 5; {'done' if flags else 'nothing done yet; --write does it'}")
+    quarantine = photos.with_name(f"{photos.name}-quarantine")
+    moved = {path.relative_to(quarantine): path.read_bytes() for path in quarantine.rglob("*.*")}
+    names = ("train/a.txt", "train/b.txt", "val/c.png", "val/c.TXT", "val/d.txt")
+    assert moved == {Path(name): before[photos / name] for name in names}
+    assert (photos / "train/a.txt").read_text(encoding="utf-8") == text
+    assert (photos / "train/b.txt").read_text(encoding="utf-8") == text
+    assert main(["data", "check", str(photos)]) == 1  # d.png has no caption
+    assert capsys.readouterr().err == "problems: 1; 2 images usable; training can start\n"
+    assert main(["data", "fix", str(photos)]) == 0
+    assert capsys.readouterr().err == "repairs: 0\n"
+    (photos / "train/a.txt").write_bytes(b"\n")
+    assert main(["data", "fix", str(photos), "--write"]) == 0
+    assert (quarantine / "train/a.txt").read_bytes() == before[photos / "train/a.txt"]
+    assert (quarantine / "train/a-2.txt").read_bytes() == b"\n"
+
+
+def test_quarantine_is_outside_the_data_set(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "fix", str(photos), "--quarantine", str(photos / "bad")]) == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["check", "stats", "fix"])
 def test_a_data_set_must_be_named(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", action]) == 2
     assert capsys.readouterr().err.startswith("captioner: error: no data set given; name a folder")

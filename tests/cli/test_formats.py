@@ -118,5 +118,6 @@ def test_a_coco_document_holds_its_entries_whatever_line_ends_they_have() -> Non
 
 
 def test_coco_takes_the_best_caption() -> None:
-    assert json.loads(render("coco", "42.jpg", GOOD)) == {"image_id": 42, "caption": "a dog runs"}
+    document = coco_document([render("coco", "42.jpg", GOOD)])
+    assert json.loads(document) == [{"image_id": 42, "caption": "a dog runs"}]
     assert json.loads(coco_document([])) == []

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,12 +104,32 @@ def test_missing_inputs_are_reported() -> None:
     assert find("none", "*.bmp", "z", "nowhere/*/x") == (
         [Input(os.path.join("z", "c.webp"), "c.webp")],
         [
-            "none: no images in this folder; -r searches subfolders",
+            "none: no images in this folder",
             "*.bmp: no file matches",
             f"{os.path.join('nowhere', '*', 'x')}: no file matches".replace(os.sep, "/"),
         ],
     )
     assert find("none", "a.png", recursive=True)[1] == ["none: no images in this folder"]
+
+
+def test_images_of_subfolders_are_counted(tree: Path) -> None:
+    notes: list[str] = []
+    finder = Finder(recursive=False, complain=pytest.fail, note=notes.append)
+    assert [each.path for each in finder.find([".", "z/deep"])] == ["./a.png", "./b.JPG", "z/deep/d.gif"]
+    assert notes == [".: 2 more in subfolders; -r searches them"]
+    assert [*replace(finder, recursive=True).find(["."])][-1].path == "./z/deep/d.gif"
+    assert len(notes) == 1
+    (tree / "none" / "f").mkdir()
+    (tree / "none" / "f" / "g.png").touch()
+    assert find("none", "a.png")[1] == ["none: no images in this folder, 1 more in subfolders; -r searches them"]
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize("url", ["https://example.com/dog.jpg?size=[1]", "S3://bucket/dog.jpg"])
+def test_urls_are_not_fetched(url: str) -> None:
+    with pytest.raises(InputError) as raised:
+        find("a.png", url)
+    assert str(raised.value) == f"{url}: URLs are not fetched; download the image and name its file"
 
 
 @pytest.mark.usefixtures("tree")

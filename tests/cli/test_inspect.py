@@ -239,6 +239,15 @@ def test_what_cannot_be_honored_is_refused_in_one_line(
     assert not list((tmp_path / "out").glob("*"))
 
 
+def test_the_default_folder_is_a_new_one(
+    model: str, photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("inspection", "inspection-2"):
+        assert inspect(model, photo, "--json") == 0
+        assert [each.name for each in (tmp_path / folder).iterdir()] == ["dog.json"]
+
+
 def test_the_output_must_not_be_a_file(model: str, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect(model, photo, "-o", photo) == 2
     assert "a file; name a folder" in capsys.readouterr().err

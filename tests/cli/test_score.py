@@ -141,7 +141,7 @@ def test_metrics_and_tokenizer(run: Runner) -> None:
         (["--spice-dir", "spice"], 2, "--spice-dir: is for spice; add spice to --metrics"),
         (["--tokenizer", "word"], 2, "argument --tokenizer: invalid choice: 'word'"),
         (["--references", "missing.json"], 3, "missing.json: no such file; check the path"),
-        (["--candidates", "."], 3, ".: cannot be read (Is a directory); check it"),
+        (["--candidates", "scripts"], 3, "scripts: no .txt files in this folder; name the one with the sidecars"),
     ],
 )
 def test_invalid_flags(run: Runner, flags: list[str], code: int, message: str) -> None:
@@ -154,7 +154,11 @@ def test_invalid_flags(run: Runner, flags: list[str], code: int, message: str) -
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"candidates": {"9": "a"}}, "references: image 9: none, though it has a candidate"),
+        (
+            {"candidates": {"9": "a", "1": "b"}},
+            "FOLDER/res.json: 1 of 2 candidates fit no reference, or several: '9'; the ids of the 3 references: "
+            "'1', '2', '3'",
+        ),
         ({"candidates": '{"1": NaN}'}, "candidates: image 1: nan is not a string"),
         ({"candidates": [{"image_id": 1, "caption": None}]}, "candidates: image 1: None is not a string"),
         ({"candidates": '{"1": "a", "2": "b", "1": "a"}'}, "FOLDER/res.json: 1: a duplicate key; keep one of them"),
@@ -199,7 +203,7 @@ def test_a_packed_file_that_is_cut_short(run: Runner) -> None:
 
 
 def test_a_packed_file_is_not_unpacked_beyond_a_limit(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.cli.score.MAX_UNPACKED", 2**20)
+    monkeypatch.setattr("captioner.cli.candidates.MAX_UNPACKED", 2**20)
     packed = run.folder / "packed.json.gz"
     packed.write_bytes(gzip.compress(b" " * 2**21 + json.dumps(REFERENCES).encode()))
     code, _, err = run("--references", str(packed))

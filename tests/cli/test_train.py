@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +13,8 @@ import pytest
 
 from captioner.checkpoint import load_model
 from captioner.cli import main
+from captioner.config_files import load_config
+from captioner.pipeline import model_folder
 
 TINY = """
 data: {batch_images: 4, captions_per_image: 2}
@@ -44,6 +47,25 @@ def test_a_run_is_named_after_its_configuration(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train() == 0
     assert (tmp_path / "runs" / "tiny" / "model").is_dir()
+
+
+def test_a_folder_alone_fine_tunes_the_bundled_model(shapes, caplog):
+    caplog.set_level("INFO")
+    assert main(["train", str(shapes), "--fast-dev-run"]) == 0
+    assert f"starting from {model_folder('bundled')}: " in caplog.text
+
+
+def test_a_folder_gives_the_run_its_name(shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "my photos").symlink_to(shapes)
+    assert main(["train", "my photos", "--config", "tiny.yaml"]) == 0
+    assert load_config(tmp_path / "runs" / "my photos" / "config.yaml").data.root == "my photos"
+
+
+def test_something_must_be_named(capsys):
+    assert main(["train"]) == 2
+    assert "name a folder of photos and captions, or a configuration with --config" in capsys.readouterr().err
 
 
 def test_resume_auto_continues_or_starts(train, tmp_path, capsys):
@@ -80,6 +102,22 @@ def test_what_cannot_be_done_is_told_in_a_line(train, tmp_path, capsys, flags, c
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_unusable_photos_are_listed_before_training_or_left_out(train, shapes, tmp_path, capsys, caplog):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    first, second = sorted((data / "images").iterdir())[:2]
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:200])
+    flags = ("-o", tmp_path / "run", "--set", f"data.root={data}")
+    assert train(*flags) == 2
+    error = capsys.readouterr().err
+    assert "2 of 22 photos cannot be used; leave them out with --skip-bad" in error
+    assert [name in error for name in (first.name, second.name)] == [True, True]
+    assert not (tmp_path / "run").exists()
+    assert train(*flags, "--skip-bad") == 0
+    assert "2 photos are left out (--skip-bad)" in caplog.text
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from captioner.config import DataSetConfig
-from captioner.data.annotations import CaptionSet, ListedCaption, ListedImage, check
+from captioner.data.annotations import CaptionSet, ListedCaption, ListedImage
+from captioner.data.checks import check
 from captioner.data.formats import FORMATS, SOURCES, assign_splits, load_captions, read_listing
 from captioner.errors import AnnotationError, InputError
 
@@ -234,6 +235,28 @@ def test_folder_of_sidecars(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="FIFOs of Unix")
+def test_near_misses_of_sidecar_names_are_read(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.JPG", "c.jpg", "d.jpg", "D.jpg"):
+        (tmp_path / name).touch()
+    texts = {"a.TXT": "one", "b.jpg.txt": "two", "c.txt": "three", "c.jpg.txt": "not read", "d.txt": "4", "D.txt": "5"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    listing = read_listing(tmp_path)
+    found = {image.file_name: [caption.text for caption in image.captions] for image in listing.images}
+    assert found == {"D.jpg": ["5"], "a.jpg": ["one"], "b.JPG": ["two"], "c.jpg": ["three"], "d.jpg": ["4"]}
+    assert [(problem.code, problem.where) for problem in listing.problems] == [("text_without_picture", "c.jpg.txt")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_one_problem(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.txt").write_bytes("a dog\na cat\n".encode(encoding))
+    listing = read_listing(tmp_path)
+    assert [caption.text for caption in listing.images[0].captions] == ["a dog", "a cat"]
+    problems = check(listing, decode=False)
+    assert [(each.code, each.message) for each in problems] == [("encoding", "is UTF-16 text; save the file as UTF-8")]
+
+
 def test_a_sidecar_that_would_block_is_a_problem(tmp_path: Path) -> None:
     draw(tmp_path, "a.jpg", "b.jpg")
     write(tmp_path / "b.txt", "A dog.")

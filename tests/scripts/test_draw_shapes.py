@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captioner.data.annotations import check
+from captioner.data.checks import check
 from captioner.data.formats import load_captions, read_listing
 from scripts import draw_shapes
 

@@ -11,7 +11,7 @@ from captioner.config_files import load_config
 from captioner.data.archives import DATA_SETS, unpack
 from captioner.training.run import train
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "captioner" / "presets"
 PRESETS = ("coco_dinov2", "coco_siglip", "coco_vit")
 STEPS = 3
 

@@ -93,6 +93,17 @@ def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path, shapes, set
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_automatic_features_are_stored_in_the_run_of_a_frozen_encoder(config, tmp_path):
+    auto = ("data.features=auto", "training.epochs=1", "training.trainer.limit_train_batches=1")
+    for number, (settings, stored) in enumerate(
+        [(("encoder.train=none",), True), (("encoder.train=all",), False), (("data.augment=true",), False)]
+    ):
+        run = tmp_path / str(number)
+        train(config("encoder.train=none", *settings, *auto), run)
+        assert (run / "features").is_dir() == stored
+        assert load_config(run / "config.yaml").data.features == (str(run / "features") if stored else None)
+
+
 def test_stored_features_train_like_photos(config, tmp_path):
     frozen = ("encoder.train=none", "training.epochs=1", "optimization.ema_decay=null")
     photos = weights(train(config(*frozen), tmp_path / "photos"))

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory."""
+"""The device that a model runs on, and batches that do not fit into its memory."""
 
 import logging
 
@@ -31,3 +31,16 @@ def halve_batch(images: int, error: Exception) -> int:
         ) from error
     log.warning("out of memory for %d images at once; continuing with %d", images, images // 2)
     return images // 2
+
+
+def find_device(name: str) -> str:
+    """The device of a name; `auto` is an accelerator if there is one. Raises ResourceError."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ResourceError(f"device {name!r}: not available here ({first_line(error)}); use auto or cpu") from error
+    return name

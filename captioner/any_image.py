@@ -1,0 +1,19 @@
+"""Images as Python programs hold them: also file objects and tensors."""
+
+from typing import BinaryIO, TypeAlias, cast
+
+from torch import Tensor
+
+from captioner.images import ImageSource
+
+AnyImage: TypeAlias = ImageSource | BinaryIO | Tensor
+"""A tensor is (3, H, W) uint8, as torchvision reads images."""
+
+
+def plain_source(image: AnyImage) -> ImageSource:
+    """What `open_image` takes: the bytes of a file object, the array (H, W, 3) of a tensor, anything else as it is."""
+    if isinstance(image, Tensor):
+        return cast(ImageSource, (image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
+    if hasattr(image, "read"):
+        return cast(BinaryIO, image).read()
+    return image

@@ -1,0 +1,127 @@
+"""Checks of a data set that open its images: all problems, what is usable, and photos that cannot be trained on."""
+
+import hashlib
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from captioner.data.annotations import (
+    HARMLESS,
+    CaptionedImage,
+    CaptionSet,
+    Listing,
+    Problem,
+    caption_problems,
+    clean_caption,
+    image_name,
+    listing_problems,
+    safe_path,
+)
+from captioner.errors import AnnotationError, ImageError
+from captioner.images import ImageSource, is_image, open_image
+
+TAIL_BYTES = 4096
+"""Number of last bytes in which the end mark of a whole JPEG or PNG is looked for."""
+END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
+"""First bytes of JPEG and PNG -> the mark that ends them."""
+CERTAIN_PIXELS = 20_000_000
+"""Most pixels of an image that every format's limit allows."""
+
+
+def check(listing: Listing, decode: bool = True) -> list[Problem]:
+    """All problems of a listing, harmless ones too; `decode` also opens every image."""
+    paths = _existing(listing)
+    problems = [*listing_problems(listing), *_same_bytes(listing, paths)]
+    for name, path in paths.items() if decode else ():
+        if error := _image_error(path, open_image):
+            problems.append(Problem(error.code, name, str(error)))
+    return problems
+
+
+def usable(listing: Listing, decode: bool = True) -> CaptionSet:
+    """What is left of a listing without its problems: existing images, each once, with captions that can be read.
+
+    `decode` opens every image and leaves out those that cannot be opened.
+    """
+    paths, images = _existing(listing), []
+    for image in listing.images:
+        texts = [
+            clean_caption(str(caption.text))
+            for caption in image.captions
+            if all(problem.code in HARMLESS for problem in caption_problems(caption))
+        ]
+        path = paths.pop(image_name(image), None) if texts else None
+        if path is not None and not (decode and _image_error(path, open_image)):
+            images.append(CaptionedImage(image.image_id, path, tuple(texts), image.split))
+    return CaptionSet(tuple(images), listing.root)
+
+
+def unusable_photos(images: Iterable[CaptionedImage]) -> Iterator[tuple[CaptionedImage, ImageError]]:
+    """The images whose photos cannot be used, as far as their headers and ends show.
+
+    Photos are decoded in case of doubt only, so damage in the middle of a file is not found.
+    """
+    for image in images:
+        if error := _image_error(image.source, _look):
+            yield image, error
+
+
+def _look(source: ImageSource) -> object:
+    """Open a photo's header; open all of it if anything is not as in a whole file."""
+    if isinstance(source, bytes):
+        return open_image(source)
+    try:
+        with warnings.catch_warnings(), open(str(source), "rb") as file:
+            warnings.simplefilter("ignore")
+            start = file.read(2)
+            file.seek(-min(os.fstat(file.fileno()).st_size, TAIL_BYTES), os.SEEK_END)
+            whole = END_MARKS.get(start, b"") in file.read()
+            with Image.open(file) as image:
+                certain = whole and is_image(str(source)) and 0 < image.width * image.height <= CERTAIN_PIXELS
+    except Exception:  # Pillow raises nearly anything; open_image says what is wrong
+        certain = False
+    return None if certain else open_image(source)
+
+
+def _image_error(source: ImageSource, look: Callable[[ImageSource], object]) -> ImageError | None:
+    try:
+        look(source)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _existing(listing: Listing) -> dict[str, Path]:
+    """The existing files of a listing by normalized name."""
+    paths: dict[str, Path] = {}
+    for image in listing.images:
+        with suppress(AnnotationError):
+            path = safe_path(listing.root, image.file_name)
+            if os.path.isfile(path):
+                paths.setdefault(image_name(image), path)
+    return paths
+
+
+def _same_bytes(listing: Listing, paths: dict[str, Path]) -> Iterator[Problem]:
+    """Images with the same bytes in different splits; only files of equal size are read."""
+    splits = {image_name(image): image.split for image in listing.images if image.split is not None}
+    by_size: defaultdict[object, list[str]] = defaultdict(list)
+    for name in sorted(splits.keys() & paths.keys()):
+        by_size[paths[name].stat().st_size].append(name)
+    for of_one_size in by_size.values():
+        if len({splits[name] for name in of_one_size}) < 2:
+            continue
+        by_hash: defaultdict[object, list[str]] = defaultdict(list)
+        for name in of_one_size:
+            with suppress(OSError):  # an image that cannot be read is reported by opening it
+                by_hash[hashlib.sha256(paths[name].read_bytes()).digest()].append(name)
+        for same in by_hash.values():
+            if len({splits[name] for name in same}) > 1:
+                others = ", ".join(f"{name} ({splits[name]})" for name in same[1:])
+                message = f"({splits[same[0]]}) has the same bytes as {others}"
+                yield Problem("same_picture", same[0], message, harmless=True)
