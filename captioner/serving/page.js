@@ -248,13 +248,13 @@ function writeViewer() {
   byId("report").replaceChildren(frame);
 }
 
-// Say which caption the report shows, if it is not the photo's.
+// Say which caption the report shows. The line stays, so that the report below it does not move under the pointer.
 function writeShown() {
   const { view, text } = opened;
   byId("about").textContent = view?.about || "A caption the model found";
   byId("own").hidden = !view?.about;
   byId("use").hidden = !view?.shown || view.shown === text;
-  byId("shown").hidden = byId("own").hidden && byId("use").hidden;
+  byId("shown").hidden = !view;
 }
 
 // Answer a message of a report.
