@@ -20,7 +20,7 @@ from captioner.cli.formats import Result
 from captioner.cli.journal import Journal
 from captioner.cli.score import read_candidates, read_references
 from captioner.config_files import load_config
-from captioner.data.annotations import check
+from captioner.data.checks import check
 from captioner.data.features import INDEX, FeatureStore, FeatureWriter, StoreKey
 from captioner.data.formats import load_captions, read_listing
 from captioner.errors import CaptionerError, ImageError
