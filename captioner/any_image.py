@@ -11,7 +11,7 @@ AnyImage: TypeAlias = ImageSource | BinaryIO | Tensor
 
 
 def plain_source(image: AnyImage) -> ImageSource:
-    """What `open_image` takes: the bytes of a file object, the array (H, W, 3) of a tensor, anything else as it is."""
+    """Convert for `open_image`: a file object to its bytes, a tensor to an array (H, W, 3); return others unchanged."""
     if isinstance(image, Tensor):
         return cast(ImageSource, (image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
     if hasattr(image, "read"):

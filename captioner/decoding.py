@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 def full_size(opened: OpenedImage) -> OpenedImage:
-    """For `Decoders.decode`: the photo as it is."""
+    """Return the photo unchanged; a `convert` for `Decoders.decode`."""
     return opened
 
 
@@ -54,7 +54,7 @@ class Decoders:
             self._idle.put(decoder)
 
     def decode(self, source: ImageSource, convert: Callable[[OpenedImage], Result], name: str | None = None) -> Result:
-        """What `convert`, which must be picklable, makes of the photo in a decoder; waits for one that is idle.
+        """Decode a photo in an idle decoder and return `convert` of it; `convert` must be picklable.
 
         `name` replaces the source's in messages. Raises ImageError.
         """

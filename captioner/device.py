@@ -17,7 +17,7 @@ OUT_OF_MEMORY = (
     "alloc_failed",
     "could not create a primitive",  # oneDNN, which names no cause
 )
-"""What PyTorch and its libraries say when memory runs out."""
+"""Parts of the messages with which PyTorch and its libraries report that memory ran out."""
 
 
 def halve_batch(images: int, error: Exception) -> int:

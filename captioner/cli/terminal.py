@@ -1,4 +1,4 @@
-"""What a run shows on standard error, and what signals do to it."""
+"""Messages and progress of a run on standard error, and its handling of signals."""
 
 import os
 import signal

@@ -44,7 +44,7 @@ def check(listing: Listing, decode: bool = True) -> list[Problem]:
 
 
 def usable(listing: Listing, decode: bool = True) -> CaptionSet:
-    """What is left of a listing without its problems: existing images, each once, with captions that can be read.
+    """The usable part of a listing: existing images, each once, with valid captions.
 
     `decode` opens every image and leaves out those that cannot be opened.
     """

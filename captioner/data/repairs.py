@@ -26,7 +26,7 @@ class Repair:
 
 
 def find_repairs(listing: Listing) -> Iterator[Repair]:
-    """What `apply_repair` can mend: encodings and, in a folder of images and text files, unusable files."""
+    """Find text that is not UTF-8 and, in a folder of images and text files, unusable files."""
     is_folder = listing.source == listing.root
     texts = sorted(_text_files(listing.root)) if is_folder else [listing.source]
     for path in texts:
