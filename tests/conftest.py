@@ -15,6 +15,9 @@ from PIL import Image
 
 # Before torch is loaded, and for the processes that tests start: sums in one order, and no quarrel over few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait sleep: by default they keep a core busy, which other tests could use.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

@@ -40,6 +40,8 @@ def meteor(captions: Captions) -> Result:
     and of function words of both by each of the four ways (16), chunks, and matched words of both (2).
     """
     folder = _installed()
+    if not captions.candidates:
+        return Result(("meteor",), Statistics(np.zeros((0, _SIZE)), meteor_of))
     questions = [_question(*pair) for pair in zip(captions.candidates, captions.references, strict=True)]
     # Without -a the program does not find its paraphrases where the path has a space.
     arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(folder / PARAPHRASES))

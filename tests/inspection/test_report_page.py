@@ -20,7 +20,7 @@ from captioner.images import open_image
 from captioner.inspection.legend import COLORS, factor, percent
 from captioner.inspection.report import IndexEntry, render_index, render_report
 from captioner.inspection.trace import AttentionTrace
-from tests.browser import HOSTILE, NARROW, WIDE, launched, needs_chromium, violations
+from tests.browser import HOSTILE, NARROW, WIDE, launched, needs_chromium, playwright, violations
 
 pytestmark = needs_chromium
 
@@ -325,7 +325,7 @@ def test_small_pictures_show_all_layers_and_heads(open_page: Open) -> None:
     page = open_page(render_report(trace_of(some_maps())), "method=raw")
     page.click("#multiples summary")
     names = [f"layer {layer}, head {head}" for layer in range(2) for head in range(2)]
-    assert page.locator(".cell").all_inner_texts() == names
+    playwright.expect(page.locator(".cell")).to_have_text(names)  # drawn once the browser has told the page
     page.locator(".cell").nth(3).click()
     assert (page.input_value("#layer"), page.input_value("#head")) == ("1", "1")
     assert page.locator(".cell[aria-pressed=true]").all_inner_texts() == names[3:]

@@ -31,9 +31,8 @@ class Official:
         return Captions(self.tokenized_candidates, self.tokenized_references)
 
 
-@pytest.fixture(params=sorted(path.stem for path in GOLDEN.glob("*.json")))
-def official(request: pytest.FixtureRequest) -> Official:
-    data = json.loads((GOLDEN / f"{request.param}.json").read_text(encoding="utf-8"))
+def read_official(name: str) -> Official:
+    data = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     images = list(data["candidates"])
     return Official(
         data["candidates"],
@@ -43,6 +42,11 @@ def official(request: pytest.FixtureRequest) -> Official:
         data["corpus"],
         {name: np.array([data["per_image"][image][name] for image in images]) for name in data["corpus"]},
     )
+
+
+@pytest.fixture(params=sorted(path.stem for path in GOLDEN.glob("*.json")))
+def official(request: pytest.FixtureRequest) -> Official:
+    return read_official(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def test_a_path_with_spaces_stays_one_argument(java_runs: Callable[[str], None])
     java_runs('printf "%s\\n" "$@" "$LC_ALL"')
     shown = run_jar(Path("a b", "tool.jar"), "-x", memory="3G").stdout.decode()
     assert shown.splitlines() == [
-        *("-Xmx3G", "-Duser.language=en", "-Duser.country=US"),
+        *("-Xmx3G", "-XX:+UseSerialGC", "-Duser.language=en", "-Duser.country=US"),
         *("-jar", str(Path("a b", "tool.jar")), "-x", "C.UTF-8"),
     ]
 

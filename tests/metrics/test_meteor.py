@@ -109,7 +109,6 @@ def test_equals_the_official_tool_on_shared_sets(run: str, load_shared: Callable
     np.testing.assert_allclose(found.per_image["meteor"], per_image, rtol=0, atol=1e-9)
 
 
-@pytest.mark.slow
 def test_no_captions() -> None:
     found = meteor(Captions([], []))
     assert (found.per_image.shape, found.statistics.values.shape) == ((0, 1), (0, 23))
