@@ -300,7 +300,7 @@ class Captioner:
                 stage=stage,
             )
             confidences = word_confidences(trace.words, trace.log_probs, distance, config.confidence)
-            trace = replace(trace, confidences=confidences, best_heads=config.best_heads)
+            trace = replace(trace, confidences=confidences, best_heads=config.best_heads, unfamiliarity=distance)
             if config.hallucination and method in BY_GRADIENTS:
                 trace = replace(trace, hallucination=hallucination_probabilities(trace, config.hallucination))
             traces.append(trace)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 LOW_CONFIDENCE = "low_confidence"
 UNFAMILIAR = "unfamiliar"
+UNFAMILIAR_SENTENCE = "unlike the photos this model was trained on; its caption may be wrong"
 DIGITS = 4
 """Decimals of a caption's numbers; further ones depend on the shape of the batch."""
 UNFAMILIARITY_DIGITS = 2

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
-OUT_OF_DOMAIN = {"astronaut.jpg", "coffee.jpg", "koala.jpg", "rocket.jpg"}
-NOTE = "Out of domain: the model has seen nothing like this in training, so the caption is unlikely to be right."
 INDEX = "report.html"
 
 
@@ -20,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from captioner import BeamSearch, Captioner, CaptionerError
     from captioner.inspection.report import IndexEntry, render_index, render_report
+    from captioner.records import UNFAMILIAR_SENTENCE
 
     try:
         captioner = Captioner.from_pretrained(arguments.model)
@@ -27,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         entries = []
         for photo in sorted(PHOTOS.glob("*.jpg")):
             trace = captioner.inspect(photo, search=BeamSearch(captions=3))
-            print(f"{photo.name}: {trace.text}", flush=True)
+            note = UNFAMILIAR_SENTENCE.capitalize() if trace.unfamiliar else ""
+            print(f"{photo.name}: {trace.text}{note and f' ({UNFAMILIAR_SENTENCE})'}", flush=True)
             page = render_report(trace, name=photo.name, model=captioner.name, index=INDEX)
             (arguments.output / f"{photo.stem}.html").write_bytes(page.encode())
-            note = NOTE if photo.name in OUT_OF_DOMAIN else ""
             entries.append(IndexEntry(photo, trace.text, trace.confidence, f"{photo.stem}.html", note=note))
     except CaptionerError as error:
         print(f"demo: error: {error}", file=sys.stderr)

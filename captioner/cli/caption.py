@@ -18,12 +18,12 @@ from captioner.cli.journal import Stamp, stamp
 from captioner.cli.output import Output, SidecarOutput, exclusive, open_output
 from captioner.cli.terminal import Interruption, Progress, Tally
 from captioner.errors import ImageError
+from captioner.records import UNFAMILIAR_SENTENCE
 from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.caption import Captioned
 
-UNFAMILIAR = "unlike the photos this model was trained on; its caption may be wrong"
 add_arguments = add_caption_flags
 
 
@@ -172,6 +172,6 @@ def _report(item: Input, captioned: "Captioned", arguments: argparse.Namespace, 
         notes = f" ({', '.join(captioned.notes)})" if captioned.notes else ""
         tally.note(f"{printable(item.path)}: {captioned.width} x {captioned.height}{notes}")
     if captioned.caption.unfamiliar:
-        tally.note(f"{printable(item.path)}: {UNFAMILIAR}")
+        tally.note(f"{printable(item.path)}: {UNFAMILIAR_SENTENCE}")
     if captioned.caption.confidence < arguments.min_confidence:
         tally.count("below --min-confidence")

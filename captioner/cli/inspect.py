@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.inspection.report import IndexEntry
     from captioner.inspection.sheet import draw_sheet
     from captioner.pipeline import Captioner
-    from captioner.records import trace_record
+    from captioner.records import UNFAMILIAR_SENTENCE, trace_record
     from captioner.search_options import SearchOptions
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
@@ -109,11 +109,14 @@ def run(arguments: argparse.Namespace) -> int:
                 "the encoder has no earlier stage" if arguments.tiles == (1, 1) else "the grid of tiles is fine already"
             )
             print(f"captioner: maps by relevance, not refined: {why}", file=sys.stderr)
+        if trace.unfamiliar:
+            print(f"captioner: {printable(path)}: {UNFAMILIAR_SENTENCE}", file=sys.stderr)
         written = []
         if arguments.html:
             written.append(Path(f"{target}.html"))
             write_report(trace, written[-1], photo=path, model=captioner.name, index=len(paths) > 1)
-            entries.append(IndexEntry(Path(path), trace.text, trace.confidence, written[-1].name))
+            note = UNFAMILIAR_SENTENCE.capitalize() if trace.unfamiliar else ""
+            entries.append(IndexEntry(Path(path), trace.text, trace.confidence, written[-1].name, note=note))
         if arguments.png or not (arguments.html or arguments.json or arguments.trace):
             written.append(Path(f"{target}.png"))
             draw_sheet(trace, **selection).save(written[-1], format="PNG")

@@ -158,6 +158,7 @@ def _caption(trace: AttentionTrace) -> dict[str, Any]:
     return {
         "text": trace.text,
         "confidence": _number(trace.confidence),
+        "unfamiliar": trace.unfamiliar,
         "box": trace.geometry.box,
         "grid": trace.grid,
         "hidden": None if trace.visible is None else _base64((~trace.visible).astype(np.uint8).tobytes()),

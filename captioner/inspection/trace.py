@@ -91,6 +91,8 @@ class AttentionTrace:
     """For each word, the most probable other tokens at its step, with their probabilities."""
     best_heads: tuple[tuple[int, int], ...] = ()
     """The (layer, head) pairs that point best together; empty if they were not measured."""
+    unfamiliarity: float | None = None
+    """As that of `Caption`."""
     alternatives: tuple["AttentionTrace", ...] = ()
     """Traces of the runners-up where several captions were requested; `save` leaves them out."""
 
@@ -206,6 +208,11 @@ class AttentionTrace:
         if self.confidences:
             return fmean(self.confidences)
         return math.exp(fmean(self.log_probs)) if self.words else 1.0
+
+    @property
+    def unfamiliar(self) -> bool:
+        """As that of `Caption`."""
+        return self.unfamiliarity is not None and self.unfamiliarity > 1
 
     @property
     def needs_photo(self) -> tuple[bool, ...]:

@@ -35,6 +35,7 @@ def save_trace(trace: AttentionTrace, path: str | Path) -> None:
     arrays: dict[str, Any] = {"weights": trace.weights, "photo": np.frombuffer(photo.getvalue(), np.uint8)}
     arrays |= {name: getattr(trace, name) for name in ARRAYS if getattr(trace, name) is not None}
     about = {"format": FORMAT, "geometry": trace.geometry.to_dict(), "hallucination": dict(trace.hallucination)}
+    about["unfamiliarity"] = trace.unfamiliarity
     about |= {name: getattr(trace, name) for name in PLAIN_FIELDS + LATER_FIELDS}
     arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)
     with Path(path).open("wb") as file:
@@ -70,6 +71,7 @@ def _trace(arrays: Any, about: dict[str, Any]) -> AttentionTrace:
         **plain,
         geometry=Geometry.from_dict(about["geometry"]),
         hallucination={int(word): value for word, value in about.get("hallucination", {}).items()},
+        unfamiliarity=about.get("unfamiliarity"),
         photo=photo,
         weights=arrays["weights"],
         **{name: arrays.get(name) for name in ARRAYS},
@@ -81,6 +83,7 @@ def _check(trace: AttentionTrace) -> None:
     count, (_, layers, heads, positions), (rows, columns) = len(trace.words), trace.weights.shape, trace.grid
     numbers = [*trace.log_probs, *trace.needs, *trace.confidences, *trace.hallucination.values()]
     numbers += [probability for each in trace.next_best for _, probability in each]
+    numbers += [] if trace.unfamiliarity is None else [trace.unfamiliarity]
     texts = [trace.text, *trace.words, *(token for each in trace.next_best for token, _ in each)]
     sizes = [trace.prefix, rows, columns, *trace.geometry.size, trace.geometry.width, trace.geometry.height]
     evidence, cells = trace.evidence, trace.contributions

@@ -21,6 +21,7 @@ from captioner.inspection.report import render_report
 from captioner.inspection.sheet import draw_sheet
 from captioner.inspection.trace import AttentionTrace
 from captioner.model.caption_model import CaptionModel
+from captioner.model.familiarity import Familiarity
 from captioner.pipeline import Captioner
 from captioner.tokenizer import Tokenizer
 from scripts import inspect_attention
@@ -120,6 +121,18 @@ def test_reports_of_several_photos_have_an_index(model: str, photo: str, tmp_pat
         ["index-2.html", "dog.html"],
     )
     assert '<a href="index.html">All photos</a>' in (out / "dog.html").read_text(encoding="utf-8")
+
+
+def test_a_photo_unlike_the_training_photos_is_noted(
+    model: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    captioner.model.familiarity = Familiarity.fit(torch.randn(200, captioner.model.encoder.width))
+    captioner.model.config = replace(captioner.model.config, familiar_distance=1e-6)
+    captioner.save_pretrained(tmp_path / "fitted")
+    assert inspect(str(tmp_path / "fitted"), photo, "-o", tmp_path / "out", "--html") == 0
+    line = f"captioner: {photo}: unlike the photos this model was trained on; its caption may be wrong\n"
+    assert line in capsys.readouterr().err
 
 
 def test_without_a_null_patch_its_mass_is_null(photo: str, tmp_path: Path) -> None:

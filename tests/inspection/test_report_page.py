@@ -356,6 +356,13 @@ def test_doubt_is_said_in_words(open_page: Open) -> None:
     assert page.locator(".word span").all_inner_texts() == ["a", "red", "guitar"]
 
 
+def test_a_photo_unlike_the_training_photos_is_said_to_be_one(open_page: Open) -> None:
+    trace = trace_of(some_maps())
+    assert not open_page(render_report(replace(trace, unfamiliarity=0.9))).is_visible("#unfamiliar")
+    page = open_page(render_report(replace(trace, unfamiliarity=1.1)))
+    assert page.inner_text("#unfamiliar").startswith("This photo is unlike the training photos")
+
+
 def test_the_numbers_of_a_word_are_beside_it(open_page: Open) -> None:
     trace = replace(
         trace_of(some_maps()),

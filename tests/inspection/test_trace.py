@@ -291,7 +291,7 @@ def test_a_file_of_an_older_version_is_loaded(captioner: Captioner, photo: Image
     with np.load(tmp_path / "dog.npz") as arrays:
         content = dict(arrays)
     about = json.loads(content["about"].tobytes())
-    for name in ("confidences", "next_best", "best_heads"):
+    for name in ("confidences", "next_best", "best_heads", "unfamiliarity"):
         del about[name]
     content["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     np.savez(tmp_path / "old.npz", **content)
@@ -302,7 +302,7 @@ def test_a_file_of_an_older_version_is_loaded(captioner: Captioner, photo: Image
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trace_is_saved_and_loaded(captioner: Captioner, photo: Image.Image, tmp_path: Path, method: Method) -> None:
     trace = captioner.inspect(photo, caption="a brown dog", method=method, region=(0.0, 0.0, 0.5, 1.0))
-    trace = replace(trace, confidences=(0.5, 0.25, 1.0), best_heads=((0, 1), (1, 2)))
+    trace = replace(trace, confidences=(0.5, 0.25, 1.0), best_heads=((0, 1), (1, 2)), unfamiliarity=1.5)
     trace.save(tmp_path / "dog.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["dog.npz"]
     again = AttentionTrace.load(tmp_path / "dog.npz")

@@ -1,16 +1,19 @@
 """The demo captions every photo of docs/photos and makes a page that stands on its own."""
 
 import re
+from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from captioner import Captioner
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.model.caption_model import CaptionModel
+from captioner.model.familiarity import Familiarity
 from captioner.tokenizer import Tokenizer
 from scripts import demo
 
@@ -77,12 +80,25 @@ def test_the_demo_shows_every_photo(model: Path, tmp_path: Path, capsys: pytest.
     }
 
 
-def test_only_photos_far_from_the_training_data_have_a_warning(model: Path, tmp_path: Path) -> None:
-    demo.main(["--model", str(model), "--output", str(tmp_path)])
-    sections = (tmp_path / "report.html").read_text(encoding="utf-8").split("<figure>")[1:]
-    warned = [section for section in sections if "Out of domain" in section]
-    assert len(warned) == len(demo.OUT_OF_DOMAIN)
-    assert all(any(name in section for section in warned) for name in demo.OUT_OF_DOMAIN)
+def test_only_unfamiliar_photos_have_a_warning(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    photos = sorted(demo.PHOTOS.glob("*.jpg"))
+    network = captioner.model
+    pixels = torch.from_numpy(np.stack([captioner.prepare(photo).pixels for photo in photos]))
+    with torch.no_grad():
+        network.familiarity = Familiarity.fit(torch.randn(200, network.encoder.width))
+        distances = network.familiarity(network.encoder(pixels))
+    network.config = replace(network.config, familiar_distance=float(distances.sort().values[-3:-1].mean()))
+    captioner.save_pretrained(tmp_path / "fitted")
+    demo.main(["--model", str(tmp_path / "fitted"), "--output", str(tmp_path / "out")])
+    expected = {photos[place].name for place in distances.topk(2).indices.tolist()}
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in lines if "unlike the photos this model was trained on" in line} == expected
+    sections = (tmp_path / "out" / "report.html").read_text(encoding="utf-8").split("<figure>")[1:]
+    warned = {
+        name for section in sections if "Unlike the photos" in section for name in re.findall(r"\w+\.jpg", section)
+    }
+    assert warned == expected
 
 
 def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
