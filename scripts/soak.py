@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +64,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def soak(folder: Path, data: Path, settings: Sequence[str], kills: int, seed: int) -> tuple[str, bool]:
+def start_process(*words: str) -> subprocess.Popen[bytes]:
+    """`captioner` with arguments, in a process group of its own."""
+    command = [sys.executable, "-m", "captioner", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def soak(
+    folder: Path, data: Path, settings: Sequence[str], kills: int, seed: int, start: Callable[..., Any] = start_process
+) -> tuple[str, bool]:
     """Run training twice, killing one of the runs: a summary, and whether both end the same."""
     (folder / "tiny.yaml").write_text(CONFIG % data.resolve())
     whole, cut = folder / "whole", folder / "cut"
     sets = [word for each in settings for word in ("--set", each.replace("STORE", str(folder / "store")))]
-    train = [sys.executable, "-m", "captioner", "train", "--config", str(folder / "tiny.yaml"), *sets, "-o"]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*train, str(whole)], check=True, **quiet)
+    train = ["train", "--config", str(folder / "tiny.yaml"), *sets, "-o"]
+    if start(*train, str(whole)).wait() != 0:
+        return "the uninterrupted run failed", False
     steps = max(read_table(whole / "metrics.csv"))
     chosen = sorted(random.Random(seed).sample(range(1, steps), min(kills, steps - 1)))
     for leg, step in enumerate(chosen, start=1):
-        with subprocess.Popen([*train, str(cut), "--resume", "auto"], start_new_session=True, **quiet) as process:
-            while process.poll() is None and (_legs(cut) < leg or _steps(cut) < step):
-                time.sleep(0.002)
-            if process.poll() is not None:
-                return f"leg {leg} ended by itself", False
-            os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
-    end = subprocess.run([*train, str(cut), "--resume", "auto"], check=False, **quiet)
-    same = end.returncode == 0 and all(
+        process = start(*train, str(cut), "--resume", "auto")
+        while process.poll() is None and (_legs(cut) < leg or _steps(cut) < step):
+            time.sleep(0.002)
+        if process.poll() is not None:
+            return f"leg {leg} ended by itself", False
+        os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
+        process.wait()
+    same = start(*train, str(cut), "--resume", "auto").wait() == 0 and all(
         (whole / name).read_bytes() == (cut / name).read_bytes() for name in ("model/model.safetensors", "metrics.csv")
     )
     one, other = (load_training_file(run / "checkpoints" / "last.ckpt") for run in (whole, cut))

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +12,8 @@ import httpx
 import pytest
 
 from captioner.cli import main
-from tests.cli.conftest import Launched
+from tests.processes import Launch, Launched
 from tests.serving.conftest import SLOW, photo, save_tiny_model, wait_until
-
-Launch = Callable[..., Launched]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,10 @@ from PIL import Image
 from captioner.cli import main, terminal
 from captioner.cli.terminal import Interruption, Progress, Tally
 from captioner.errors import Interrupted
-from tests.cli.conftest import Launched
+from tests.processes import Launch, Launched
 from tests.serving.conftest import save_tiny_model
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
-
-Launch = Callable[..., Launched]
 
 
 @pytest.fixture(scope="module")

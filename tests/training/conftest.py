@@ -1,4 +1,4 @@
-"""A small task, and batches written by hand."""
+"""A small task, batches written by hand, and processes that have loaded Lightning."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.tokenizer import Tokenizer
 from captioner.training.task import CrossEntropyTask
 from captioner.training.validation import CaptionValidation
+from tests.processes import fork_server, launcher
 
 
 @pytest.fixture
@@ -34,3 +35,16 @@ def make_batch(task):
         return collate(samples, task.tokenizer.pad)
 
     return batch
+
+
+@pytest.fixture(scope="session")
+def training_server():
+    """Loads Lightning once, which takes seven seconds."""
+    with fork_server(["captioner.training.run", "tqdm.contrib.logging"]) as process:
+        yield process
+
+
+@pytest.fixture
+def launch(training_server, tmp_path_factory):
+    with launcher(training_server, lambda: tmp_path_factory.mktemp("streams")) as start:
+        yield start

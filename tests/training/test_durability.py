@@ -77,39 +77,37 @@ def equal(one, other):
 @pytest.mark.parametrize(
     ("variant", "kills"), [("photos, two batches a step", 1), ("stored features, loader workers", 1)]
 )
-def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, variant, kills):
+def test_a_run_that_is_killed_is_the_run_that_is_not(shapes, tmp_path, launch, variant, kills):
     """The short form of `make soak`: SIGKILL, weights bit for bit, and the same metrics.csv."""
-    done, same = soak.soak(tmp_path, shapes, soak.VARIANTS[variant], kills, seed=1)
+    done, same = soak.soak(tmp_path, shapes, soak.VARIANTS[variant], kills, seed=1, start=launch)
     assert same, done
 
 
-def running(command, run, rows):
-    """A training process once its metrics.csv has so many rows."""
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while len(read_table(run / "metrics.csv") if (run / "metrics.csv").exists() else ()) < rows:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
+def wait_for_rows(process, run, rows):
+    """Return once the metrics.csv of a run has so many rows."""
+    table = run / "metrics.csv"
+
+    def is_there():
+        assert process.poll() is None
+        return table.exists() and len(read_table(table)) >= rows
+
+    process.wait_until(is_there)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 @pytest.mark.parametrize(("number", "workers"), [(number, int(number == signal.SIGTERM)) for number in SIGNALS])
-def test_a_signal_saves_and_ends_with_its_code(config, whole, tmp_path, number, workers):
+def test_a_signal_saves_and_ends_with_its_code(config, whole, tmp_path, launch, number, workers):
     """To all processes of the run, as a terminal or SLURM sends it."""
     settings = (*BASE, f"data.workers={workers}")
     config()
-    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
-    command += [word for each in settings for word in ("--set", each)]
     run = tmp_path / "run"
-    process = running([*command, "-o", str(run)], run, rows=5)
+    words = [word for each in settings for word in ("--set", each)]
+    process = launch("train", "--config", tmp_path / "tiny.yaml", *words, "-o", run)
+    wait_for_rows(process, run, rows=5)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
+    code, out, err = process.wait(), process.read(1), process.read(2)
+    assert code == 128 + number, err
     assert not out
     [last] = [line for line in err.splitlines() if line.startswith("captioner: error: ")]
     assert last.startswith(f"captioner: error: {signal.Signals(number).name} after step ")
@@ -129,7 +127,12 @@ def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
     command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml"), "-o", str(run)]
     command += ["--set", "training.epochs=50", "--set", "training.checkpoint_minutes=60"]
     command += ["--set", "training.trainer.devices=2", "--set", "training.trainer.strategy=ddp"]
-    process = running(command, run, rows=5)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(read_table(run / "metrics.csv") if (run / "metrics.csv").exists() else ()) < 5:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)  # which waits for the other one's end of the pipe too
     assert process.returncode == 143, err
@@ -251,26 +254,20 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_its_reason(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_full_disk_ends_in_a_sentence(config, shapes, tmp_path, small_disk):
+def test_a_run_on_a_full_disk_ends_in_a_sentence(config, shapes, tmp_path, small_disk, launch):
     """The disk fills up after the first checkpoint, which stays whole."""
     config()
-    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml")]
-    command += ["--set", "training.epochs=50", "-o", str(small_disk / "run")]
     last = small_disk / "run" / "checkpoints" / LAST
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not last.exists():
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-            while True:
-                filler.write(bytes(2**14))
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 5, err.decode()
-    told = [line for line in err.decode().splitlines() if line.startswith("captioner: error:")]
-    assert len(told) == 1
-    assert "Traceback" not in err.decode()
+    words = ("--config", tmp_path / "tiny.yaml", "--set", "training.epochs=50", "-o", small_disk / "run")
+    process = launch("train", *words)
+    process.wait_until(lambda: last.exists() or process.poll() is not None)
+    with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(2**14))
+    code, err = process.wait(), process.read(2)
+    assert code == 5, err
+    assert len([line for line in err.splitlines() if line.startswith("captioner: error:")]) == 1
+    assert "Traceback" not in err
     assert load_training_file(last)["global_step"] > 0
 
 

@@ -2,9 +2,8 @@
 
 import csv
 import json
-import subprocess
-import sys
-import time
+import os
+import signal
 
 import pytest
 import torch
@@ -73,20 +72,17 @@ def test_the_same_seed_gives_the_same_run(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), MOSAICS], ids=["plain", "mosaics"])
-def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path, shapes, settings):
+def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path, shapes, launch, settings):
     """A real process is killed after its first epoch; resuming gives the weights of a run nobody killed."""
     settings = (*settings, f"data.annotations={named(shapes, tmp_path)}")
     whole = weights(train(config(*settings), tmp_path / "whole"))
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "captioner", "train", "--config", str(tmp_path / "tiny.yaml"), "-o", str(run)]
-    command += [word for each in (f"data.root={config().data.root}", *settings) for word in ("--set", each)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [word for each in (f"data.root={config().data.root}", *settings) for word in ("--set", each)]
+    process = launch("train", "--config", tmp_path / "tiny.yaml", "-o", run, *words)
     last = run / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    process.wait_until(last.is_file)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     found = find_checkpoint(run, "auto")
     assert found == last
     resumed = weights(train(config(*settings), run, resume=found))
