@@ -1,6 +1,7 @@
 """Training tasks: a loss and validation.   B images · R = B·C caption rows · T tokens · V vocabulary"""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
@@ -52,7 +53,7 @@ class CaptionTask(pl.LightningModule):
         """The factor that turns Lightning's mean over processes and batches into a mean over the step's tokens."""
         return batch.weight * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run; Lightning's estimate would fetch data before a run is restored."""
         trainer: Any = self.trainer
