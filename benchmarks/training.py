@@ -1,8 +1,9 @@
 """Cross-entropy training from stored features: `python -m benchmarks.training`.
 
 Uses random features of the bundled model's shape, or of another encoder's, and random captions of Flickr8k's lengths.
-Three measurements take turns: bare steps in which the captions of an image share its keys and values, bare steps with
-the same number of captions and one caption per image, and the machine's matrix product. Then Lightning's loop, with the
+Four measurements take turns: bare steps in which the captions of an image share its keys and values, the same in mixed
+precision (bfloat16), bare steps with the same number of captions and one caption per image, and the machine's matrix
+product. Then Lightning's loop, with the
 package's task and loader, is compared with a bare loop that does the same. Padding does not count as useful operations.
 """
 
@@ -94,15 +95,16 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     )
     task = CrossEntropyTask(model.train(), tokenizer, config, CaptionValidation(tokenizer, [], config.training))
     optimizer, _ = optimizer_and_schedule(model, config.optimization, total_steps=1000)
-    seconds: dict[str, list[float]] = {"grouped": [], "single": [], "read": [], "lightning": []}
+    seconds: dict[str, list[float]] = {"grouped": [], "mixed": [], "single": [], "read": []}
     peaks, operations, padded = [], [], []
     for number, (batch, other) in enumerate(zip(timed(grouped, seconds["read"]), single, strict=False)):
         if number == steps:
             break
         peaks.append(matrix_product())
-        for name, each in (("grouped", batch), ("single", other)):
+        for name, each in (("grouped", batch), ("mixed", batch), ("single", other)):
             start = time.perf_counter()
-            step(task, each, optimizer)
+            with torch.autocast("cpu", torch.bfloat16, enabled=name == "mixed"):
+                step(task, each, optimizer)
             seconds[name].append(time.perf_counter() - start)
         operations.append(useful_operations(model, batch, tokenizer.pad))
         padded.append(float((batch.tokens == tokenizer.pad).float().mean()))
@@ -112,6 +114,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     return {
         "step_seconds": round(median["grouped"], 4),
         "share_of_peak": round(statistics.median(operations) / median["grouped"] / peak, 3),
+        "mixed_over_float32": round(median["mixed"] / median["grouped"], 2),
         "grouped_over_single": round(median["single"] / median["grouped"], 2),
         "reading_over_step": round(median["read"] / median["grouped"], 4),
         "padded_share": round(statistics.mean(padded), 3),

@@ -30,7 +30,12 @@ def attention_weights(queries: Tensor, keys: Tensor, allowed: Tensor | None = No
 def fused_attention(
     queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None, *, is_causal: bool = False
 ) -> Tensor:
-    """`attention_weights(queries, keys, allowed) @ values` (..., T, d) in one kernel."""
+    """`attention_weights(queries, keys, allowed) @ values` (..., T, d), in one kernel where that is faster."""
+    if queries.requires_grad and queries.dtype in (torch.bfloat16, torch.float16) and queries.device.type == "cpu":
+        # The backward pass of PyTorch's kernel takes four to nine times as long (docs/performance.md).
+        if is_causal:
+            allowed = torch.ones(queries.shape[-2], keys.shape[-2], dtype=torch.bool).tril()
+        return attention_weights(queries, keys, allowed) @ values
     if queries.device.type == "mps":  # PyTorch's kernel there has misread permuted tensors (its issue 181133)
         queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=is_causal)

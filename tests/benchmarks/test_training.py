@@ -15,6 +15,7 @@ def test_it_measures_all_it_says(capsys, recwarn):
         "step_seconds",
         "share_of_peak",
         "grouped_over_single",
+        "mixed_over_float32",
         "reading_over_step",
         "padded_share",
         "lightning_over_bare",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from captioner.model.attention import CrossAttention, KeyValues, SelfAttention, attention_weights
+from captioner.model.attention import CrossAttention, KeyValues, SelfAttention, attention_weights, fused_attention
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 B, C, T, N, D, H = 2, 3, 4, 5, 12, 3
@@ -76,6 +76,28 @@ def test_fused_equals_explicit_gradients_too(cross, masked):
     assert_close(weights.sum(-1), torch.ones(B * C, H, T))
     if masked:
         assert (weights.transpose(1, 3)[~keep] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "masked"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_in_16_bits_is_close_to_float64(dtype, kind):
+    """Where another computation than PyTorch's kernel is used: outputs and gradients."""
+    inputs = [torch.randn(B, H, T, 8) for _ in range(3)]
+    keep = torch.rand(B, 1, T, T) < 0.7
+    keep[..., 0] = True
+    allowed = {"plain": None, "causal": torch.ones(T, T, dtype=torch.bool).tril(), "masked": keep}[kind]
+    results = []
+    for precision in (dtype, torch.float64):
+        queries, keys, values = (each.to(dtype).to(precision).requires_grad_() for each in inputs)
+        if precision == dtype:
+            mask = allowed if kind == "masked" else None
+            attended = fused_attention(queries, keys, values, mask, is_causal=kind == "causal")
+        else:
+            attended = attention_weights(queries, keys, allowed) @ values
+        attended.square().sum().backward()
+        results.append([attended, queries.grad, keys.grad, values.grad])
+    for found, exact in zip(*results, strict=True):
+        assert (found - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("return_weights", [False, True])
