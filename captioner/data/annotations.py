@@ -80,6 +80,8 @@ class Problem:
     message: str
     harmless: bool = False
     """Whether training goes on, though it does not for other problems of this code."""
+    pictures: tuple[str, ...] = ()
+    """Names of the pictures concerned, where there are several."""
 
     @property
     def severity(self) -> Literal["error", "warning"]:
