@@ -149,6 +149,12 @@ class Captioner:
         """An image as the network takes it. Raises ImageError for an unusable one."""
         return Photo.of(open_image(plain_source(source), allow_truncated=allow_truncated), self.model.encoder.config)
 
+    @torch.inference_mode()
+    def features(self, photos: Sequence[Photo]) -> Tensor:
+        """The encoder's features (B, N, E) of prepared photos."""
+        features: Tensor = self.model.encoder(self._pixels(photos))
+        return features
+
     def caption_photos(
         self,
         photos: Sequence[Photo],
@@ -157,18 +163,19 @@ class Captioner:
         prefix: str = "",
         region: Region | None = None,
         hide: Region | None = None,
+        features: Tensor | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> list[Caption]:
         """Captions of prepared photos, all in one batch; the options are those of `stream`.
 
-        `stop` is called before each step of the search; once it returns true, the captions end where they are. Raises
-        ConfigError for a prefix or region that no photo can have, ImageError if a photo shows nothing of the region,
-        and PyTorch's own error if memory runs out.
+        `features` are those of the photos, where they are known. `stop` is called before each step of the search; once
+        it returns true, the captions end where they are. Raises ConfigError for a prefix or region that no photo can
+        have, ImageError if a photo shows nothing of the region, and PyTorch's own error if memory runs out.
         """
         if not photos:
             return []
+        features = self.features(photos) if features is None else features
         with torch.inference_mode():
-            features = self.model.encoder(self._pixels(photos))
             distances = self.model.unfamiliarity(features)
             memory = self._shown(self.model.decoder.project(features), photos, region, hide)
         tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]

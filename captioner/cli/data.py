@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 from tqdm import tqdm
 
+from captioner.cli import suggestion
 from captioner.cli.files import check_output, write_whole
 from captioner.cli.flags import number
 from captioner.data import archives
@@ -64,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 share = f"share of the images for {split}; default: 0.1"
                 action.add_argument(f"--{split}", type=number(float, 0, 0.9), default=0.1, metavar="P", help=share)
             action.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives other splits")
+    line = "name the photos of a folder worth captioning next: those the model is least sure of, unlike each other"
+    suggestion.add_arguments(actions.add_parser("suggest", help=line, description=line))
     line = "verify and unpack the archives of a published data set; for missing ones, print how to fetch them"
     action = actions.add_parser("prepare", help=line, description=line)
     action.add_argument("name", choices=archives.DATA_SETS, help="coco is Karpathy's split of COCO 2014")
@@ -72,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "suggest":
+        return suggestion.run(arguments)
     if arguments.action == "prepare":
         root = arguments.root or Path("data", arguments.name)
         return prepare(archives.DATA_SETS[arguments.name], root, arguments.archives or root / "archives")
