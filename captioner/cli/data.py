@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             for split in ("val", "test"):
                 share = f"share of the images for {split}; default: 0.1"
                 action.add_argument(f"--{split}", type=number(float, 0, 0.9), default=0.1, metavar="P", help=share)
+            action.add_argument("--keep", metavar="COLUMN", help="also write this column, such as that of styles")
             action.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives other splits")
     line = "name the photos of a folder worth captioning next: those the model is least sure of, unlike each other"
     suggestion.add_arguments(actions.add_parser("suggest", help=line, description=line))
@@ -82,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         return prepare(archives.DATA_SETS[arguments.name], root, arguments.archives or root / "archives")
     if arguments.root is None and arguments.annotations is None:
         raise ConfigError("no data set given; name a folder, or --annotations FILE and --images DIR")
-    source = (arguments.root, arguments.annotations, arguments.images, arguments.format)
-    listing = read_listing(*source)
+    keep = arguments.keep if arguments.action == "split" else None
+    listing = read_listing(arguments.root, arguments.annotations, arguments.images, arguments.format, keep)
     if arguments.action == "fix":
         return fix(listing, arguments.quarantine, write=arguments.write)
     decode = not arguments.no_decode
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"{output}: exists; name the file to write with -o")
         check_output("-o", output)
         shares = {"test": arguments.test, "val": arguments.val}
-        return write_splits(listing, decode, output, shares, arguments.seed)
+        return write_splits(listing, decode, output, shares, arguments.seed, keep)
     captions = usable(listing, decode)
     if not len(captions):
         raise AnnotationError(f"{listing.source}: no image is usable; `captioner data check` says why")
@@ -130,7 +131,9 @@ def print_problems(listing: Listing, decode: bool, html: Path | None) -> int:
     return 1 if problems else 0
 
 
-def write_splits(listing: Listing, decode: bool, output: Path, shares: Mapping[str, float], seed: int) -> int:
+def write_splits(
+    listing: Listing, decode: bool, output: Path, shares: Mapping[str, float], seed: int, keep: str | None
+) -> int:
     """Write the usable images with new splits, and print how many each has."""
     captions = usable(listing, decode=False)
     paths = {image.path.relative_to(captions.root).as_posix(): image.path for image in captions.images}
@@ -144,7 +147,7 @@ def write_splits(listing: Listing, decode: bool, output: Path, shares: Mapping[s
             del paths[name]
     copies = grouped([*same_bytes(paths), *look_alike(prints)])
     split = with_splits(captions, split_names(paths, shares, copies, seed))
-    write_whole(output, json.dumps(coco_annotations(split), ensure_ascii=False, indent=1) + "\n")
+    write_whole(output, json.dumps(coco_annotations(split, keep), ensure_ascii=False, indent=1) + "\n")
     counts = Counter(image.split for image in split.images)
     together = f"; {sum(map(len, copies))} copies in {len(copies)} groups" if copies else ""
     print(output)

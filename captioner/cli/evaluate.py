@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from captioner.cli.candidates import read_json
 from captioner.cli.files import check_output, write_whole
-from captioner.cli.flags import add_machine_flags, add_search_flags, check_machine_flags, check_search_flags, search_of
+from captioner.cli.flags import (
+    add_machine_flags,
+    add_search_flags,
+    check_machine_flags,
+    check_search_flags,
+    search_of,
+    styled_captioner,
+)
 from captioner.cli.score import add_metric_flags, metrics_of
 from captioner.data.annotations import CaptionedImage, validated
 from captioner.data.formats import FORMATS, read_listing
@@ -147,10 +154,8 @@ def _caption(
     """Image id -> caption; unusable images are reported on standard error and skipped."""
     from tqdm import tqdm
 
-    from captioner.pipeline import Captioner
-
-    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
-    search, paths = search_of(arguments), [image.path for image in images]
+    captioner, search = styled_captioner(arguments)
+    paths = [image.path for image in images]
     stream = captioner.stream(paths, search=search, batch_size=arguments.batch_size, workers=arguments.workers)
     failed, start = 0, time.perf_counter()
     bar = tqdm(stream, total=len(images), unit=" images", file=sys.stderr, disable=not sys.stderr.isatty())

@@ -15,6 +15,7 @@ from captioner.data.annotations import (
     Listing,
     Problem,
     caption_problems,
+    caption_styles,
     clean_caption,
     image_name,
     listing_problems,
@@ -56,14 +57,12 @@ def usable(listing: Listing, decode: bool = True) -> CaptionSet:
     """
     paths, images = _existing(listing), []
     for image in listing.images:
-        texts = [
-            clean_caption(str(caption.text))
-            for caption in image.captions
-            if all(problem.code in HARMLESS for problem in caption_problems(caption))
-        ]
+        valid = [each for each in image.captions if all(found.code in HARMLESS for found in caption_problems(each))]
+        texts = [clean_caption(str(caption.text)) for caption in valid]
         path = paths.pop(image_name(image), None) if texts else None
         if path is not None and not (decode and _image_error(path, open_image)):
-            images.append(CaptionedImage(image.image_id, path, tuple(texts), image.split))
+            styles = caption_styles(valid)
+            images.append(CaptionedImage(image.image_id, path, tuple(texts), image.split, styles=styles))
     return CaptionSet(tuple(images), listing.root)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from captioner.data.annotations import CaptionSet
@@ -44,12 +45,18 @@ def with_splits(captions: CaptionSet, splits: Mapping[str, str]) -> CaptionSet:
     )
 
 
-def coco_annotations(captions: CaptionSet) -> dict[str, Any]:
-    """The content of a COCO captions file with splits; file names are below the image folder."""
+def coco_annotations(captions: CaptionSet, style_column: str | None = None) -> dict[str, Any]:
+    """The content of a COCO captions file with splits; file names are below the image folder.
+
+    Styles are written as `style_column` of the captions.
+    """
     images = [
         {"id": image.image_id, "file_name": image.path.relative_to(captions.root).as_posix(), "split": image.split}
         for image in captions.images
     ]
-    texts = ((image.image_id, text) for image in captions.images for text in image.captions)
-    annotations = [{"id": number, "image_id": image, "caption": text} for number, (image, text) in enumerate(texts, 1)]
+    annotations: list[dict[str, Any]] = []
+    for image in captions.images:
+        for text, style in zip_longest(image.captions, image.styles):
+            about = {"id": len(annotations) + 1, "image_id": image.image_id, "caption": text}
+            annotations.append(about | ({} if style is None or style_column is None else {style_column: style}))
     return {"images": images, "annotations": annotations}

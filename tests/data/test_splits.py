@@ -1,12 +1,14 @@
 """Splits do not depend on the order of files, keep copies together, and have the sizes that were asked for."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.data.splits import split_names
+from captioner.data.annotations import CaptionedImage, CaptionSet
+from captioner.data.splits import coco_annotations, split_names
 from captioner.errors import AnnotationError
 
 NAMES = [f"{number}.jpg" for number in range(100)]
@@ -42,3 +44,13 @@ def test_a_split_that_would_stay_empty_is_an_error() -> None:
         split_names(NAMES, SHARES, [NAMES])
     with pytest.raises(AnnotationError, match=r"2 pictures: too few for the split train"):
         split_names(NAMES[:2], SHARES)
+
+
+def test_styles_are_written_with_the_captions(tmp_path: Path) -> None:
+    images = (CaptionedImage(1, tmp_path / "a.jpg", ("a dog", "a cat"), "train", styles=("loud", None)),)
+    written = coco_annotations(CaptionSet(images, tmp_path), "tone")["annotations"]
+    assert written == [
+        {"id": 1, "image_id": 1, "caption": "a dog", "tone": "loud"},
+        {"id": 2, "image_id": 1, "caption": "a cat"},
+    ]
+    assert "tone" not in coco_annotations(CaptionSet(images, tmp_path))["annotations"][0]
