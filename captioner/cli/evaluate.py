@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, default="auto", help="of the captions; default: detected")
     add("--split", metavar="NAME", help="default: test where there is one, and all of a file that names no splits")
     add("-o", "--output", type=Path, metavar="RESULTS.json", help="write the captions here, in COCO's results format")
-    add("--report", type=Path, metavar="DIR", help="write DIR/report.html: scores, and the worst and best ten images")
+    add("--report", type=Path, metavar="DIR", help="write DIR/report.html: scores, and ten images at each end")
+    compare = "caption with this model, too, without --style: adds paired differences, and shows both in the report"
+    add("--compare", metavar="MODEL", help=compare)
     add("--grounding", type=Path, metavar="INSTANCES.json", help="COCO instances of these images: adds CHAIR")
     add_metric_flags(parser)
     add_search_flags(parser)
@@ -69,23 +71,31 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None:
         check_output("-o", output, inputs)
 
-    from captioner.cli.evaluation_page import page
-    from captioner.evaluation import evaluate_captions
+    from captioner.cli.evaluation_page import Compared, page
+    from captioner.evaluation import Evaluation, evaluate_captions
+
+    def evaluate(captions: Mapping[int | str, "Caption"]) -> Evaluation:
+        return evaluate_captions(
+            captions,
+            {image.image_id: image.captions for image in images},
+            known=known,
+            objects=objects,
+            metrics=metrics,
+            tokenizer=arguments.tokenizer,
+            spice_dir=arguments.spice_dir,
+        )
 
     captions = dict(_caption(images, arguments))
     if not captions:
         raise ImageError(f"{arguments.annotations}: none of {len(images)} images could be captioned; see above")
-    evaluation = evaluate_captions(
-        captions,
-        {image.image_id: image.captions for image in images},
-        known=known,
-        objects=objects,
-        metrics=metrics,
-        tokenizer=arguments.tokenizer,
-        spice_dir=arguments.spice_dir,
-    )
+    evaluation, other = evaluate(captions), None
     failed = [image.image_id for image in images if image.image_id not in captions]
     printed = evaluation.to_dict() | ({"failed": failed} if failed else {})
+    if arguments.compare is not None:
+        same = tuple(image for image in images if image.image_id in captions)
+        with_other = argparse.Namespace(**vars(arguments) | {"model": arguments.compare, "style": None})
+        other = Compared(arguments.compare, evaluate(dict(_caption(same, with_other))))
+        printed["comparison"] = evaluation.scores.compare(other.evaluation.scores)
     print(json.dumps(printed, indent=2, ensure_ascii=False, allow_nan=False))
     if output is not None:
         write_whole(output, json.dumps(evaluation.results(), ensure_ascii=False, indent=1) + "\n")
@@ -97,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
             "search": str(search_of(arguments)),
             "images that could not be read": str(len(failed)),
         }
-        write_whole(report / PAGE, page(evaluation, {image.image_id: image.path for image in images}, about))
+        paths = {image.image_id: image.path for image in images}
+        write_whole(report / PAGE, page(evaluation, paths, about, other))
     return 1 if failed else 0
 
 
