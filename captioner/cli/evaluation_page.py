@@ -39,6 +39,7 @@ def page(
     metric, ranked = evaluation.ranked()
     headings, note = ("worst", "best"), f"By the {metric} of the image alone."
     evaluations = [evaluation] if other is None else [other.evaluation, evaluation]
+    names = [""] if other is None else [other.name, about["model"]]
     if other is not None:
         gained = np.nan_to_num(evaluation.scores.per_image[metric] - other.evaluation.scores.per_image[metric])
         images = list(evaluation.captions)
@@ -57,7 +58,7 @@ def page(
     ]
     reasons = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in evaluation.scores.reasons.items())
     scores = _scores(evaluation) if other is None else _comparison(evaluation, other, about["model"])
-    tables = (_table(("evaluated", ""), list(about.items())), scores, _statistics(evaluations))
+    tables = (_table(("evaluated", ""), list(about.items())), scores, _statistics(evaluations, names))
     template = read_template(TEMPLATE)
     values = {
         "policy": security_policy([template], img_src="data:"),
@@ -87,7 +88,7 @@ def _comparison(evaluation: Evaluation, other: Compared, model: str) -> str:
     return _table(("metric", other.name, model, "difference", "95 % interval, paired"), rows)
 
 
-def _statistics(evaluations: Sequence[Evaluation]) -> str:
+def _statistics(evaluations: Sequence[Evaluation], names: Sequence[str]) -> str:
     columns = []
     for evaluation in evaluations:
         report = evaluation.to_dict()
@@ -96,7 +97,7 @@ def _statistics(evaluations: Sequence[Evaluation]) -> str:
         (name, *("unknown" if column[name] is None else f"{column[name]:.4g}" for column in columns))
         for name in columns[0]
     ]
-    return _table(("the captions", *("" for _ in columns)), rows)
+    return _table(("the captions", *names), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
