@@ -46,6 +46,8 @@ class Caption:
     """Whether the caption reached the maximum length before its end."""
     unfamiliarity: float | None = None
     """How unlike the training photos its photo is; above 1 it is unfamiliar. None if the model has no measure of it."""
+    style: str | None = None
+    """The style that was chosen, if any."""
 
     @property
     def confidence(self) -> float:
@@ -120,11 +122,12 @@ def caption_memory(
     memory: Memory,
     search: Strategy,
     *,
+    control: Sequence[int] = (),
     prefix: Sequence[int] = (),
     keys: Sequence[str] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[list[Caption]]:
-    """The captions of each image of a memory, best first; `prefix`, `keys` and `stop` are those of `generate`.
+    """The captions of each image of a memory, best first; the options are those of `generate`.
 
     Unless `search.no_repeat_ngram` is set, a model with a vocabulary of words repeats no bigram and no object's name.
     """
@@ -132,7 +135,7 @@ def caption_memory(
     if search.no_repeat_ngram is None and tokenizer.kind == "word":
         search, once = replace(search, no_repeat_ngram=2), object_tokens(tokenizer)
     # A model of few positions writes shorter captions than the default allows.
-    most = min(search.max_length, decoder.config.max_length - 1)
+    most = min(search.max_length, decoder.config.max_length - 1 - len(control))
     found = generate(
         decoder,
         memory,
@@ -142,6 +145,7 @@ def caption_memory(
         pad=tokenizer.pad,
         suppressed=tokenizer.suppressed,
         once=once,
+        control=control,
         prefix=prefix,
         keys=keys,
         stop=stop,

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from captioner.tokenizer import Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+BUNDLED = "bundled"
 MODEL = "model"
 """The model's folder in a training run."""
 MODEL_PREFIX = "model."
@@ -54,6 +56,13 @@ def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card:
     folder.mkdir(parents=True, exist_ok=True)
     for name, each in content.items():
         write_whole(folder / name, each, sync=True)
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of the bundled model by its name; anything else is a path."""
+    if str(model) == BUNDLED and not Path(BUNDLED).exists():
+        return Path(str(resources.files("captioner") / "bundled"))
+    return Path(model)
 
 
 def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:

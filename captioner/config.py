@@ -179,6 +179,11 @@ class DataConfig(DataSetConfig):
     feature_views: Count = 1
     """Views of each training image in the feature store: the plain one, and augmented ones. One is drawn each time.
     Needs `features`; `augment` is for images that are encoded during training."""
+    control: Text | None = None
+    """A column of the annotations, such as `style`, whose values are taught as styles; `--style NAME` then chooses one.
+    `source` takes the names of `data.sources`. A share of captions is trained without, so that none needs a style."""
+    length_control: bool = False
+    """Teach three lengths, by thirds of the training captions; `--length short|medium|long` then chooses one."""
     mosaics: Share = 0.0
     """Share of training images that are shown in a 2x2 mosaic with three others, so that words must find theirs."""
 

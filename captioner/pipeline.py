@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from copy import copy
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, cast, overload
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captioner.any_image import AnyImage, plain_source
 from captioner.caption import Caption, Captioned, caption_memory, word_confidences
-from captioner.checkpoint import load_model, save_model
+from captioner.checkpoint import BUNDLED, load_model, model_folder, save_model
 from captioner.decoding import Decoders
 from captioner.device import find_device, halve_batch
 from captioner.errors import ConfigError, ImageError, ResourceError
@@ -30,9 +30,9 @@ from captioner.model.memory import Memory
 from captioner.model.packed import pack
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
+from captioner.prompt import caption_tokens, control_tokens, prefix_tokens
 from captioner.tokenizer import Tokenizer
 
-BUNDLED = "bundled"
 log = logging.getLogger(__name__)
 
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64
@@ -52,6 +52,8 @@ class Captioner:
         if int8 and (self.device.type != "cpu" or not AVAILABLE):
             raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
         self.int8 = int8
+        self.style: str | None = None
+        self._control: tuple[int, ...] = ()
         self._packed: tuple[list[tuple[int, int]], TextDecoder] | None = None
 
     @property
@@ -77,6 +79,15 @@ class Captioner:
         """
         network, tokenizer = load_model(model_folder(model))
         return cls(network, tokenizer, name=str(model), device=find_device(device), int8=int8)
+
+    def styled(self, style: str | None = None, length: str | None = None) -> Self:
+        """This captioner, writing in a style and length that it has learned; None leaves them to the model.
+
+        Raises ConfigError, which names those that there are.
+        """
+        styled = copy(self)
+        styled.style, styled._control = style, control_tokens(self.tokenizer, style=style, length=length)
+        return styled
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write the model as a model folder."""
@@ -149,6 +160,12 @@ class Captioner:
         """An image as the network takes it. Raises ImageError for an unusable one."""
         return Photo.of(open_image(plain_source(source), allow_truncated=allow_truncated), self.model.encoder.config)
 
+    @torch.inference_mode()
+    def features(self, photos: Sequence[Photo]) -> Tensor:
+        """The encoder's features (B, N, E) of prepared photos."""
+        features: Tensor = self.model.encoder(self._pixels(photos))
+        return features
+
     def caption_photos(
         self,
         photos: Sequence[Photo],
@@ -157,25 +174,28 @@ class Captioner:
         prefix: str = "",
         region: Region | None = None,
         hide: Region | None = None,
+        features: Tensor | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> list[Caption]:
         """Captions of prepared photos, all in one batch; the options are those of `stream`.
 
-        `stop` is called before each step of the search; once it returns true, the captions end where they are. Raises
-        ConfigError for a prefix or region that no photo can have, ImageError if a photo shows nothing of the region,
-        and PyTorch's own error if memory runs out.
+        `features` are those of the photos, where they are known. `stop` is called before each step of the search; once
+        it returns true, the captions end where they are. Raises ConfigError for a prefix or region that no photo can
+        have, ImageError if a photo shows nothing of the region, and PyTorch's own error if memory runs out.
         """
         if not photos:
             return []
+        features = self.features(photos) if features is None else features
         with torch.inference_mode():
-            features = self.model.encoder(self._pixels(photos))
             distances = self.model.unfamiliarity(features)
             memory = self._shown(self.model.decoder.project(features), photos, region, hide)
-        tokens, keys = self._prefix_tokens(prefix), [photo.key for photo in photos]
+        tokens, keys = prefix_tokens(self.tokenizer, prefix), [photo.key for photo in photos]
         captions = []
-        found = caption_memory(self._decoder, self.tokenizer, memory, search, prefix=tokens, keys=keys, stop=stop)
+        found = caption_memory(
+            self._decoder, self.tokenizer, memory, search, control=self._control, prefix=tokens, keys=keys, stop=stop
+        )
         for hypotheses, distance in zip(found, distances, strict=True):
-            placed = (replace(each, unfamiliarity=distance) for each in hypotheses)
+            placed = (replace(each, unfamiliarity=distance, style=self.style) for each in hypotheses)
             best, *others = (each.calibrated(self.model.config.confidence) for each in placed)
             captions.append(replace(best, alternatives=tuple(others)))
         return captions
@@ -203,7 +223,7 @@ class Captioner:
         further batch is captioned. Memory use does not grow with the number of sources; when memory runs out, batches
         are halved. Raises ResourceError if it does not suffice for one image.
         """
-        self._prefix_tokens(prefix)  # unknown words are an error before any photo is read
+        prefix_tokens(self.tokenizer, prefix)  # unknown words are an error before any photo is read
         workers, encoder = max(1, workers), self.model.encoder
 
         def read(source: AnyImage) -> Photo | ImageError:
@@ -270,7 +290,7 @@ class Captioner:
                 features, memory, stage = self.model.encode_with_stage(self._pixels([photo]))
             else:
                 with torch.inference_mode():
-                    features = encoder(self._pixels([photo]))
+                    features = self.features([photo])
                     memory = self.model.decoder.project(features)
             memory = self._shown(memory, [photo], region, hide)
             view = View(encoder.grid, encoder.prefix, photo.geometry)
@@ -282,16 +302,18 @@ class Captioner:
             blind = self.model.blind(memory)
             [distance] = [None] if features is None else self.model.unfamiliarity(features)
         if caption is None:
-            [found] = caption_memory(self._decoder, self.tokenizer, memory, search, keys=[photo.key])
+            control, keys = self._control, [photo.key]
+            [found] = caption_memory(self._decoder, self.tokenizer, memory, search, control=control, keys=keys)
             captions = [list(each.tokens) for each in found]
         else:
-            captions = [self._caption_tokens(caption)]
+            most = self.model.decoder.config.max_length - 1 - len(self._control)
+            captions = [caption_tokens(self.tokenizer, caption, most)]
         config, traces = self.model.config, []
         for tokens in captions:
             trace = AttentionTrace.of(
                 self._decoder,
                 memory,
-                tokens,
+                [*self._control, *tokens],
                 self.tokenizer,
                 view=view,
                 photo=opened.image,
@@ -305,10 +327,6 @@ class Captioner:
                 trace = replace(trace, hallucination=hallucination_probabilities(trace, config.hallucination))
             traces.append(trace)
         return replace(traces[0], alternatives=tuple(traces[1:]))
-
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the model does not know; a trace shows them as `<unk>`."""
-        return [word for word in text.split() if self.tokenizer.unk in self.tokenizer.encode(word)]
 
     def _pixels(self, photos: Sequence[Photo]) -> Tensor:
         """(B, 3, height, width) uint8 of photos, on the model's device."""
@@ -324,24 +342,3 @@ class Captioner:
         shown = np.stack([photo.shown_patches(region, hide, encoder.grid) for photo in photos])
         keep[:, encoder.patches] = torch.from_numpy(shown).flatten(1)
         return memory.mask(keep.to(self.device))
-
-    def _prefix_tokens(self, text: str) -> tuple[int, ...]:
-        if unknown := ", ".join(self.unknown_words(text)):
-            raise ConfigError(f"prefix {text!r}: the model does not know {unknown}; use words it was trained on")
-        return tuple(self.tokenizer.encode(text))
-
-    def _caption_tokens(self, text: str) -> list[int]:
-        tokens = self.tokenizer.encode(text)
-        if not tokens:
-            raise ConfigError(f"caption {text[:40]!r}: no words in it; give at least one")
-        most = self.model.decoder.config.max_length - 1
-        if len(tokens) > most:
-            raise ConfigError(f"caption {text[:40]!r}...: {len(tokens)} tokens, this model takes {most}; shorten it")
-        return [*tokens, self.tokenizer.eos]
-
-
-def model_folder(model: str | Path) -> Path:
-    """The folder of the bundled model by its name; anything else is a path."""
-    if str(model) == BUNDLED and not Path(BUNDLED).exists():
-        return Path(str(resources.files("captioner") / "bundled"))
-    return Path(model)

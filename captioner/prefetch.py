@@ -10,7 +10,8 @@ from typing import TypeVar
 BATCHES = 2
 """Batches in memory at a time, the one in use included."""
 PATIENCE = 0.05
-"""Seconds to wait for another source before an incomplete batch is handed out, and between two calls of `stop`."""
+"""Seconds to wait for another source before an incomplete batch is handed out, between two calls of `stop`, and for
+each thread to end."""
 
 Source = TypeVar("Source")
 Item = TypeVar("Item")
@@ -57,8 +58,9 @@ def prefetch(
             except BaseException as error:
                 future.set_exception(error)
 
-    for target in (submit, *[work] * workers):
-        threading.Thread(target=target, daemon=True).start()
+    threads = [threading.Thread(target=target, daemon=True) for target in (submit, *[work] * workers)]
+    for thread in threads:
+        thread.start()
     try:
         while batch := _next_batch(reads, batch_size, stop):
             yield [future.result() for future in batch]
@@ -68,6 +70,8 @@ def prefetch(
         room.release()
         for _ in range(workers):
             tasks.put(None)
+        for thread in threads:  # one that Python has to kill at exit may abort the process from C++ code
+            thread.join(PATIENCE)
 
 
 def _next_batch(

@@ -42,6 +42,7 @@ def caption_record(
         "log_prob": round(caption.log_prob, DIGITS),
         "confidence": round(caption.confidence, DIGITS),
         **({} if measured is None else {"unfamiliarity": round(measured, UNFAMILIARITY_DIGITS)}),
+        **({} if caption.style is None else {"style": caption.style}),
         "captions": [_caption(each) for each in (caption, *caption.alternatives)],
         "width": outcome.width,
         "height": outcome.height,

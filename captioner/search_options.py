@@ -35,6 +35,8 @@ class SearchOptions:
 
     method: Method = "beam"
     length: Length = "medium"
+    learned_length: bool = False
+    """Whether the model writes the length by itself, so that the search favors none."""
     captions: int = 1
     """Captions per image; greedy search finds one."""
     beam: int | None = None
@@ -54,6 +56,8 @@ class SearchOptions:
         from captioner.generation import BeamSearch, Greedy, Sampling
 
         least, most, penalty = LENGTHS[self.length]
+        if self.learned_length:
+            least, _, penalty = LENGTHS["medium"]
         repeat = self.no_repeat_ngram
         if self.max_length is not None:
             least, most = min(least, self.max_length - 1), self.max_length

@@ -12,10 +12,12 @@ Two kinds, both stored as one `tokenizer.json` that `tokenizers.Tokenizer.from_f
         * Each symbol, and each of & # % @, is a token. Other punctuation and control characters are dropped.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +34,9 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's only special token, which then stands for all four."""
+
+CONTROL = re.compile(r"<(style|length):(.+)>")
+"""A control token: what it chooses, and the name of the choice."""
 
 # Quotation marks 2018, 2019 and 201B, the modifier apostrophe and the prime.
 _APOSTROPHE = "[\u2018\u2019\u201b\u02bc\u2032]"
@@ -60,6 +65,9 @@ class Word:
 class Tokenizer:
     """Text to ids and back. No text is encoded as `pad`, `bos` or `eos`, and only unknown words as `unk`.
 
+    A model may have learned control tokens, which stand between the start token and a caption. They are not part of
+    its text, and no text is encoded as one.
+
     Raises CheckpointError if `backend` is of neither kind or lacks special tokens.
     """
 
@@ -71,6 +79,11 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        added = (
+            (CONTROL.fullmatch(token.content), place) for place, token in backend.get_added_tokens_decoder().items()
+        )
+        self._controls = {(match[1], match[2]): place for match, place in sorted(added, key=itemgetter(1)) if match}
+        self._control_ids = frozenset(self._controls.values())
 
     @classmethod
     def train(cls, captions: Iterable[str], config: "TokenizerConfig") -> "Tokenizer":
@@ -91,10 +104,25 @@ class Tokenizer:
         _add_words(backend, captions, min_count)
         return Tokenizer(backend)
 
+    def with_controls(self, kind: str, names: Iterable[str]) -> "Tokenizer":
+        """The tokenizer with the control tokens that it lacks added; old ids stay. `kind` is `style` or `length`."""
+        new = [AddedToken(f"<{kind}:{name}>", special=True, normalized=False) for name in names]
+        backend = tokenizers.Tokenizer.from_str(self.to_str())
+        backend.add_special_tokens(new)
+        return Tokenizer(backend)
+
+    def controls(self, kind: str) -> dict[str, int]:
+        """Name -> id of the control tokens of a kind."""
+        return {name: place for (each, name), place in self._controls.items() if each == kind}
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start and end token."""
         with _without_panics():
             return self._backend.encode(_writable(text), add_special_tokens=False).ids
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that are not in the vocabulary; a trace shows them as `<unk>`."""
+        return [word for word in text.split() if self.unk in self.encode(word)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end token; invalid UTF-8 becomes U+FFFD."""
@@ -116,7 +144,7 @@ class Tokenizer:
     @property
     def suppressed(self) -> tuple[int, ...]:
         """The ids that must not be generated."""
-        return tuple(sorted({self.pad, self.bos, self.unk} - {self.eos}))
+        return tuple(sorted({self.pad, self.bos, self.unk, *self._control_ids} - {self.eos}))
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
@@ -156,7 +184,8 @@ class Tokenizer:
         """The positions of text in `ids`. GPT-2 starts and ends with the same token, so the first one is skipped."""
         start = int(bool(ids) and ids[0] == self.bos)
         stop = ids.index(self.eos, start) if self.eos in ids[start:] else len(ids)
-        return [position for position in range(start, stop) if ids[position] not in (self.pad, self.bos)]
+        hidden = {self.pad, self.bos, *self._control_ids}
+        return [position for position in range(start, stop) if ids[position] not in hidden]
 
     def _begins_word(self, token_id: int) -> bool:
         """Whether the decoder puts white space before this token if it follows a letter."""

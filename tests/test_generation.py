@@ -226,6 +226,28 @@ def test_log_probs_are_those_of_a_forced_pass(strategy, prefix):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("prefix", [(), (4,)], ids=len)
+def test_control_tokens_come_before_the_caption_and_are_no_part_of_it(strategy, prefix):
+    """As with another start of the model: a decoder whose first position reads the control token."""
+    decoder = network(3)
+    memory = see(decoder)
+    search = replace(strategy, max_length=9)
+    found = generate(decoder, memory, search, **SPECIAL, control=(7, 5), prefix=prefix)
+    for image, captions in enumerate(found):
+        one = memory.select(torch.tensor([image]))
+        for tokens, log_probs in captions:
+            assert tokens[: len(prefix)] == list(prefix)
+            assert_close(log_probs, forced_log_probs(decoder, one, [7, 5, *tokens])[2:], atol=1e-5, rtol=0)
+    assert found != generate(decoder, memory, search, **SPECIAL, prefix=prefix)
+    assert generate(decoder, memory, search, **SPECIAL, control=()) == generate(decoder, memory, search, **SPECIAL)
+
+
+def test_control_tokens_take_positions():
+    with pytest.raises(ConfigError, match="this model takes captions of at most 9 tokens"):
+        generate(network(0), see(network(0)), Greedy(max_length=10), **SPECIAL, control=(7, 5))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 def test_suppressed_tokens_never_come_and_the_end_comes_last(strategy):
     suppressed = (PAD, BOS, 4, 7)
     for seed in range(4):

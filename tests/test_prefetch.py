@@ -127,6 +127,16 @@ def test_closing_ends_the_threads_and_cancels_what_nobody_wants():
     assert len(read) <= BATCHES * 4
 
 
+def test_threads_that_can_end_have_ended_after_closing(monkeypatch):
+    """Python kills daemon threads at exit, which may abort the process."""
+    monkeypatch.setattr("captioner.prefetch.PATIENCE", 10.0)
+    before = threading.active_count()
+    batches = prefetch(itertools.count(), lambda number: time.sleep(0.05), 4, 2)
+    next(batches)
+    batches.close()
+    assert threading.active_count() <= before
+
+
 def test_a_stop_does_not_wait_for_a_read_that_never_ends():
     reading, stopped = threading.Event(), threading.Event()
 

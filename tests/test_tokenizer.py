@@ -144,6 +144,32 @@ def test_training_on_literals_does_not_make_them_tokens(kind: Literal["word", "b
 
 
 @BOTH
+def test_control_tokens_are_no_text(tokenizer: Tokenizer) -> None:
+    styled = tokenizer.with_controls("style", ["formal", "in verse"]).with_controls("length", ["short"])
+    size = len(tokenizer)
+    assert styled.controls("style") == {"formal": size, "in verse": size + 1}
+    assert styled.controls("length") == {"short": size + 2}
+    assert tokenizer.controls("style") == {}
+    again = Tokenizer.from_str(styled.with_controls("style", ["formal", "new"]).to_str())
+    assert again.controls("style") == {"formal": size, "in verse": size + 1, "new": size + 3}
+    for text in (*CAPTIONS, "<style:formal> a dog", "<style:in verse>"):
+        assert styled.encode(text) == tokenizer.encode(text)
+    ids = [size, size + 2, *tokenizer.encode("a dog"), styled.eos]
+    assert styled.decode(ids) == "a dog"
+    assert [(word.text, word.start) for word in styled.words(ids)] == [("a", 2), ("dog", 3)]
+    assert set(styled.suppressed) == {*tokenizer.suppressed, size, size + 1, size + 2}
+
+
+def test_words_can_be_added_after_control_tokens() -> None:
+    styled = WORD.with_controls("style", ["formal"])
+    grown = styled.extend(["a zebra"], 1)
+    assert len(grown) == len(styled) + 1
+    assert grown.encode("zebra") == [len(styled)]
+    assert grown.controls("style") == styled.controls("style") == {"formal": len(WORD)}
+    assert grown.decode([len(WORD), len(styled)]) == "zebra"
+
+
+@BOTH
 def test_copies_keep_literals_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     copies = [

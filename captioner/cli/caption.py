@@ -11,7 +11,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from captioner.cli.finishing import Finishing
-from captioner.cli.flags import add_caption_flags, check_flags, search_of
+from captioner.cli.flags import add_caption_flags, check_flags, styled_captioner
 from captioner.cli.formats import FORMAT_OF_SUFFIX, Result, format_named, output_format
 from captioner.cli.inputs import STDIN, Finder, Input
 from captioner.cli.journal import Stamp, stamp
@@ -112,7 +112,6 @@ def _caption(
     total: Callable[[], int] | None,
 ) -> None:
     from captioner.data.features import hash_weights
-    from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
 
@@ -124,8 +123,8 @@ def _caption(
     try:
         with interruption.handled():
             finishing = Finishing.of(arguments)
-            search = finishing.search(search_of(arguments))
-            captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+            captioner, search = styled_captioner(arguments)
+            search = finishing.search(search)
             if arguments.verbose:
                 tally.note(f"model {arguments.model} on {captioner.device}")
             if output.journal:

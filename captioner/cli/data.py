@@ -1,4 +1,4 @@
-"""captioner data: check, describe and prepare data sets."""
+"""captioner data: check, describe, split and prepare data sets."""
 
 import argparse
 import json
@@ -7,18 +7,24 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
 from tqdm import tqdm
 
+from captioner.cli import suggestion
+from captioner.cli.files import check_output, write_whole
+from captioner.cli.flags import number
 from captioner.data import archives
 from captioner.data.annotations import CaptionSet, Listing, Problem, image_name
 from captioner.data.checks import check, usable
+from captioner.data.duplicates import Fingerprint, fingerprint, grouped, look_alike, same_bytes
 from captioner.data.formats import FORMATS, read_listing
 from captioner.data.repairs import apply_repair, find_repairs
-from captioner.errors import AnnotationError, ConfigError, InputError
+from captioner.data.review import Look, review
+from captioner.data.splits import TRAIN, coco_annotations, split_names, with_splits
+from captioner.errors import AnnotationError, ConfigError, ImageError, InputError
 from captioner.images import open_image
 from captioner.text import printable
 
@@ -26,6 +32,7 @@ UNUSABLE_CODES = frozenset(
     ("empty", "truncated", "corrupt", "too_many_pixels", "not_an_image", "needs_extra", "unreadable")
 )
 """Codes of images that cannot be opened, which training can leave out."""
+ANNOTATIONS = "captions.json"
 TOP_WORDS = 20
 """Number of the most frequent words to print."""
 
@@ -34,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     for name, line in (
         ("check", "print each problem on a line (severity, code, place, message), and whether training can start"),
+        ("split", "divide the usable images into train, val and test, with copies of a picture in one split"),
         ("stats", "print counts, caption lengths, words and image sizes of what is usable, as JSON"),
         ("fix", "convert text files to UTF-8, and move empty and broken files of a folder into quarantine"),
     ):
@@ -48,6 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--quarantine", type=Path, metavar="DIR", help=where)
         else:
             action.add_argument("--no-decode", action="store_true", help="do not open the images")
+        if name == "check":
+            action.add_argument("--html", type=Path, metavar="FILE", help="also write a page of the problems")
+        if name == "split":
+            where = "the annotations with splits, in COCO's format; default: ROOT/captions.json, if there is none"
+            action.add_argument("-o", "--output", type=Path, metavar="FILE", help=where)
+            for split in ("val", "test"):
+                share = f"share of the images for {split}; default: 0.1"
+                action.add_argument(f"--{split}", type=number(float, 0, 0.9), default=0.1, metavar="P", help=share)
+            action.add_argument("--keep", metavar="COLUMN", help="also write this column, such as that of styles")
+            action.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives other splits")
+    line = "name the photos of a folder worth captioning next: those the model is least sure of, unlike each other"
+    suggestion.add_arguments(actions.add_parser("suggest", help=line, description=line))
     line = "verify and unpack the archives of a published data set; for missing ones, print how to fetch them"
     action = actions.add_parser("prepare", help=line, description=line)
     action.add_argument("name", choices=archives.DATA_SETS, help="coco is Karpathy's split of COCO 2014")
@@ -56,22 +76,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "suggest":
+        return suggestion.run(arguments)
     if arguments.action == "prepare":
         root = arguments.root or Path("data", arguments.name)
         return prepare(archives.DATA_SETS[arguments.name], root, arguments.archives or root / "archives")
     if arguments.root is None and arguments.annotations is None:
         raise ConfigError("no data set given; name a folder, or --annotations FILE and --images DIR")
-    source = (arguments.root, arguments.annotations, arguments.images, arguments.format)
-    listing = read_listing(*source)
+    keep = arguments.keep if arguments.action == "split" else None
+    listing = read_listing(arguments.root, arguments.annotations, arguments.images, arguments.format, keep)
     if arguments.action == "fix":
         return fix(listing, arguments.quarantine, write=arguments.write)
     decode = not arguments.no_decode
     if arguments.action == "check":
-        problems = check(listing, decode)
-        for problem in problems:
-            print(*map(printable, (problem.severity, problem.code, problem.where, problem.message)), sep="\t")
-        print(f"problems: {len(problems)}; {verdict(listing, problems)}", file=sys.stderr)
-        return 1 if problems else 0
+        return print_problems(listing, decode, arguments.html)
+    if arguments.action == "split":
+        output = arguments.output or Path(arguments.root or listing.source.parent) / ANNOTATIONS
+        if arguments.output is None and output.exists():
+            raise ConfigError(f"{output}: exists; name the file to write with -o")
+        check_output("-o", output)
+        shares = {"test": arguments.test, "val": arguments.val}
+        return write_splits(listing, decode, output, shares, arguments.seed, keep)
     captions = usable(listing, decode)
     if not len(captions):
         raise AnnotationError(f"{listing.source}: no image is usable; `captioner data check` says why")
@@ -85,6 +110,50 @@ def run(arguments: argparse.Namespace) -> int:
             for side, values in zip(("width", "height"), sizes, strict=True)
         }
     print(json.dumps(described, indent=2, ensure_ascii=False))
+    return 0
+
+
+def print_problems(listing: Listing, decode: bool, html: Path | None) -> int:
+    """Print all problems of a data set, and write a page of them; 1 if there are any."""
+    if html is not None:
+        check_output("--html", html, [listing.source])
+    looks: dict[str, Look] = {}
+    problems = check(listing, decode, lambda name, opened: looks.update({name: Look.at(opened)}))
+    problems += review(listing, looks, problems)
+    for problem in problems:
+        print(*map(printable, (problem.severity, problem.code, problem.where, problem.message)), sep="\t")
+    summary = verdict(listing, problems)
+    if html is not None:
+        from captioner.cli.data_page import page
+
+        write_whole(html, page(listing, problems, summary))
+    print(f"problems: {len(problems)}; {summary}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def write_splits(
+    listing: Listing, decode: bool, output: Path, shares: Mapping[str, float], seed: int, keep: str | None
+) -> int:
+    """Write the usable images with new splits, and print how many each has."""
+    captions = usable(listing, decode=False)
+    paths = {image.path.relative_to(captions.root).as_posix(): image.path for image in captions.images}
+    prints: dict[str, Fingerprint] = {}
+    for name, path in list(paths.items()) if decode else ():
+        try:
+            if (found := fingerprint(open_image(path).image)) is not None:
+                prints[name] = found
+        except ImageError as error:
+            print(f"captioner: left out: {error}", file=sys.stderr)
+            del paths[name]
+    copies = grouped([*same_bytes(paths), *look_alike(prints)])
+    split = with_splits(captions, split_names(paths, shares, copies, seed))
+    write_whole(output, json.dumps(coco_annotations(split, keep), ensure_ascii=False, indent=1) + "\n")
+    counts = Counter(image.split for image in split.images)
+    together = f"; {sum(map(len, copies))} copies in {len(copies)} groups" if copies else ""
+    print(output)
+    print(
+        f"{', '.join(f'{name} {counts[name]}' for name in (TRAIN, *shares) if counts[name])}{together}", file=sys.stderr
+    )
     return 0
 
 

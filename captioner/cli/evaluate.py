@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from captioner.cli.candidates import read_json
 from captioner.cli.files import check_output, write_whole
-from captioner.cli.flags import add_machine_flags, add_search_flags, check_machine_flags, check_search_flags, search_of
+from captioner.cli.flags import (
+    add_machine_flags,
+    add_search_flags,
+    check_machine_flags,
+    check_search_flags,
+    search_of,
+    styled_captioner,
+)
 from captioner.cli.score import add_metric_flags, metrics_of
 from captioner.data.annotations import CaptionedImage, validated
 from captioner.data.formats import FORMATS, read_listing
@@ -37,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, default="auto", help="of the captions; default: detected")
     add("--split", metavar="NAME", help="default: test where there is one, and all of a file that names no splits")
     add("-o", "--output", type=Path, metavar="RESULTS.json", help="write the captions here, in COCO's results format")
-    add("--report", type=Path, metavar="DIR", help="write DIR/report.html: scores, and the worst and best ten images")
+    add("--report", type=Path, metavar="DIR", help="write DIR/report.html: scores, and ten images at each end")
+    compare = "caption with this model, too, without --style: adds paired differences, and shows both in the report"
+    add("--compare", metavar="MODEL", help=compare)
     add("--grounding", type=Path, metavar="INSTANCES.json", help="COCO instances of these images: adds CHAIR")
     add_metric_flags(parser)
     add_search_flags(parser)
@@ -62,23 +71,31 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None:
         check_output("-o", output, inputs)
 
-    from captioner.cli.evaluation_page import page
-    from captioner.evaluation import evaluate_captions
+    from captioner.cli.evaluation_page import Compared, page
+    from captioner.evaluation import Evaluation, evaluate_captions
+
+    def evaluate(captions: Mapping[int | str, "Caption"]) -> Evaluation:
+        return evaluate_captions(
+            captions,
+            {image.image_id: image.captions for image in images},
+            known=known,
+            objects=objects,
+            metrics=metrics,
+            tokenizer=arguments.tokenizer,
+            spice_dir=arguments.spice_dir,
+        )
 
     captions = dict(_caption(images, arguments))
     if not captions:
         raise ImageError(f"{arguments.annotations}: none of {len(images)} images could be captioned; see above")
-    evaluation = evaluate_captions(
-        captions,
-        {image.image_id: image.captions for image in images},
-        known=known,
-        objects=objects,
-        metrics=metrics,
-        tokenizer=arguments.tokenizer,
-        spice_dir=arguments.spice_dir,
-    )
+    evaluation, other = evaluate(captions), None
     failed = [image.image_id for image in images if image.image_id not in captions]
     printed = evaluation.to_dict() | ({"failed": failed} if failed else {})
+    if arguments.compare is not None:
+        same = tuple(image for image in images if image.image_id in captions)
+        with_other = argparse.Namespace(**vars(arguments) | {"model": arguments.compare, "style": None})
+        other = Compared(arguments.compare, evaluate(dict(_caption(same, with_other))))
+        printed["comparison"] = evaluation.scores.compare(other.evaluation.scores)
     print(json.dumps(printed, indent=2, ensure_ascii=False, allow_nan=False))
     if output is not None:
         write_whole(output, json.dumps(evaluation.results(), ensure_ascii=False, indent=1) + "\n")
@@ -90,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
             "search": str(search_of(arguments)),
             "images that could not be read": str(len(failed)),
         }
-        write_whole(report / PAGE, page(evaluation, {image.image_id: image.path for image in images}, about))
+        paths = {image.image_id: image.path for image in images}
+        write_whole(report / PAGE, page(evaluation, paths, about, other))
     return 1 if failed else 0
 
 
@@ -147,10 +165,8 @@ def _caption(
     """Image id -> caption; unusable images are reported on standard error and skipped."""
     from tqdm import tqdm
 
-    from captioner.pipeline import Captioner
-
-    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
-    search, paths = search_of(arguments), [image.path for image in images]
+    captioner, search = styled_captioner(arguments)
+    paths = [image.path for image in images]
     stream = captioner.stream(paths, search=search, batch_size=arguments.batch_size, workers=arguments.workers)
     failed, start = 0, time.perf_counter()
     bar = tqdm(stream, total=len(images), unit=" images", file=sys.stderr, disable=not sys.stderr.isatty())

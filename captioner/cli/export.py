@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
 from captioner.cli.files import check_new_folder
@@ -29,14 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise ResourceError(f'{error.name} is not installed; pip install "captioner[onnx]"') from error
 
-    from captioner.checkpoint import CARD, load_model
+    from captioner.checkpoint import CARD, load_model, model_folder
     from captioner.export.folder import export_onnx
-    from captioner.pipeline import model_folder
 
     source = model_folder(arguments.model)
     model, tokenizer = load_model(source)
     card = source / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {source.stem}\n\nAn image captioner.\n"
+    if tokenizer.controls("style") or tokenizer.controls("length"):
+        note = "the exported folder captions without the styles and lengths that the model has learned"
+        print(f"captioner: {note}", file=sys.stderr)
     export_onnx(model, tokenizer, arguments.output, card=text, int8=arguments.int8)
     print(arguments.output)
     return 0

@@ -10,6 +10,7 @@ from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions, parse
 
 if TYPE_CHECKING:
     from captioner.generation import Strategy
+    from captioner.pipeline import Captioner
 
 UNRELATED = {"verb", "debug", "inputs", "recursive", "null", "shard", "dry_run", "output", "resume"}
 UNRELATED |= {"device", "batch_size", "workers", "engine", "isolate", "quiet", "verbose", "watch"}
@@ -108,7 +109,9 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="--sample: the seed of the random draws; default: 0")
     add("--num-captions", type=number(int, 1), default=1, metavar="K", help="captions per image; default: 1")
     lengths = "; ".join(f"{name}: {low} to {high} tokens, penalty {a:g}" for name, (low, high, a) in LENGTHS.items())
-    add("--length", choices=tuple(LENGTHS), default="medium", help=f"{lengths}; default: medium")
+    learned = "a model trained with data.length_control writes the length that it has learned"
+    add("--length", choices=tuple(LENGTHS), help=f"{lengths}; default: medium; {learned}")
+    add("--style", metavar="NAME", help="write in this style, which the model has learned (data.control)")
     add("--max-length", type=number(int, 1), metavar="T", help="maximum number of tokens, the end token included")
     add(
         "--no-repeat-ngram",
@@ -172,15 +175,27 @@ def check_search_flags(arguments: argparse.Namespace) -> None:
     beam = not (arguments.greedy or arguments.sample)
     if arguments.length_penalty is not None and not beam:
         raise ConfigError("--length-penalty: is for beam search; leave out --greedy and --sample")
-    if arguments.length == "short" and not beam:
+
+
+def styled_captioner(arguments: argparse.Namespace) -> tuple["Captioner", "Strategy"]:
+    """The captioner in the style and length that the flags choose, and its search."""
+    from captioner.pipeline import Captioner
+
+    search_of(arguments, learned_length=True)  # what never fits together is an error before the model is loaded
+    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+    learned = bool(captioner.tokenizer.controls("length"))
+    styled = captioner.styled(arguments.style, arguments.length if learned else None)
+    return styled, search_of(arguments, learned_length=learned)
+
+
+def search_of(arguments: argparse.Namespace, *, learned_length: bool = False) -> "Strategy":
+    """The search that the flags describe. Raises ConfigError where they do not fit together."""
+    if arguments.length == "short" and not learned_length and (arguments.greedy or arguments.sample):
         raise ConfigError("--length short: works by beam search's length penalty; leave out --greedy and --sample")
-
-
-def search_of(arguments: argparse.Namespace) -> "Strategy":
-    """The search that the flags describe. Raises ConfigError where its numbers do not fit together."""
     return SearchOptions(
         method="greedy" if arguments.greedy else "sample" if arguments.sample else "beam",
-        length=arguments.length,
+        length=arguments.length or "medium",
+        learned_length=learned_length,
         captions=arguments.num_captions,
         beam=arguments.beam,
         max_length=arguments.max_length,

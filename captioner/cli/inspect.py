@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_faithfulness(arguments, captioner, folder)
     selection = _selection(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
-    if arguments.caption and (unknown := captioner.unknown_words(arguments.caption)):
+    if arguments.caption and (unknown := captioner.tokenizer.unknown_words(arguments.caption)):
         named = ", ".join(word[:30] for word in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         print(f"captioner: the model does not know {named}: shown as <unk>", file=sys.stderr)
     search = SearchOptions(captions=arguments.num_captions).strategy()

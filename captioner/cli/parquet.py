@@ -18,7 +18,12 @@ def parquet_document(records: Iterable[str]) -> bytes:
     columns = {
         **{"path": text, "sha256": text, "caption": text, "log_prob": number, "confidence": number},
         **{"unfamiliarity": number, "captions": pyarrow.list_(caption), "width": integer, "height": integer},
-        **{"model": text, "notes": pyarrow.list_(text), "error": pyarrow.struct({"code": text, "message": text})},
+        **{
+            "model": text,
+            "style": text,
+            "notes": pyarrow.list_(text),
+            "error": pyarrow.struct({"code": text, "message": text}),
+        },
     }
     rows = [_without_surrogates(json.loads(record)) for record in records]
     stream = io.BytesIO()

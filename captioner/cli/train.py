@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from captioner.pipeline import model_folder
+    from captioner.checkpoint import model_folder
     from captioner.training.run import find_checkpoint, train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

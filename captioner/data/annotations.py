@@ -5,18 +5,17 @@ A reader (formats.py) turns a file into an unchecked `Listing`. `check` (checks.
 """
 
 import io
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from reprlib import repr as shortened
 from typing import Literal, cast
 
-from captioner.errors import AnnotationError, InputError
+from captioner.errors import AnnotationError
 from captioner.text import printable
 
 MAX_CAPTION_CHARACTERS = 2000
@@ -41,6 +40,8 @@ class CaptionedImage:
     captions: tuple[str, ...]
     split: str | None
     dataset: str = ""  # the source it comes from, where there are several
+    styles: tuple[str | None, ...] = ()
+    """The style of each caption; empty where annotations are read without."""
 
     @property
     def path(self) -> Path:
@@ -80,6 +81,8 @@ class Problem:
     message: str
     harmless: bool = False
     """Whether training goes on, though it does not for other problems of this code."""
+    pictures: tuple[str, ...] = ()
+    """Names of the pictures concerned, where there are several."""
 
     @property
     def severity(self) -> Literal["error", "warning"]:
@@ -93,6 +96,8 @@ class ListedCaption:
 
     text: object
     where: str
+    style: str | None = None
+    """What the annotations say in the column for styles."""
 
 
 @dataclass(frozen=True)
@@ -161,52 +166,15 @@ def validated(listing: Listing) -> CaptionSet:
     images = []
     for image in kept.images:
         texts = tuple(clean_caption(str(caption.text)) for caption in image.captions)
-        images.append(CaptionedImage(image.image_id, listing.root / image.file_name, texts, image.split))
+        path, styles = listing.root / image.file_name, caption_styles(image.captions)
+        images.append(CaptionedImage(image.image_id, path, texts, image.split, styles=styles))
     return CaptionSet(tuple(images), listing.root)
 
 
-def read_text(path: Path, where: str, problems: list[Problem]) -> str:
-    """Read UTF-8 text. A byte order mark, UTF-16 and invalid bytes, which are replaced, are added to `problems`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
-    encoding = text_encoding(data)
-    if encoding.startswith("utf-16"):
-        problems.append(Problem("encoding", where, "is UTF-16 text; save the file as UTF-8"))
-        return data.decode(encoding, errors="replace")
-    if encoding == "utf-8-sig":
-        problems.append(Problem("bom", where, "starts with a byte order mark; save it as plain UTF-8"))
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problems.append(Problem("encoding", where, f"byte {error.start} is not UTF-8; save the file as UTF-8"))
-        return data.decode("utf-8-sig", errors="replace")
-
-
-def text_encoding(data: bytes) -> str:
-    """The encoding that a byte order mark or zero bytes show, by Python's name; else `utf-8`."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    if data.count(0) * 4 > len(data):  # as half of the bytes of UTF-16 are for Latin letters
-        return "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
-    return "utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8"
-
-
-def parse_json(text: str, where: str, problems: list[Problem]) -> object:
-    """Parse JSON; None if it is invalid or null. That, and NaN or Infinity, read as null, are added to `problems`."""
-    literals: list[str] = []
-    try:
-        data: object = json.loads(text, parse_constant=literals.append)
-    except (ValueError, RecursionError) as error:
-        problems.append(Problem("json", where, f"is not JSON: {error}"))
-        return None
-    if data is None:
-        problems.append(Problem("json", where, "is null"))
-    if literals:
-        names = ", ".join(sorted(set(literals)))
-        problems.append(Problem("nan", where, f"holds {names}, which is not valid JSON; read as null"))
-    return data
+def caption_styles(captions: Iterable[ListedCaption]) -> tuple[str | None, ...]:
+    """The style of each caption; empty where none has one."""
+    styles = tuple(caption.style for caption in captions)
+    return styles if any(styles) else ()
 
 
 def records(data: object, key: str, where: str, problems: list[Problem]) -> Iterator[tuple[str, JsonObject]]:
@@ -237,8 +205,20 @@ def is_new(identifier: object, place: str, seen: dict[object, str], code: str, p
     return True
 
 
+def style_of(*records: Mapping[str, object], column: str | None) -> str | None:
+    """The value of a column in the first record that has it, as one line; None for anything but text and numbers."""
+    values = (record[column] for record in records if column is not None and column in record)
+    value = next(values, None)
+    return clean_caption(str(value)) or None if isinstance(value, str | int) else None
+
+
 def coco_images(
-    data: object, where: str, problems: list[Problem], folder: str = "", split: str | None = None
+    data: object,
+    where: str,
+    problems: list[Problem],
+    folder: str = "",
+    split: str | None = None,
+    style_column: str | None = None,
 ) -> list[ListedImage]:
     """The images of a COCO captions file; valid records are grouped by pycocotools.
 
@@ -277,7 +257,11 @@ def coco_images(
             image_id=image["id"],  # type: ignore[arg-type]
             file_name=f"{folder}{image['file_name']}",
             captions=tuple(
-                ListedCaption(annotation.get("caption"), annotation_places[annotation["id"]])
+                ListedCaption(
+                    annotation.get("caption"),
+                    annotation_places[annotation["id"]],
+                    style_of(annotation, image, column=style_column),
+                )
                 for annotation in grouped[image["id"]]
             ),
             split=image.get("split") or split,  # type: ignore[arg-type]

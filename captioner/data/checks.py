@@ -1,9 +1,7 @@
 """Checks of a data set that open its images: all problems, what is usable, and photos that cannot be trained on."""
 
-import hashlib
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +15,15 @@ from captioner.data.annotations import (
     Listing,
     Problem,
     caption_problems,
+    caption_styles,
     clean_caption,
     image_name,
     listing_problems,
     safe_path,
 )
+from captioner.data.duplicates import across, same_bytes
 from captioner.errors import AnnotationError, ImageError
-from captioner.images import ImageSource, is_image, open_image
+from captioner.images import ImageSource, OpenedImage, is_image, open_image
 
 TAIL_BYTES = 4096
 """Number of last bytes in which the end mark of a whole JPEG or PNG is looked for."""
@@ -33,12 +33,19 @@ CERTAIN_PIXELS = 20_000_000
 """Most pixels of an image that every format's limit allows."""
 
 
-def check(listing: Listing, decode: bool = True) -> list[Problem]:
-    """All problems of a listing, harmless ones too; `decode` also opens every image."""
+def check(
+    listing: Listing, decode: bool = True, on_image: Callable[[str, OpenedImage], object] = lambda name, opened: None
+) -> list[Problem]:
+    """All problems of a listing, harmless ones too; `decode` also opens every image.
+
+    `on_image` is called with the name and the content of each image that opens.
+    """
     paths = _existing(listing)
     problems = [*listing_problems(listing), *_same_bytes(listing, paths)]
     for name, path in paths.items() if decode else ():
-        if error := _image_error(path, open_image):
+        try:
+            on_image(name, open_image(path))
+        except ImageError as error:
             problems.append(Problem(error.code, name, str(error)))
     return problems
 
@@ -50,14 +57,12 @@ def usable(listing: Listing, decode: bool = True) -> CaptionSet:
     """
     paths, images = _existing(listing), []
     for image in listing.images:
-        texts = [
-            clean_caption(str(caption.text))
-            for caption in image.captions
-            if all(problem.code in HARMLESS for problem in caption_problems(caption))
-        ]
+        valid = [each for each in image.captions if all(found.code in HARMLESS for found in caption_problems(each))]
+        texts = [clean_caption(str(caption.text)) for caption in valid]
         path = paths.pop(image_name(image), None) if texts else None
         if path is not None and not (decode and _image_error(path, open_image)):
-            images.append(CaptionedImage(image.image_id, path, tuple(texts), image.split))
+            styles = caption_styles(valid)
+            images.append(CaptionedImage(image.image_id, path, tuple(texts), image.split, styles=styles))
     return CaptionSet(tuple(images), listing.root)
 
 
@@ -108,20 +113,9 @@ def _existing(listing: Listing) -> dict[str, Path]:
 
 
 def _same_bytes(listing: Listing, paths: dict[str, Path]) -> Iterator[Problem]:
-    """Images with the same bytes in different splits; only files of equal size are read."""
+    """Images with the same bytes in different splits."""
     splits = {image_name(image): image.split for image in listing.images if image.split is not None}
-    by_size: defaultdict[object, list[str]] = defaultdict(list)
-    for name in sorted(splits.keys() & paths.keys()):
-        by_size[paths[name].stat().st_size].append(name)
-    for of_one_size in by_size.values():
-        if len({splits[name] for name in of_one_size}) < 2:
-            continue
-        by_hash: defaultdict[object, list[str]] = defaultdict(list)
-        for name in of_one_size:
-            with suppress(OSError):  # an image that cannot be read is reported by opening it
-                by_hash[hashlib.sha256(paths[name].read_bytes()).digest()].append(name)
-        for same in by_hash.values():
-            if len({splits[name] for name in same}) > 1:
-                others = ", ".join(f"{name} ({splits[name]})" for name in same[1:])
-                message = f"({splits[same[0]]}) has the same bytes as {others}"
-                yield Problem("same_picture", same[0], message, harmless=True)
+    for names in across(same_bytes({name: paths[name] for name in splits.keys() & paths.keys()}), splits):
+        others = ", ".join(f"{name} ({splits[name]})" for name in names[1:])
+        message = f"({splits[names[0]]}) has the same bytes as {others}"
+        yield Problem("same_picture", names[0], message, harmless=True, pictures=tuple(names))

@@ -49,6 +49,7 @@ class CaptionDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
+        taught = ("style",) * (config.control is not None) + ("length",) * config.length_control
         self.train_set, self.val_set = (
             CaptionDataset(
                 captions.images,
@@ -59,10 +60,11 @@ class CaptionDataModule(pl.LightningDataModule):
                 augmented=augmented,
                 mosaics=(mosaics or {}).get(split),
                 pictures=pictures,
+                control_kinds=kinds,
             )
-            for split, captions, augmented in (
-                (config.train_split, train, config.augment if store is None else config.feature_views > 1),
-                (config.val_split, val, False),
+            for split, captions, augmented, kinds in (
+                (config.train_split, train, config.augment if store is None else config.feature_views > 1, taught),
+                (config.val_split, val, False, ()),
             )
         )
 

@@ -33,6 +33,12 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 """Signals on which a run saves a checkpoint and stops; SLURM can send SIGUSR1 before it ends a job."""
 
 
+LENGTHS = ("short", "medium", "long")
+"""The lengths that a model can learn, each of a third of the captions."""
+LEFT_OUT = 0.3
+"""Probability that a caption is trained without its style, and without its length, so that it needs neither."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """An image with the tokens of some of its captions."""
@@ -44,6 +50,8 @@ class Sample:
     """Each with start and end token."""
     corner: int = -1
     """The image's corner in its mosaic, or -1 if it is not in one."""
+    controls: tuple[int, ...] = ()
+    """The number of control tokens after the start token, for each caption; empty if none has any."""
     objects: tuple[list[int], ...] = ()
     """The positions of the tokens that name objects, for each caption; in mosaics only."""
 
@@ -66,11 +74,15 @@ class Batch(NamedTuple):
     """(R, T) bool: tokens that name objects, in mosaics only."""
     weight: float = 1.0
     """See `BatchPlan`."""
+    controls: Tensor | None = None
+    """(R,) int64: control tokens after the start token, which are not predicted; None if there are none."""
 
     @property
     def predicts(self) -> Tensor:
         """(R, T - 1) bool: the inputs that have a next token to predict."""
-        return torch.arange(1, self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+        places = torch.arange(1, self.tokens.shape[1], device=self.tokens.device)
+        real = places < self.lengths[:, None]
+        return real if self.controls is None else real & (places > self.controls[:, None])
 
 
 def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
@@ -85,6 +97,7 @@ def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
     pictures = [sample.encoded for sample in samples if sample.encoded is not None]
     encoded = torch.stack(pictures) if pictures else None
     stored = encoded is not None and encoded.dtype != torch.uint8
+    controls = [each for sample in samples for each in sample.controls]
     return Batch(
         images=None if stored else encoded,
         features=encoded if stored else None,
@@ -94,6 +107,7 @@ def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
         corners=torch.tensor([sample.corner for sample in samples]),
         objects=objects,
         weight=weight,
+        controls=torch.tensor(controls) if controls else None,
     )
 
 
@@ -115,11 +129,27 @@ class CaptionDataset(Dataset[Batch]):
     mosaics: Mosaics | None = None
     pictures: bool = True
     """Whether samples have pictures, or captions alone."""
+    control_kinds: tuple[str, ...] = ()
+    """The kinds of control tokens to teach: `style`, `length`."""
 
     @cached_property
     def tokens(self) -> list[list[list[int]]]:
-        """The tokens of every caption, by image."""
-        return [[framed(self.tokenizer, text, self.max_length) for text in image.captions] for image in self.images]
+        """The tokens of every caption without control tokens, by image."""
+        most = self.max_length - len(self.control_kinds)
+        return [[framed(self.tokenizer, text, most) for text in image.captions] for image in self.images]
+
+    @cached_property
+    def controls(self) -> list[list[tuple[int, ...]]]:
+        """The control tokens of every caption, by image."""
+        known = {kind: self.tokenizer.controls(kind) for kind in self.control_kinds}
+        thirds = np.quantile([length for image in self.lengths for length in image], [1 / 3, 2 / 3])
+        found = []
+        for image, lengths in zip(self.images, self.lengths, strict=True):
+            styles = image.styles or [None] * len(lengths)
+            names = {"style": styles, "length": [LENGTHS[int((length > thirds).sum())] for length in lengths]}
+            columns = [[None if name is None else ids.get(name) for name in names[kind]] for kind, ids in known.items()]
+            found.append([tuple(each for each in row if each is not None) for row in zip(*columns, strict=True)])
+        return found
 
     @cached_property
     def lengths(self) -> list[list[int]]:
@@ -133,11 +163,22 @@ class CaptionDataset(Dataset[Batch]):
         """The image or mosaic of a group, with the group's captions."""
         image = self.images[group.image]
         captions = tuple(self.tokens[group.image][caption] for caption in group.captions)
+        controls: tuple[int, ...] = ()
+        if self.control_kinds:
+            kept = self._kept_controls(group)
+            captions = tuple([text[0], *control, *text[1:]] for text, control in zip(captions, kept, strict=True))
+            controls = tuple(map(len, kept))
         if group.mosaic is None:
-            return Sample(image.image_id, self._alone(image, group.seed), captions)
+            return Sample(image.image_id, self._alone(image, group.seed), captions, controls=controls)
         number, corner = group.mosaic
         objects = tuple(object_places(self.tokenizer, tokens) for tokens in captions)
-        return Sample(image.image_id, self._mosaic(image, number), captions, corner, objects)
+        return Sample(image.image_id, self._mosaic(image, number), captions, corner, controls, objects)
+
+    def _kept_controls(self, group: Group) -> list[tuple[int, ...]]:
+        """The control tokens of a group's captions; each is left out at random, by the group's seed."""
+        random = np.random.default_rng(group.seed)
+        controls = (self.controls[group.image][caption] for caption in group.captions)
+        return [tuple(token for token in each if random.random() >= LEFT_OUT) for each in controls]
 
     def _alone(self, image: CaptionedImage, seed: int) -> Tensor | None:
         if not self.pictures:

@@ -19,12 +19,12 @@ from captioner.data.annotations import (
     coco_images,
     is_identifier,
     is_new,
-    parse_json,
-    read_text,
     records,
     safe_path,
+    style_of,
     validated,
 )
+from captioner.data.text_files import parse_json, read_text
 from captioner.errors import AnnotationError, InputError
 from captioner.images import IMAGE_EXTENSIONS
 
@@ -55,12 +55,13 @@ def load_captions(
     annotations: str | Path | None = None,
     images: str | Path | None = None,
     format: Format = "auto",
+    style_column: str | None = None,
 ) -> CaptionSet:
     """The captioned images of a folder, or of an annotation file and an image folder; see `read_listing`.
 
     Raises InputError if nothing is found, AnnotationError on problems that would make training wrong.
     """
-    return validated(read_listing(root, annotations, images, format))
+    return validated(read_listing(root, annotations, images, format, style_column))
 
 
 def read_listing(
@@ -68,11 +69,13 @@ def read_listing(
     annotations: str | Path | None = None,
     images: str | Path | None = None,
     format: Format = "auto",
+    style_column: str | None = None,
 ) -> Listing:
     """The unchecked content of a data set.
 
     `annotations` and `images` are looked for inside `root`, then as given; `root` defaults to the folder of the
-    annotation file. A data set without splits gets those of `assign_splits`.
+    annotation file. A data set without splits gets those of `assign_splits`. `style_column` names the column of CSV, or
+    the key of JSON, that holds a caption's style.
     """
     if root is None and annotations is None:
         raise InputError("no captions given; name a folder or an annotation file")
@@ -90,10 +93,10 @@ def read_listing(
         listed = _folder_images(pictures, problems)
     elif annotations is None and sources[0].parent != base:
         source = sources[0].parent
-        listed = [image for file in sources for image in _official_coco_images(file, problems)]
+        listed = [image for file in sources for image in _official_coco_images(file, problems, style_column)]
     else:
         source = sources[0]
-        listed = _read(source, format, problems)
+        listed = _read(source, format, problems, style_column)
     if not listed and not problems:
         looked_for = ", ".join(dict.fromkeys(name for names in SOURCES.values() for name in names))
         raise InputError(f"{source}: no captions; looked for {looked_for} and images with .txt files beside them")
@@ -145,40 +148,42 @@ def _find_sources(base: Path, format: Format) -> list[Path]:
     return []
 
 
-def _read(source: Path, format: Format, problems: list[Problem]) -> list[ListedImage]:
+def _read(source: Path, format: Format, problems: list[Problem], style_column: str | None) -> list[ListedImage]:
     by_suffix: dict[str, Format] = {".json": "coco", ".jsonl": "jsonl", ".csv": "csv", ".txt": "flickr8k"}
     known = by_suffix.get(source.suffix.lower()) if format == "auto" else format
     if known not in SOURCES:
         raise AnnotationError(f"{source}: unknown kind of annotation file; name its format with --format")
     text = read_text(source, source.name, problems)
     if known in ("coco", "karpathy"):
-        return _json_images(text, source.name, problems)
+        return _json_images(text, source.name, problems, style_column)
     if known == "flickr8k":
         return _flickr8k_images(text, source, problems)
     rows = _csv_rows if known == "csv" else _jsonl_rows
-    return _grouped(rows(text, source.name, problems))
+    return _grouped(rows(text, source.name, problems, style_column))
 
 
-def _json_images(text: str, where: str, problems: list[Problem]) -> list[ListedImage]:
+def _json_images(text: str, where: str, problems: list[Problem], style_column: str | None) -> list[ListedImage]:
     """COCO or Karpathy, whichever was requested: only the latter has `sentences` in its images."""
     data = parse_json(text, where, problems)
     if data is None:
         return []
     listed = data.get("images") if isinstance(data, dict) else None
     if isinstance(listed, list) and any(isinstance(image, dict) and "sentences" in image for image in listed[:1]):
-        return _karpathy_images(data, where, problems)
-    return coco_images(data, where, problems)
+        return _karpathy_images(data, where, problems, style_column)
+    return coco_images(data, where, problems, style_column=style_column)
 
 
-def _official_coco_images(source: Path, problems: list[Problem]) -> list[ListedImage]:
+def _official_coco_images(source: Path, problems: list[Problem], style_column: str | None) -> list[ListedImage]:
     """`annotations/captions_train2017.json` describes the images in `train2017/` and is the split `train`."""
     where = f"{source.parent.name}/{source.name}"
     folder = source.stem.removeprefix("captions_")
     data = parse_json(read_text(source, where, problems), where, problems)
-    return [] if data is None else coco_images(data, where, problems, f"{folder}/", folder.rstrip("0123456789"))
+    if data is None:
+        return []
+    return coco_images(data, where, problems, f"{folder}/", folder.rstrip("0123456789"), style_column)
 
 
-def _karpathy_images(data: object, where: str, problems: list[Problem]) -> list[ListedImage]:
+def _karpathy_images(data: object, where: str, problems: list[Problem], style_column: str | None) -> list[ListedImage]:
     images = []
     image_places: dict[object, str] = {}
     sentence_places: dict[object, str] = {}
@@ -195,7 +200,8 @@ def _karpathy_images(data: object, where: str, problems: list[Problem]) -> list[
             if sentid is None or is_new(
                 repr(sentid), sentence_place, sentence_places, "duplicate_annotation_id", problems
             ):
-                captions.append(ListedCaption(sentence.get("raw"), sentence_place))
+                style = style_of(sentence, record, column=style_column)
+                captions.append(ListedCaption(sentence.get("raw"), sentence_place, style))
         if is_new(identifier, place, image_places, "duplicate_image_id", problems):
             image = ListedImage(
                 image_id=identifier,  # type: ignore[arg-type]
@@ -235,7 +241,7 @@ def _token_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]
             problems.append(Problem("structure", place, "is not name#number, a tab, a caption"))
 
 
-def _csv_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
+def _csv_rows(text: str, where: str, problems: list[Problem], style_column: str | None = None) -> Iterable[Row]:
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [name.strip().lower() for name in next(reader, [])]
@@ -250,13 +256,14 @@ def _csv_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
                 problems.append(Problem("structure", place, message))
             elif row:
                 split = row[header.index("split")].strip() if "split" in header else ""
-                caption = ListedCaption(row[header.index("caption")], place)
+                style = style_of(dict(zip(header, row, strict=True)), column=style_column and style_column.lower())
+                caption = ListedCaption(row[header.index("caption")], place, style)
                 yield row[path_column], split or None, [caption], place
     except csv.Error as error:
         problems.append(Problem("structure", f"{where}:{reader.line_num}", f"is not CSV: {error}"))
 
 
-def _jsonl_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]:
+def _jsonl_rows(text: str, where: str, problems: list[Problem], style_column: str | None) -> Iterable[Row]:
     # Not splitlines(): it would also split at U+2028, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), start=1):
         place = f"{where}:{number}"
@@ -269,7 +276,8 @@ def _jsonl_rows(text: str, where: str, problems: list[Problem]) -> Iterable[Row]
         name = next((record[key] for key in PATH_NAMES if key in record), None)
         captions, split = record.get("captions", [record.get("caption")]), record.get("split")
         if isinstance(name, str) and isinstance(captions, list) and isinstance(split, str | None):
-            yield name, split or None, [ListedCaption(caption, place) for caption in captions], place
+            style = style_of(record, column=style_column)
+            yield name, split or None, [ListedCaption(caption, place, style) for caption in captions], place
         else:
             message = 'needs "path" (text) and "caption" (text) or "captions" (a list)'
             problems.append(Problem("structure", place, message))

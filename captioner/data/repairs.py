@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from captioner.data.annotations import Listing, text_encoding
+from captioner.data.annotations import (
+    Listing,
+)
 from captioner.data.checks import check
+from captioner.data.text_files import text_encoding
 from captioner.files import write_whole
 
 KEPT_CODES = frozenset({"unreadable", "needs_extra", "too_many_pixels"})

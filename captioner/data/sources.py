@@ -11,15 +11,18 @@ from captioner.data.annotations import (
     CaptionSet,
     Problem,
     clean_caption,
-    parse_json,
-    read_text,
     records,
 )
 from captioner.data.checks import unusable_photos
 from captioner.data.formats import load_captions
+from captioner.data.text_files import parse_json, read_text
 from captioner.errors import AnnotationError, ConfigError
 
 log = logging.getLogger(__name__)
+
+SOURCE = "source"
+"""The value of `data.control` that makes the names of `data.sources` styles."""
+MAX_STYLES = 100
 
 
 def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
@@ -29,7 +32,7 @@ def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
     keys contradict each other, InputError and AnnotationError as `load_captions` does.
     """
     if not config.sources:
-        return _splits(config)
+        return _splits(config, config.control)
     default = DataSetConfig()
     for key, value in vars(default).items():
         if getattr(config, key) != value:
@@ -38,11 +41,18 @@ def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"data.sources: two sources are called {name}; give each its own name")
-    loaded = [_splits(source) for source in config.sources]
+    by_source = config.control == SOURCE
+    loaded = [_splits(source, config.control) for source in config.sources]
     merged = []
     for part, split in enumerate((config.train_split, config.val_split)):
         images = tuple(
-            replace(image, image_id=f"{name}/{image.image_id}", split=split, dataset=name)
+            replace(
+                image,
+                image_id=f"{name}/{image.image_id}",
+                split=split,
+                dataset=name,
+                styles=(name,) * len(image.captions) if by_source else image.styles,
+            )
             for name, splits in zip(names, loaded, strict=True)
             for image in splits[part].images
         )
@@ -94,6 +104,17 @@ def load_texts(config: DataConfig) -> tuple[CaptionedImage, ...]:
     )
 
 
-def _splits(config: DataSetConfig) -> tuple[CaptionSet, CaptionSet]:
-    captions = load_captions(config.root, config.annotations, config.images, config.format)
+def styles_of(config: DataConfig, train: CaptionSet) -> list[str]:
+    """The styles of the training captions, sorted, if `data.control` names a column. Raises ConfigError for none."""
+    if config.control is None:
+        return []
+    styles = sorted({style for image in train.images for style in image.styles if style is not None})
+    if not 1 <= len(styles) <= MAX_STYLES:
+        found = f"{len(styles):,} different values" if styles else "no value for any training caption"
+        raise ConfigError(f"data.control: {config.control} has {found}; name a column of 1 to {MAX_STYLES} styles")
+    return styles
+
+
+def _splits(config: DataSetConfig, style_column: str | None) -> tuple[CaptionSet, CaptionSet]:
+    captions = load_captions(config.root, config.annotations, config.images, config.format, style_column)
     return captions.split(config.train_split), captions.split(config.val_split)

@@ -21,7 +21,8 @@ COMPACT_SHARE = 0.25
 class Search:
     """One search, advanced a token at a time: `step` until `done`, or stop earlier; `captions` gives what there is.
 
-    `prefix` forces the first tokens, `suppressed` are never chosen, those of `once` no second time; `keys` (B) name the
+    `control` are tokens between the start token and the caption, of which they are no part. `prefix` forces the
+    caption's first tokens, `suppressed` are never chosen, those of `once` no second time; `keys` (B) name the
     images to Sampling's noise.
     Memory may hide positions by image, (B, N), not by row. Raises ConfigError where the requested lengths do not fit
     the decoder's positions. The decoder, packed or not, must be in evaluation mode.
@@ -39,24 +40,27 @@ class Search:
         pad: int = 0,
         suppressed: Sequence[int] = (),
         once: Sequence[int] = (),
+        control: Sequence[int] = (),
         prefix: Sequence[int] = (),
         keys: Sequence[str] | None = None,
     ) -> None:
-        limit = decoder.config.max_length
-        if strategy.max_length > limit - 1 or len(prefix) >= strategy.max_length:
+        lead = [bos, *control]
+        limit = decoder.config.max_length - len(lead)
+        if strategy.max_length > limit or len(prefix) >= strategy.max_length:
             raise ConfigError(
                 f"max_length {strategy.max_length} with a prefix of {len(prefix)} tokens: this model takes captions of "
-                f"at most {limit - 1} tokens, and the prefix must be shorter than the caption"
+                f"at most {limit} tokens, and the prefix must be shorter than the caption"
             )
         images, device = memory.images, memory.layers[0].keys.device
         self._decoder, self._memory, self._strategy, self._eos = decoder, memory, strategy, eos
         self._suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
         self._once = torch.tensor(list(once), dtype=torch.long, device=device)
-        self._cache = decoder.new_cache(strategy.max_length)
+        self._cache = decoder.new_cache(strategy.max_length + len(control))
         # The forced tokens are the same for every row of an image, so they pass once an image.
-        forced = torch.tensor([bos, *prefix], device=device).expand(images, -1)
-        log_probs = self._decode(forced)  # (B, 1 + P, V)
-        start = forced[:, 1:], log_probs[:, :-1].gather(2, forced[:, 1:, None]).squeeze(2), eos, pad
+        forced = torch.tensor([*lead, *prefix], device=device).expand(images, -1)
+        log_probs = self._decode(forced)[:, len(control) :]  # (B, 1 + P, V)
+        forced = forced[:, len(lead) :]
+        start = forced, log_probs[:, :-1].gather(2, forced[:, :, None]).squeeze(2), eos, pad
         names = keys if keys is not None else [str(number) for number in range(images)]
         self._state: State = (
             BeamState(strategy, *start) if isinstance(strategy, BeamSearch) else RowState(strategy, *start, keys=names)
@@ -132,6 +136,7 @@ def generate(
     pad: int = 0,
     suppressed: Sequence[int] = (),
     once: Sequence[int] = (),
+    control: Sequence[int] = (),
     prefix: Sequence[int] = (),
     keys: Sequence[str] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -153,6 +158,7 @@ def generate(
             pad=pad,
             suppressed=suppressed,
             once=once,
+            control=control,
             prefix=prefix,
             keys=keys,
         )

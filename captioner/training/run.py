@@ -26,17 +26,16 @@ from tqdm import tqdm
 
 from captioner.calibration import calibrate
 from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
-from captioner.config import Config, DecoderConfig, ModelConfig
+from captioner.config import Config
 from captioner.config_files import dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
-from captioner.data.sources import load_splits, load_texts, usable_splits
+from captioner.data.sources import load_splits, load_texts, styles_of, usable_splits
 from captioner.errors import CheckpointError, ConfigError, ResourceError
 from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
-from captioner.gpt2 import language_decoder
 from captioner.inspection.pointing import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
 from captioner.text import first_line
@@ -45,6 +44,7 @@ from captioner.training.card import model_card
 from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
 from captioner.training.history import History
 from captioner.training.language import LanguageTask
+from captioner.training.new_model import add_controls, new_model
 from captioner.training.patience import Patience
 from captioner.training.self_critical import SelfCriticalTask
 from captioner.training.task import CaptionTask, CrossEntropyTask
@@ -134,7 +134,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         model, tokenizer = load_model(resume)
         log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
-        model, tokenizer = _new_model(config, [text for image in train.images + texts for text in image.captions], init)
+        model, tokenizer = new_model(config, [text for image in train.images + texts for text in image.captions], init)
+        tokenizer = add_controls(config, model, tokenizer, styles_of(data, train))
     model.encoder.freeze(config.encoder.train, config.encoder.batch_norm, config.encoder.depthwise)
     model.decoder.set_dropout(config.decoder.dropout)
     model.decoder.set_language(config.decoder.language)
@@ -219,49 +220,12 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 def _fingerprint(*splits: Sequence[CaptionedImage]) -> str:
     """A hash of each split's images and captions."""
-    each = [(str(image.image_id), image.split, image.captions) for split in splits for image in split]
+    each = [
+        (str(image.image_id), image.split, image.captions, *filter(None, (image.styles,)))
+        for split in splits
+        for image in split
+    ]
     return hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16]
-
-
-def _new_model(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
-    """The model and the tokenizer of a new run."""
-    if init is not None and config.decoder.init is not None:
-        raise ConfigError("decoder.init and --init both give the decoder's weights; choose one")
-    if init is None and config.decoder.init is None and config.decoder.language == "freeze":
-        raise ConfigError("decoder.language: freeze needs a language model; set decoder.init or give --init")
-    if init is not None:
-        model, tokenizer = load_model(init)
-        frozen = config.decoder.language == "freeze"  # and so are its embeddings
-        extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
-        model.decoder.grow(len(extended))
-        log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
-        return model, extended
-    if config.decoder.init is None:
-        tokenizer = Tokenizer.train(texts, config.tokenizer)
-        return _build(config, config.decoder.network(), tokenizer), tokenizer
-    shape, language, tokenizer = language_decoder(config.decoder.network(), Path(config.decoder.init))
-    model = _build(config, shape, tokenizer)
-    model.decoder.load_state_dict(language, strict=False)  # cross-attention is new
-    log.info(
-        "starting from %s: its %d tokens, %d layers and width %d replace the settings in tokenizer and decoder",
-        config.decoder.init,
-        len(tokenizer),
-        shape.layers,
-        shape.width,
-    )
-    return model, tokenizer
-
-
-def _build(config: Config, decoder: DecoderConfig, tokenizer: Tokenizer) -> CaptionModel:
-    if config.encoder.is_random_and_frozen:
-        log.warning("encoder: its weights are random and not trained; set encoder.pretrained or encoder.train")
-    return CaptionModel(
-        ModelConfig(encoder=config.encoder.network(), decoder=decoder),
-        vocabulary=len(tokenizer),
-        dropout=config.decoder.dropout,
-        pretrained=config.encoder.pretrained,
-        weights=config.encoder.weights,
-    )
 
 
 def _features(

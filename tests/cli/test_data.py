@@ -3,19 +3,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from captioner.cli import main
+from captioner.data.formats import load_captions
+
+OWN = ("train/a.png", "train/b.png", "val/c.png")
+"""The pictures of `photos`."""
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three pictures of known sizes with known words."""
     texts = {
-        "train/a": ("A dog runs.\nThe dog's ball\n", (10, 20)),
-        "train/b": ("a dog\n", (30, 8)),
-        "val/c": ("Ein Hund läuft über die Straße\n", (12, 12)),
+        "train/a": ("A dog runs.\nThe dog's ball\n", (100, 200)),
+        "train/b": ("a dog\n", (300, 80)),
+        "val/c": ("Ein Hund läuft über die Straße\n", (120, 120)),
     }
     for name, (text, size) in texts.items():
         path = tmp_path / f"{name}.png"
@@ -69,8 +74,8 @@ def test_stats(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "vocabulary": 12,
         "words_seen_once": 10,
         "image_sizes": {
-            "width": {"min": 10, "median": 12, "max": 30},
-            "height": {"min": 8, "median": 12, "max": 20},
+            "width": {"min": 100, "median": 120, "max": 300},
+            "height": {"min": 80, "median": 120, "max": 200},
         },
     }
     assert main(["data", "stats", str(photos), "--no-decode"]) == 0
@@ -115,7 +120,7 @@ def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.Cap
     (photos / "train/b.txt").write_bytes(text.encode("cp1252"))
     (photos / "val/c.png").write_bytes(b"no picture")
     (photos / "val/c.txt").rename(photos / "val/c.TXT")
-    Image.new("RGB", (9, 9)).save(photos / "val/d.png")
+    Image.new("RGB", (90, 90)).save(photos / "val/d.png")
     (photos / "val/d.txt").write_bytes(b"\n")
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
     assert main(["data", "check", str(photos)]) == 1
@@ -149,6 +154,49 @@ def test_fix_shows_what_it_would_do_and_does_it(photos: Path, capsys: pytest.Cap
     assert main(["data", "fix", str(photos), "--write"]) == 0
     assert (quarantine / "train/a.txt").read_bytes() == before[photos / "train/a.txt"]
     assert (quarantine / "train/a-2.txt").read_bytes() == b"\n"
+
+
+def test_splits_are_written_for_training(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(7):
+        noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(noise).resize((96, 64), Image.Resampling.BICUBIC).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"picture {number}\nseen twice", encoding="utf-8")
+    Image.open(photos / "3.png").resize((48, 32)).save(photos / "copy.png")
+    (photos / "copy.txt").write_text("picture 3", encoding="utf-8")
+    (photos / "6.png").write_bytes(b"no picture")
+    flags = ("--val", "0.2", "--test", "0.2")
+    assert main(["data", "split", str(photos), *flags]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{photos / 'captions.json'}\n"
+    assert err.splitlines()[1:] == ["train 6, test 2, val 2; 2 copies in 1 groups"]
+    assert "left out" in err
+    assert "6.png" in err
+    written = load_captions(photos)
+    names = {image.path.relative_to(photos).as_posix(): image.split for image in written.images}
+    assert sorted(names) == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "copy.png", *OWN]
+    assert names["3.png"] == names["copy.png"]
+    assert dict(zip(names, (image.captions for image in written.images), strict=True))["0.png"] == (
+        "picture 0",
+        "seen twice",
+    )
+    before = (photos / "captions.json").read_bytes()
+    assert main(["data", "split", str(photos), *flags]) == 2
+    assert "captions.json: exists; name the file to write with -o" in capsys.readouterr().err
+    (photos / "captions.json").unlink()
+    assert main(["data", "split", str(photos), *flags, "-o", str(photos / "captions.json")]) == 0
+    assert (photos / "captions.json").read_bytes() == before
+    assert main(["data", "split", str(photos), *flags, "--seed", "1", "-o", str(tmp_path / "other.json")]) == 0
+    assert (tmp_path / "other.json").read_bytes() != before
+
+
+def test_a_page_of_the_problems(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(photos), "--html", str(tmp_path / "page.html")]) == 0
+    assert "0 problems; 3 images usable; training can start." in (tmp_path / "page.html").read_text(encoding="utf-8")
+    (photos / "val/c.txt").write_text("Hund", encoding="utf-8")
+    assert main(["data", "check", str(photos), "--html", str(tmp_path / "page.html")]) == 1
+    assert "one_word" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main(["data", "check", str(photos), "--html", str(tmp_path)]) == 2
+    assert "a folder; name a file" in capsys.readouterr().err
 
 
 def test_quarantine_is_outside_the_data_set(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

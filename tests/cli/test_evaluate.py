@@ -109,6 +109,20 @@ def test_the_report_shows_the_worst_and_the_best(evaluate, shapes, tmp_path):
     assert images[0].captions[0] in page.text
 
 
+def test_two_models_are_compared(evaluate, shapes, tmp_path, model):
+    found = report(evaluate, "--split", "train", "--compare", "bundled", "--report", tmp_path)
+    alone = report(evaluate, "--split", "train")
+    assert found == alone | {"comparison": found["comparison"]}
+    other = report(evaluate, "--split", "train", "--model", "bundled")
+    for name, compared in found["comparison"].items():
+        assert compared["difference"] == pytest.approx(found["metrics"][name] - other["metrics"][name])
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "most improved" in page.text
+    assert f"First: bundled; then: {model}." in page.text
+    same = report(evaluate, "--split", "val", "--compare", model)["comparison"]
+    assert {name: compared["difference"] for name, compared in same.items()} == dict.fromkeys(same, 0.0)
+
+
 def test_chair_from_coco_instances(evaluate, shapes, tmp_path):
     images = load_captions(shapes).split("val").images
     instances = {

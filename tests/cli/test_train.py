@@ -11,10 +11,9 @@ from importlib import import_module
 
 import pytest
 
-from captioner.checkpoint import load_model
+from captioner.checkpoint import load_model, model_folder
 from captioner.cli import main
 from captioner.config_files import load_config
-from captioner.pipeline import model_folder
 
 TINY = """
 data: {batch_images: 4, captions_per_image: 2}

@@ -209,7 +209,8 @@ def test_the_same_bytes_in_two_splits_are_found(root: Path) -> None:
     (images / "b.png").write_bytes((images / "a.png").read_bytes())  # within one split a copy is allowed
     (problem,) = [p for p in check(read_listing(write(root, data)), decode=False) if p.code not in HARMLESS]
     message = "(train) has the same bytes as b.png (train), c.png (val)"
-    assert problem == Problem("same_picture", "a.png", message, harmless=True)
+    copies = ("a.png", "b.png", "c.png")
+    assert problem == Problem("same_picture", "a.png", message, harmless=True, pictures=copies)
 
 
 def test_files_of_one_size_but_other_bytes_are_two_pictures(root: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner.config import EncoderConfig, TokenizerConfig
 from captioner.data.augmentation import augment, may_flip
-from captioner.data.dataset import CaptionDataset, Sample, collate
+from captioner.data.dataset import LENGTHS, CaptionDataset, Sample, collate
 from captioner.data.formats import load_captions
 from captioner.data.sampler import BatchPlan, Group, GroupSampler
 from captioner.errors import AnnotationError
@@ -45,6 +45,56 @@ def test_a_batch_is_what_its_groups_say(shapes):
     photo = open_image(data.images[groups[0].image].path).image
     plain = to_pixels(photo, Geometry.of(*photo.size, size=(48, 64), fit="squash"), "bicubic")
     assert np.array_equal(batch.images[0].numpy(), plain)
+
+
+def styled(shapes, **options):
+    """The drawn data set, each second caption in the style `loud`, and its tokenizer with control tokens."""
+    data, tokenizer = dataset(shapes, **options)
+    tokenizer = tokenizer.with_controls("style", ["loud"]).with_controls("length", LENGTHS)
+    images = [
+        replace(image, styles=tuple("loud" if place % 2 else None for place in range(len(image.captions))))
+        for image in data.images
+    ]
+    return CaptionDataset(images, tokenizer, data.encoder, max_length=30, **options), tokenizer
+
+
+def test_control_tokens_are_read_and_not_predicted(shapes):
+    data, tokenizer = styled(shapes, control_kinds=("style", "length"))
+    plain, _ = styled(shapes)
+    names = {place: name for kind in ("style", "length") for name, place in tokenizer.controls(kind).items()}
+    sampler = GroupSampler(data.lengths, batch_images=3, captions_per_image=2, shuffle=True, seed=0)
+    assert data.lengths == plain.lengths
+    seen = []
+    for plan in sampler:
+        batch, same = data[plan], plain[plan]
+        assert same.controls is None
+        assert torch.equal(same.predicts, torch.arange(1, same.tokens.shape[1]) < same.lengths[:, None])
+        assert torch.equal(batch.predicts.sum(dim=1), same.predicts.sum(dim=1))
+        assert torch.equal(batch.tokens[:, 1:][batch.predicts], same.tokens[:, 1:][same.predicts])
+        for row, count in zip(batch.tokens.tolist(), batch.controls.tolist(), strict=True):
+            seen.append([names[token] for token in row[1 : 1 + count]])
+            assert not names.keys() & set(row[1 + count :])
+    captions = sum(map(len, data.lengths))
+    assert len(seen) == captions
+    loud = sum(image.styles.count("loud") for image in data.images)
+    assert 0.5 < sum("loud" in each for each in seen) / loud < 0.9
+    assert 0.55 < sum(bool(set(LENGTHS) & set(each)) for each in seen) / captions < 0.85
+
+
+def test_lengths_are_thirds_of_the_captions(shapes):
+    data, tokenizer = styled(shapes, control_kinds=("length",))
+    names = {place: name for name, place in tokenizer.controls("length").items()}
+    by_name = {name: [] for name in LENGTHS}
+    for controls, lengths in zip(data.controls, data.lengths, strict=True):
+        for (token,), length in zip(controls, lengths, strict=True):
+            by_name[names[token]].append(length)
+    assert max(by_name["short"]) < min(by_name["medium"]) <= max(by_name["medium"]) < min(by_name["long"])
+
+
+def test_a_caption_leaves_room_for_its_control_tokens(shapes):
+    data = replace(styled(shapes, control_kinds=("style", "length"))[0], max_length=5)
+    rows = [row for image in range(len(data.images)) for row in data.sample(Group(image, (0, 1), image)).captions]
+    assert {len(row) for row in rows} == {3, 4, 5}
 
 
 def test_augmented_views_come_from_the_groups_seed(shapes):

@@ -371,3 +371,50 @@ def test_links_are_followed_and_loops_end(tmp_path: Path, tmp_path_factory: pyte
     (tmp_path / "own" / "again").symlink_to(tmp_path / "own")
     names = [image.path.relative_to(tmp_path).as_posix() for image in load_captions(tmp_path).images]
     assert names == ["b.jpg", f"linked/{elsewhere.name}.jpg", "own/own.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", "path,caption,Tone\na.jpg,A dog.,loud\na.jpg,A cat.,\n"),
+        (
+            "captions.jsonl",
+            '{"path": "a.jpg", "caption": "A dog.", "Tone": " loud "}\n'
+            '{"path": "a.jpg", "caption": "A cat.", "Tone": []}',
+        ),
+        (
+            "captions.json",
+            json.dumps(
+                {
+                    "images": [{"id": 1, "file_name": "a.jpg"}],
+                    "annotations": [
+                        {"id": 1, "image_id": 1, "caption": "A dog.", "Tone": "loud"},
+                        {"id": 2, "image_id": 1, "caption": "A cat."},
+                    ],
+                }
+            ),
+        ),
+        (
+            "captions.json",
+            json.dumps(
+                {"images": [{"filename": "a.jpg", "sentences": [{"raw": "A dog.", "Tone": "loud"}, {"raw": "A cat."}]}]}
+            ),
+        ),
+    ],
+    ids=["csv", "jsonl", "coco", "karpathy"],
+)
+def test_a_column_may_hold_styles(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (image,) = load_captions(tmp_path, style_column="Tone").images
+    assert dict(zip(image.captions, image.styles, strict=True)) == {"A dog.": "loud", "A cat.": None}
+    (plain,) = load_captions(tmp_path).images
+    assert plain.styles == ()
+
+
+def test_a_style_of_an_image_is_that_of_all_its_captions(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    captions = [{"id": number, "image_id": 1, "caption": f"A dog {number}."} for number in (1, 2)]
+    images = [{"id": 1, "file_name": "a.jpg", "tone": 7}]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    assert load_captions(tmp_path, style_column="tone").images[0].styles == ("7", "7")

@@ -3,13 +3,16 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from captioner.config import DataConfig, EncoderConfig, SourceConfig, TokenizerConfig
+from captioner.data.annotations import CaptionSet
 from captioner.data.datamodule import CaptionDataModule
-from captioner.data.sources import load_splits, load_texts
+from captioner.data.formats import load_captions
+from captioner.data.sources import load_splits, load_texts, styles_of
 from captioner.errors import AnnotationError, ConfigError, InputError
 from captioner.extraction import extract_features
 from captioner.model.encoder import VisionEncoder
@@ -141,3 +144,24 @@ def test_files_without_captions_are_refused(tmp_path, content):
         load_texts(DataConfig(text=str(tmp_path / "captions")))
     with pytest.raises(InputError, match="missing"):
         load_texts(DataConfig(text=str(tmp_path / "missing")))
+
+
+def test_the_names_of_sources_may_be_styles(halves):
+    config = DataConfig(sources=sources(halves), control="source")
+    train, _ = load_splits(config)
+    assert styles_of(config, train) == ["first", "second"]
+    assert all(image.styles == (image.dataset,) * len(image.captions) for image in train.images)
+    plain, _ = load_splits(DataConfig(sources=sources(halves)))
+    assert all(image.styles == () for image in plain.images)
+
+
+def test_a_column_of_too_many_styles_is_refused(shapes):
+    captions = load_captions(shapes)
+    config = DataConfig(root=str(shapes), control="caption")
+    images = tuple(
+        replace(image, styles=tuple(f"{text} {image.image_id}" for text in image.captions)) for image in captions.images
+    )
+    with pytest.raises(
+        ConfigError, match=rf"caption has {sum(map(len, (each.captions for each in images)))} different values"
+    ):
+        styles_of(config, CaptionSet(images, captions.root))
