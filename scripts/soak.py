@@ -80,7 +80,10 @@ def soak(folder: Path, data: Path, settings: Sequence[str], kills: int, seed: in
                 time.sleep(0.002)
             if process.poll() is not None:
                 return f"leg {leg} ended by itself", False
-            os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
     end = subprocess.run([*train, str(cut), "--resume", "auto"], check=False, **quiet)
     same = end.returncode == 0 and all(
         (whole / name).read_bytes() == (cut / name).read_bytes() for name in ("model/model.safetensors", "metrics.csv")
