@@ -1,8 +1,8 @@
 """Decoding in separate processes: a file that crashes or stalls its decoder fails alone."""
 
 import multiprocessing
-import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -131,7 +131,7 @@ def _decode_files(pipe: "Connection[Any, Any]", open: Callable[..., OpenedImage]
     while True:
         try:
             source, convert, name = pipe.recv()
-            if os.name == "posix":
+            if sys.platform != "win32":
                 signal.alarm(2 * int(SECONDS))  # kills this process if nobody else does
             try:
                 outcome = convert(open(source, name=name))
@@ -140,5 +140,5 @@ def _decode_files(pipe: "Connection[Any, Any]", open: Callable[..., OpenedImage]
             pipe.send(outcome)
         except (EOFError, OSError):  # the parent has ended
             return
-        if os.name == "posix":
+        if sys.platform != "win32":
             signal.alarm(0)

@@ -88,7 +88,10 @@ def soak(
             time.sleep(0.002)
         if process.poll() is not None:
             return f"leg {leg} ended by itself", False
-        os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)  # its loader workers too
         process.wait()
     same = start(*train, str(cut), "--resume", "auto").wait() == 0 and all(
         (whole / name).read_bytes() == (cut / name).read_bytes() for name in ("model/model.safetensors", "metrics.csv")

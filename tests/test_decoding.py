@@ -181,3 +181,26 @@ def test_a_decoder_whose_parent_is_gone_limits_its_own_time() -> None:
     process = subprocess.run([sys.executable, "-c", program], check=False)
     assert process.returncode == -signal.SIGALRM
     assert time.monotonic() - started < 30
+
+
+def test_decoders_work_without_alarms(tmp_path):
+    """As on Windows, where `signal` has none."""
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    program = f"""
+import multiprocessing, operator, signal, sys
+from captioner import decoding
+from captioner.images import open_image
+sys.platform = "win32"
+del signal.alarm, signal.SIGUSR1
+ours, theirs = multiprocessing.Pipe()
+ours.send(({str(tmp_path / "a.png")!r}, operator.attrgetter("size"), None))
+ours.send(("missing.png", operator.attrgetter("size"), None))
+import os, socket
+socket.socket(fileno=os.dup(ours.fileno())).shutdown(socket.SHUT_WR)  # no more photos
+decoding._decode_files(theirs, open_image)
+print(*(ours.recv() for _ in range(3)), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == ["True", "(5, 4)"]
+    assert "missing.png" in done.stdout

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from captioner import files
 from captioner.files import locked, partial, write_whole
 
 
@@ -102,3 +103,20 @@ def test_threads_hold_a_lock_one_at_a_time(tmp_path, pause):
     finally:
         sys.setswitchinterval(interval)
     assert most == [1] * (40 if pause else 4000)
+
+
+def test_systems_without_locks_and_folders_to_open(tmp_path, monkeypatch):
+    """As on Windows: no fcntl, no O_NOFOLLOW, and folders cannot be opened."""
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "NO_LINK", 0)
+    opened = os.open
+
+    def refuse_folders(path, *arguments, **named):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    with locked(tmp_path / ".lock"), locked(tmp_path / ".lock", wait=False):
+        write_whole(tmp_path / "file", b"new", sync=True)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("file", b"new")]

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_the_verb_does_not_import_torch(photos: Path) -> None:
         f"main(['data', 'check', {str(photos)!r}]); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_c_locale_changes_nothing(photos: Path) -> None:
+    (photos / "val/c.png").rename(photos / "val/Straße.png")
+    (photos / "val/c.txt").rename(photos / "val/Straße.txt")
+    (photos / "val/Straße.txt").write_text("Füße", encoding="utf-8")
+    command = [sys.executable, "-m", "captioner", "data", "check", str(photos)]
+    found = [
+        subprocess.run(command, env={**os.environ, "LC_ALL": locale}, capture_output=True, check=False)
+        for locale in ("C", "C.UTF-8")
+    ]
+    assert found[0].stdout == found[1].stdout
+    assert "one_word\tval/Straße.txt:1\t'Füße'" in found[0].stdout.decode("utf-8")
 
 
 def test_prepare_says_what_to_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
