@@ -35,6 +35,13 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's only special token, which then stands for all four."""
 
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters."""
+MAX_BYTES = 4
+"""Most bytes, and so most tokens, of a character."""
 CONTROL = re.compile(r"<(style|length):(.+)>")
 """A control token: what it chooses, and the name of the choice."""
 
@@ -131,11 +138,13 @@ class Tokenizer:
     def words(self, ids: Sequence[int]) -> list[Word]:
         """The words of `decode(ids)` with their punctuation: joined by spaces, they are the caption.
 
+        In scripts without spaces, a word is a token of whole characters, or the tokens of one character.
         Positions are those in `ids`; special tokens and tokens of white space alone belong to no word.
         """
         groups: list[list[int]] = []
-        for position in self._positions(ids):
-            if not groups or self._begins_word(ids[position]):
+        positions = self._positions(ids)
+        for place, position in enumerate(positions):
+            if not groups or self._begins_word(ids[position]) or self._ends_word(ids, groups[-1], positions[place:]):
                 groups.append([])
             groups[-1].append(position)
         words = (Word(self._text(ids, group).strip(), group[0], group[-1] + 1) for group in groups)
@@ -193,6 +202,12 @@ class Tokenizer:
         with _without_panics():
             text: str = self._backend.decoder.decode(["a", token])
         return text[1:2].isspace()
+
+    def _ends_word(self, ids: Sequence[int], group: list[int], following: list[int]) -> bool:
+        """Whether a group of positions ends a word, as each letter may in a script without spaces."""
+        if self.kind == "word" or not UNSPACED.match(self._text(ids, group)[-1:]):
+            return False
+        return UNSPACED.match(self._text(ids, following[:MAX_BYTES])) is not None
 
     def _text(self, ids: Sequence[int], positions: list[int]) -> str:
         with _without_panics():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from captioner.config import TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError
-from captioner.tokenizer import SPECIAL, Tokenizer, Word
+from captioner.tokenizer import SPECIAL, UNSPACED, Tokenizer, Word
 
 CAPTIONS = [
     "A man's dog isn't red.",
@@ -226,13 +226,32 @@ def test_words_of_bpe_tokens() -> None:
     assert [BPE.decode(ids[word.start : word.stop]).strip() for word in words] == [word.text for word in words]
 
 
+@pytest.mark.parametrize("size", [260, 300, 400])
+def test_words_of_scripts_without_spaces(size: int) -> None:
+    """A word for each token of whole characters, or for each character of several tokens."""
+    captions = ["一只狗在草地上奔跑。", "一只猫在草地上。", "สุนัขวิ่งบนหญ้า", "T恤 is red"]
+    bpe = Tokenizer.train(captions * 3, TokenizerConfig(kind="bpe", min_count=2, vocabulary_size=size))
+    for caption in captions:
+        ids = bpe.encode(caption)
+        words = [word.text for word in bpe.words(ids)]
+        assert "".join(words) == caption.replace(" ", "")
+        assert "\ufffd" not in "".join(words)
+    one = [word.text for word in bpe.words(bpe.encode(captions[0]))]
+    if size == 260:  # bytes
+        assert one == ["一", "只", "狗", "在", "草", "地", "上", "奔", "跑。"]
+    assert [word.text for word in bpe.words(bpe.encode("T恤 is red"))][-2:] == ["is", "red"]
+
+
 @BOTH
 @given(data=st.data())
 def test_words_join_to_the_caption(tokenizer: Tokenizer, data: st.DataObject) -> None:
     anything = st.lists(st.integers(0, len(tokenizer) - 1), max_size=30)
     ids = data.draw(st.one_of(anything, any_text.map(tokenizer.encode)))
     words = tokenizer.words(ids)
-    assert " ".join(word.text for word in words).split() == tokenizer.decode(ids).split()
+    text = tokenizer.decode(ids)
+    assert "".join("".join(word.text for word in words).split()) == "".join(text.split())
+    if not UNSPACED.search(text):
+        assert " ".join(word.text for word in words).split() == text.split()
     edges = [edge for word in words for edge in (word.start, word.stop)]
     assert edges == sorted(edges)
     assert all(word.start < word.stop and word.text for word in words)

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from captioner.inspection.fonts import font_for
 from captioner.inspection.legend import (
     BRIGHT,
     COLOR,
@@ -101,17 +101,21 @@ def draw_sheet(
     rows = math.ceil(panels / ((MAX_WIDTH + GAP) // (cell + GAP)))
     columns = max(2, math.ceil(panels / rows))
     room = columns * cell + (columns - 1) * GAP
-    caption = _wrap(trace.text, _font(26), room)
-    legend = [line for text in _legend(trace, layer, head, heads) for line in _wrap(text, _font(13), room - cell - GAP)]
+    large = font_for(trace.text, 26)
+    caption = _wrap(trace.text, large, room)
+    legend = [
+        line for text in _legend(trace, layer, head, heads) for line in _wrap(text, font_for("", 13), room - cell - GAP)
+    ]
     top = MARGIN + (24 if title else 0)
     layout = _Layout(photo, cell, columns, rows, top + 34 * len(caption) + 16, max(2, len(legend)) * LEGEND)
 
     sheet = Image.new("RGB", (layout.width, layout.height), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((MARGIN, MARGIN + 8), _shorten(title, _font(15), room), MUTED, _font(15), "lm")
+        font = font_for(title, 15)
+        draw.text((MARGIN, MARGIN + 8), _shorten(title, font, room), MUTED, font, "lm")
     for number, line in enumerate(caption):
-        draw.text((MARGIN, top + 34 * number + 15), line, INK, _font(26), "lm")
+        draw.text((MARGIN, top + 34 * number + 15), line, INK, large, "lm")
     small = trace.photo.resize(photo, Image.Resampling.LANCZOS)
     heat = [trace.geometry.heatmap(chosen.patches(word), size=photo) for word in range(len(trace.words))]
     peaks = [float(each.max()) for each in heat]
@@ -130,7 +134,7 @@ def draw_sheet(
     _color_bar(draw, layout, (low, middle, f"{high}{'+' if exceeded else ''}"))
     for number, line in enumerate(legend):
         place = MARGIN + cell + GAP, layout.height - MARGIN - layout.bottom + LEGEND * number + BAR // 2
-        draw.text(place, line, MUTED, _font(13), "lm")
+        draw.text(place, line, MUTED, font_for(line, 13), "lm")
     return sheet
 
 
@@ -174,11 +178,12 @@ def _panel(
     left, top = layout.corner(number)
     right, bottom = left + layout.cell, top + picture.height
     sheet.paste(picture, (left, top))
-    room = layout.cell - _font(14).getlength(above[1]) - 10
-    draw.text((left, top - 8), _shorten(above[0], _font(19), room), INK, _font(19), "ls")
-    draw.text((right, top - 8), above[1], MUTED, _font(14), "rs")
-    draw.text((left, bottom + 18), below[0], MUTED, _font(13), "ls")
-    draw.text((right, bottom + 18), below[1], MUTED, _font(13), "rs")
+    room = layout.cell - font_for(above[1], 14).getlength(above[1]) - 10
+    font = font_for(above[0], 19)
+    draw.text((left, top - 8), _shorten(above[0], font, room), INK, font, "ls")
+    draw.text((right, top - 8), above[1], MUTED, font_for(above[1], 14), "rs")
+    for (x, anchor), note in zip(((left, "ls"), (right, "rs")), below, strict=True):
+        draw.text((x, bottom + 18), note, MUTED, font_for(note, 13), anchor)
 
 
 def _color_bar(draw: ImageDraw.ImageDraw, layout: _Layout, numbers: tuple[str, str, str]) -> None:
@@ -187,7 +192,7 @@ def _color_bar(draw: ImageDraw.ImageDraw, layout: _Layout, numbers: tuple[str, s
     for x in range(layout.cell):
         draw.line((left + x, top, left + x, top + BAR - 1), tuple(COLORS[round(255 * x / last)].tolist()))
     for share, number, anchor in zip((0.0, 0.5, 1.0), numbers, ("la", "ma", "ra"), strict=True):
-        draw.text((left + share * last, top + BAR + 6), number, MUTED, _font(13), anchor)
+        draw.text((left + share * last, top + BAR + 6), number, MUTED, font_for(number, 13), anchor)
 
 
 def _legend(
@@ -220,13 +225,6 @@ def _panel_size(width: int, height: int) -> tuple[int, int]:
     """The size of a photo in a panel; its aspect ratio is kept."""
     scale = min(PANEL / width, PANEL / height, math.sqrt(AREA / (width * height)))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:

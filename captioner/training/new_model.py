@@ -13,6 +13,9 @@ from captioner.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+MAX_UNKNOWN = 0.3
+"""Largest share of unknown words without a warning."""
+
 
 def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
     """The model and the tokenizer of a new run."""
@@ -29,6 +32,10 @@ def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Capt
         return model, extended
     if config.decoder.init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
+        tokens = [token for text in texts for token in tokenizer.encode(text)]
+        if tokenizer.kind == "word" and (unknown := tokens.count(tokenizer.unk)) > MAX_UNKNOWN * len(tokens):
+            share = f"{unknown / len(tokens):.0%} of the words of the captions are unknown"
+            log.warning("tokenizer: %s; set tokenizer.kind to bpe, above all for languages without spaces", share)
         return _build(config, config.decoder.network(), tokenizer), tokenizer
     shape, language, tokenizer = language_decoder(config.decoder.network(), Path(config.decoder.init))
     model = _build(config, shape, tokenizer)
