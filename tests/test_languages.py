@@ -17,7 +17,7 @@ SETTINGS = """
 data: {batch_images: 4, captions_per_image: 2, control: language}
 encoder: {name: test_convnext, image_size: [64, 64]}
 decoder: {width: 32, layers: 1, heads: 2, max_length: 40, dropout: 0.0}
-tokenizer: {kind: bpe, vocabulary_size: 275, min_count: 2}
+tokenizer: {kind: bpe, vocabulary_size: 260, min_count: 2}
 optimization: {learning_rate: 1.0e-2, warmup_steps: 5, label_smoothing: 0.0}
 training:
   epochs: 16
