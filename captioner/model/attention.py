@@ -32,7 +32,7 @@ def fused_attention(
 ) -> Tensor:
     """`attention_weights(queries, keys, allowed) @ values` (..., T, d), in one kernel where that is faster."""
     if queries.requires_grad and queries.dtype in (torch.bfloat16, torch.float16) and queries.device.type == "cpu":
-        # The backward pass of PyTorch's kernel takes four to nine times as long (docs/performance.md).
+        # PyTorch's kernel is slow in its backward pass there (docs/performance.md).
         if is_causal:
             allowed = torch.ones(queries.shape[-2], keys.shape[-2], dtype=torch.bool).tril()
         return attention_weights(queries, keys, allowed) @ values

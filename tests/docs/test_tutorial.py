@@ -1,0 +1,41 @@
+"""The tutorial runs from first to last, and the captioner that it trains is better than the bundled one."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="the extra dev installs it")
+nbclient = pytest.importorskip("nbclient", reason="the extra dev installs it")
+
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="commands as Unix shells take them")
+def test_it_runs_and_the_captioner_gets_better(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    notebook = nbformat.read(TUTORIAL, as_version=4)
+    place = {"metadata": {"path": str(tmp_path / "docs")}}
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=place).execute()
+    compared = json.loads((tmp_path / "docs" / "compared.json").read_text())
+    assert compared["comparison"]["cider_d"]["interval"][0] > 0.1
+    assert len(list((tmp_path / "docs" / "inbox").glob("*.txt"))) == 40
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 1
+
+
+def test_its_stored_outputs_are_of_its_cells():
+    """Every cell was run, in order, and none failed."""
+    cells = [cell for cell in nbformat.read(TUTORIAL, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
