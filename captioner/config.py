@@ -244,6 +244,8 @@ class TrainingConfig(Section):
     """Stop after this many steps in a row with a non-finite loss or gradient; such steps change no weights."""
     checkpoint_minutes: NotNegative = 10
     """Minutes between checkpoints within an epoch."""
+    stall_minutes: NotNegative = 10
+    """With several processes: end the run, naming the process that hangs, after this long without progress; 0 waits."""
     threads: Count | None = None
     """CPU threads for PyTorch; null keeps its default."""
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -22,6 +22,13 @@ from captioner.errors import ConfigError
 PRESETS = Path(__file__).parent / "presets"
 MAX_VALUES = 10_000
 """Maximum number of values in a configuration: YAML aliases of aliases grow exponentially."""
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+"""The values of `training.trainer.strategy`."""
+ONE_STRATEGY = (
+    "FSDP, DeepSpeed and other strategies split models that do not fit one device, and these do: with gradients and "
+    "AdamW's moments, 16 bytes a parameter"
+)
+"""Why there are no other strategies."""
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", types.NoneType: "null"}
 
 Keys = tuple[str, ...]
@@ -222,5 +229,8 @@ def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
             "views are kept in a feature store, and data.features names none; name a folder there, or set "
             "data.augment: true to augment images as they come",
         )
+    strategy = config.training.trainer.get("strategy", "auto")
+    if strategy not in STRATEGIES:
+        yield "training.trainer.strategy", f"got {json.dumps(strategy):.60}, expected auto or ddp; {ONE_STRATEGY}"
     if any(word in json.dumps(config.training.trainer) for word in ("NaN", "Infinity")):
         yield "training.trainer", "expected finite numbers"

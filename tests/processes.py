@@ -4,6 +4,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +21,20 @@ from captioner.cli import main
 for name in sys.argv[1:]:
     importlib.import_module(name)
 gc.freeze()
+
+def ranks(arguments, world, port):
+    processes = []
+    for rank in range(world):
+        if (process := os.fork()) == 0:
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+            os.environ.update({name: str(value) for name, value in names.items()})
+            sys.exit(main(arguments))
+        processes.append(process)
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes][0]
+
 for line in sys.stdin:
-    arguments, folder, streams, limit = json.loads(line)
+    arguments, folder, streams, limit, world, port = json.loads(line)
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -31,7 +44,7 @@ for line in sys.stdin:
         if limit:
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        sys.exit(main(arguments))
+        sys.exit(ranks(arguments, world, port) if world else main(arguments))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -42,13 +55,16 @@ SECONDS = 120
 class Launched:
     """A running process in a session of its own; its standard input is a pipe that stays open."""
 
-    def __init__(self, server: "subprocess.Popen[bytes]", folder: Path, arguments: list[str], limit: int) -> None:
+    def __init__(
+        self, server: "subprocess.Popen[bytes]", folder: Path, arguments: list[str], limit: int, world: int
+    ) -> None:
         self.server, self.streams = server, [str(folder / name) for name in ("stdin", "stdout", "stderr")]
         os.mkfifo(self.streams[0])
         self.stdin = os.open(self.streams[0], os.O_RDWR)
         self.code: int | None = None
         assert server.stdin is not None
-        server.stdin.write(json.dumps([arguments, os.getcwd(), self.streams, limit]).encode() + b"\n")
+        order = [arguments, os.getcwd(), self.streams, limit, world, free_port()]
+        server.stdin.write(json.dumps(order).encode() + b"\n")
         self.pid = self._answer()
 
     def write(self, text: str) -> None:
@@ -92,6 +108,12 @@ class Launched:
 Launch: TypeAlias = Callable[..., Launched]
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 @contextmanager
 def fork_server(modules: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that has imported modules, and forks one for each command."""
@@ -108,11 +130,14 @@ def fork_server(modules: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextmanager
 def launcher(server: "subprocess.Popen[bytes]", folder: Callable[[], Path]) -> Iterator[Launch]:
-    """Start commands in the working folder of a test; `limit` is the most bytes a file may have."""
+    """Start commands in the working folder of a test; `limit` is the most bytes a file may have.
+
+    With `world`, so many processes run the command, in the environment of torchrun; the exit code is the first one's.
+    """
     launched: list[Launched] = []
 
-    def start(*words: object, limit: int = 0) -> Launched:
-        launched.append(Launched(server, folder(), [*map(str, words)], limit))
+    def start(*words: object, limit: int = 0, world: int = 0) -> Launched:
+        launched.append(Launched(server, folder(), [*map(str, words)], limit, world))
         return launched[-1]
 
     yield start

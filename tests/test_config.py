@@ -151,6 +151,12 @@ def test_layers_must_be_a_positive_integer(tmp_path: Path, value: str) -> None:
         ),
         ("training: {trainer: {a: [.nan]}}", "run.yaml:1: training.trainer: expected finite numbers"),
         ("training: {trainer: {a: -.inf}}", "run.yaml:1: training.trainer: expected finite numbers"),
+        (
+            "training:\n  trainer:\n    strategy: fsdp",
+            'run.yaml:3: training.trainer.strategy: got "fsdp", expected auto or ddp; FSDP, DeepSpeed and other '
+            "strategies split models that do not fit one device, and these do: with gradients and AdamW's moments, 16 "
+            "bytes a parameter",
+        ),
         ("data: {train_split: ''}", "run.yaml:1: data.train_split: String should have at least 1 character"),
         ("decoder: {dropout: 1.0}", "run.yaml:1: decoder.dropout: got 1.0, expected a value less than 1"),
         ("data: {workers: -1}", "run.yaml:1: data.workers: got -1, expected a value greater than or equal to 0"),

@@ -46,8 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from captioner.checkpoint import model_folder
     from captioner.training.run import find_checkpoint, train
+    from captioner.training.trainer import is_first_process
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if is_first_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # chatty
         logging.getLogger(library).setLevel(logging.ERROR)
     resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None

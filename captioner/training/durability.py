@@ -35,7 +35,7 @@ MAY_CHANGE = (
     "decoder.init",  # its weights and words are in the checkpoint
     *(f"data.{name}" for name in ("root", "annotations", "images", "format", "text", "workers")),
     *(f"training.{name}" for name in ("epochs", "patience", "sample_captions", "threads", "trainer")),
-    *(f"training.{name}" for name in ("nonfinite_steps", "checkpoint_minutes")),
+    *(f"training.{name}" for name in ("nonfinite_steps", "checkpoint_minutes", "stall_minutes")),
 )
 """Prefixes of the settings that may change when a run is resumed; its captions are compared by a fingerprint."""
 NOTHING, SAVE, STOP = range(3)
@@ -153,14 +153,20 @@ class Durability(Checkpoint):
         checkpoint["train_batches"] = trainer.num_training_batches
 
     def on_load_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adapt the saved state of Lightning's callbacks, which is restored after this, to this run's settings."""
+        """Adapt the saved state of Lightning's loops and callbacks, which is restored after this, to this run."""
         batches: int = trainer.datamodule.train_batches  # type: ignore[attr-defined]
-        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        if checkpoint["train_batches"] != batches and done < checkpoint["train_batches"]:
-            raise ConfigError(
-                f"{self.path.parent}: the checkpoint was saved within an epoch of {checkpoint['train_batches']} "
-                f"batches per process, and now there are {batches}; resume with as many processes and batches as before"
-            )
+        loops = checkpoint["loops"]["fit_loop"]
+        progress = loops["epoch_loop.batch_progress"]
+        if checkpoint["train_batches"] != batches:
+            if progress["current"]["processed"] < checkpoint["train_batches"]:
+                raise ConfigError(
+                    f"{self.path.parent}: the checkpoint was saved within an epoch of {checkpoint['train_batches']} "
+                    f"batches per process, and now there are {batches}; resume with as many processes and batches as "
+                    f"before, or name a checkpoint from the end of an epoch: --resume {self.path.with_name(BEST)}"
+                )
+            epochs = loops["epoch_progress"]["current"]["processed"]
+            progress["current"] = dict.fromkeys(progress["current"], batches)
+            progress["total"] = dict.fromkeys(progress["total"], epochs * batches)
         states = checkpoint["callbacks"]
         for stopping in _early_stopping(trainer):
             if stopping.state_key in states:

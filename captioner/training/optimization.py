@@ -1,6 +1,7 @@
 """Parameter groups, optimizer and learning-rate schedule."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -61,13 +62,19 @@ def warmup_cosine(step: int, *, warmup: int, total: int, final: float) -> float:
 
 
 def optimizer_and_schedule(
-    model: CaptionModel, config: OptimizationConfig, *, total_steps: int, fused: bool = True
+    model: CaptionModel,
+    config: OptimizationConfig,
+    *,
+    total_steps: int,
+    shift: Callable[[], int] = lambda: 0,
+    fused: bool = True,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW over the parameter groups, and the schedule over `total_steps` steps."""
+    """AdamW over the parameter groups, and the schedule over `total_steps` steps; `shift` is added to each step."""
     optimizer = AdamW(parameter_groups(model, config), betas=config.betas, fused=fused)
     warmup = min(config.warmup_steps, max(1, total_steps // 10))
 
     def factor(step: int) -> float:
-        return warmup_cosine(step, warmup=warmup, total=total_steps, final=config.final_learning_rate)
+        place = max(0, step + shift())
+        return warmup_cosine(place, warmup=warmup, total=total_steps, final=config.final_learning_rate)
 
     return optimizer, LambdaLR(optimizer, factor)

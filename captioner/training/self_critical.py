@@ -6,7 +6,7 @@ B images · S samples of each · R = B·S rows · T tokens · V vocabulary
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
 from captioner.model.packed import pack
 from captioner.tokenizer import Tokenizer
-from captioner.training.task import CrossEntropyTask
+from captioner.training.task import SEED_STRIDE, CrossEntropyTask
 from captioner.training.validation import CaptionValidation
 
 log = logging.getLogger(__name__)
@@ -64,22 +64,40 @@ class SelfCriticalTask(CrossEntropyTask):
         """The loss, and what is logged of the samples."""
         memory = self.encode(batch)
         logged: dict[str, Tensor] = {}
-        loss = memory.layers[0].keys.sum() * 0  # of a batch of mosaics alone
         alone = (batch.corners < 0).nonzero()[:, 0]
         if len(alone):
-            loss, logged = self.policy_loss(memory.select(alone), [batch.image_ids[place] for place in alone.tolist()])
+            images = [batch.image_ids[place] for place in alone.tolist()]
+            loss, tokens, logged = self.policy_loss(memory.select(alone), images)
+        else:  # in mosaics: no samples, but every parameter has a gradient, for which other processes wait
+            loss = torch.stack([each.sum() for each in self.model.parameters() if each.requires_grad]).sum() * 0
+            tokens = torch.zeros_like(loss)
+        loss = loss * self.policy_share(tokens, batch)
         if self.options.cross_entropy:
             anchor, pointed = self.loss(batch, memory)
-            loss = loss + self.options.cross_entropy * anchor
+            loss = loss + self.options.cross_entropy * anchor * self.step_share(batch)
             logged["train_loss"] = anchor.detach()
             if pointed is not None:
                 logged["train_pointing_loss"] = pointed.detach()
         for name, value in logged.items():
             self.log(name, value, prog_bar=name == "train_reward", batch_size=len(batch.image_ids))
-        return logged | {"loss": loss * self.step_share(batch)}
+        return logged | {"loss": loss}
 
-    def policy_loss(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The policy gradient's loss for S samples of each image, a mean over tokens, and statistics of the samples."""
+    def policy_share(self, tokens: Tensor, batch: Batch) -> Tensor | float:
+        """The factor that turns Lightning's mean over processes into a mean over all their sampled tokens.
+
+        Of several batches a step, each counts by its share of the tokens of human captions.
+        """
+        if self.trainer.world_size == 1:
+            return self.step_share(batch)
+        mine = tokens * (batch.weight > 0)
+        counts = torch.stack([mine, torch.full_like(mine, batch.weight)])
+        total, weight = self.trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+        factor: Tensor = mine / total.clamp(min=1) * weight * self.trainer.world_size
+        return factor * self.trainer.accumulate_grad_batches
+
+    def policy_loss(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The policy gradient's loss for S samples of each image, a mean over tokens; the number of these tokens, and
+        statistics of the samples."""
         tokens, lengths = self.sample(memory, images)
         texts = [self.tokenizer.decode(row[1:]) for row in tokens.tolist()]
         ended = (tokens == self.tokenizer.eos).any(dim=1)
@@ -88,27 +106,35 @@ class SelfCriticalTask(CrossEntropyTask):
         advantages = (rewards - rewards.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
         sampled = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]  # (R, T - 1)
         states, _ = self.model.decoder.states(tokens[:, :-1], memory)
-        logits = self.model.decoder.logits(states[sampled]).float()
+        logits = self.model.decoder.logits(states[sampled])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         suppressed = torch.tensor(self.tokenizer.suppressed, device=tokens.device)
         log_probs = logits.index_fill(1, suppressed, -math.inf).log_softmax(dim=1)
         chosen = log_probs.gather(1, tokens[:, 1:][sampled][:, None])[:, 0]
         weights = advantages.flatten()[:, None].expand_as(sampled)[sampled]
         loss = -(weights * chosen).mean()
-        return loss, {
-            "train_reward": rewards.mean(),
-            "train_entropy": -chosen.detach().mean(),
-            "train_length": (lengths - 1 - ended.long()).float().mean(),
-            "train_distinct": torch.tensor(len(set(texts)) / len(texts)),
-        }
+        return (
+            loss,
+            sampled.sum().to(loss.dtype),
+            {
+                "train_reward": rewards.mean(),
+                "train_entropy": -chosen.detach().mean(),
+                "train_length": (lengths - 1 - ended.long()).float().mean(),
+                "train_distinct": torch.tensor(len(set(texts)) / len(texts)),
+            },
+        )
 
     @torch.no_grad()
     def sample(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, Tensor]:
-        """S samples of each image: tokens (R, T) with start and end token, padded, and their lengths (R,)."""
+        """S samples of each image: tokens (R, T) with start and end token, padded, and their lengths (R,).
+
+        They depend on the image and the step, not on the process or the rest of the batch.
+        """
         strategy = Sampling(
             max_length=self.model.decoder.config.max_length - 1,
             top_p=1.0,
             samples=self.options.samples,
-            seed=self.batch_seed,
+            seed=self.config.training.seed + SEED_STRIDE * self.trainer.fit_loop.total_batch_idx,
         )
         with torch.autocast(memory.layers[0].keys.device.type, enabled=False):
             search = Search(
@@ -146,7 +172,7 @@ class SelfCriticalTask(CrossEntropyTask):
                 continue
             grouped = [words[row * samples : (row + 1) * samples] for row in ours]
             places = [self.places[images[row]][1] for row in ours]
-            rewards[ours] = torch.from_numpy(reward.reward(places, grouped)).float()
+            rewards[ours] = torch.from_numpy(reward.reward(places, grouped)).to(rewards.dtype)
         return rewards
 
     def on_validation_epoch_end(self) -> None:
@@ -173,6 +199,7 @@ class SelfCriticalTask(CrossEntropyTask):
         super().on_save_checkpoint(checkpoint)
         checkpoint["self_critical"] = {"best": self.best, "last": self.last}
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["self_critical"]
         self.best, self.last = state["best"], state["last"]

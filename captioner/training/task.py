@@ -35,6 +35,8 @@ class CaptionTask(pl.LightningModule):
         self.tokenizer = tokenizer
         self.config = config
         self.validation = validation
+        self.schedule_shift = 0
+        """Steps that the schedule is ahead of Lightning's count; not 0 if earlier epochs had other numbers of steps."""
 
     def encode(self, batch: Batch) -> Memory:
         """The memory of the batch's B images, from pixels or stored features."""
@@ -54,11 +56,16 @@ class CaptionTask(pl.LightningModule):
         return batch.weight * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @cached_property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run; Lightning's estimate would fetch data before a run is restored."""
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch; Lightning's estimate would fetch data before a run is restored."""
         trainer: Any = self.trainer
         steps: int = math.ceil(trainer.datamodule.train_batches / trainer.accumulate_grad_batches)
-        return steps * max(1, trainer.max_epochs or 1)
+        return steps
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epoch_steps * max(1, self.trainer.max_epochs or 1)
 
     @property
     def batch_seed(self) -> int:
@@ -93,12 +100,21 @@ class CaptionTask(pl.LightningModule):
             self.model,
             self.config.optimization,
             total_steps=self.total_steps,
+            shift=lambda: self.schedule_shift,
             fused=not self.trainer.precision.endswith("-mixed"),  # Lightning clips no fused gradients then
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["captioner"] = describe(self.model, self.tokenizer) | {"run": to_dict(self.config)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the schedule go on by epochs: with another number of processes, an epoch has other steps."""
+        loops = checkpoint["loops"]["fit_loop"]
+        done = loops["epoch_loop.batch_progress"]["current"]["processed"]
+        steps = 0 if done >= checkpoint["train_batches"] else done // self.trainer.accumulate_grad_batches
+        steps += loops["epoch_progress"]["current"]["processed"] * self.epoch_steps
+        self.schedule_shift = steps - checkpoint["global_step"]
 
 
 class CrossEntropyTask(CaptionTask):
@@ -125,5 +141,5 @@ class CrossEntropyTask(CaptionTask):
         pointed = pointing_loss(pointing(weights, batch, encoder.grid, encoder.patches))
         # At full strength only from the middle of the run: a captioner that does not use its images yet would learn
         # not to.
-        ramp = min(1.0, 2 * self.global_step / self.total_steps)
+        ramp = min(1.0, 2 * (self.global_step + self.schedule_shift) / self.total_steps)
         return loss + options.pointing * ramp * pointed, pointed

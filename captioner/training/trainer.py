@@ -11,6 +11,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, GradientAccumulationScheduler, LearningRateMonitor, WeightAveraging
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -19,6 +20,7 @@ from captioner.errors import ConfigError
 from captioner.text import did_you_mean, first_line
 from captioner.training.durability import WholeCheckpoints
 from captioner.training.progress import StderrProgressBar
+from captioner.training.watch import Watch
 
 
 def training_device(config: Config) -> torch.device:
@@ -38,6 +40,7 @@ def make_trainer(
     if config.optimization.ema_decay is not None:
         watchers.append(WeightAveraging(multi_avg_fn=_moving_average(config.optimization.ema_decay)))
     watchers += _instances(options.pop("callbacks", []), Callback, "callbacks")
+    watchers.append(Watch(60 * config.training.stall_minutes))  # the last, so that it counts what the others finished
     if any(isinstance(each, GradientAccumulationScheduler) for each in watchers):
         raise ConfigError(
             "GradientAccumulationScheduler changes how many batches a step takes, by which "
@@ -58,6 +61,11 @@ def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor
         interpolate(averaged, [new.to(old.dtype) for old, new in zip(averaged, current, strict=True)], steps)
 
     return average
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that reports, as far as its launcher says: there may be only one."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def trainer_options(config: Config) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from captioner.checkpoint import load_model
+from captioner.checkpoint import load_model, load_training_file
 from captioner.data.formats import load_captions
 from captioner.generation import Greedy
 from captioner.metrics import score_captions
 from captioner.pipeline import Captioner
 from captioner.training.history import read_table
+from captioner.training.optimization import warmup_cosine
 
 pytestmark = pytest.mark.slow
 
@@ -106,3 +109,106 @@ def test_batches_of_unequal_length_in_two_processes(train):
     expected, found = (torch.load(folder / "gradients.pt", weights_only=True) for folder in (whole, shared))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.fixture
+def command(tmp_path, shapes):
+    """The words of `captioner train` with settings, and with callbacks of recorders.py: name=JSON of its argument."""
+    (tmp_path / "plain.yaml").write_text(CONFIG % (shapes, shapes / "captions.json"))
+
+    def words(folder, *settings, **callbacks):
+        entries = [
+            {"class_path": f"tests.training.recorders.{name}", "init_args": arguments}
+            for name, arguments in callbacks.items()
+        ]
+        sets = ("data.mosaics=0", "training.epochs=1", f"training.trainer.callbacks={json.dumps(entries)}", *settings)
+        sets = [word for each in sets for word in ("--set", each)]
+        return ["train", "--config", tmp_path / "plain.yaml", "-o", folder, *sets]
+
+    return words
+
+
+def test_self_critical_training_by_torchrun(command, launch, tmp_path):
+    """Two processes with batches of unequal size, and different samples, have the gradient of one with all images."""
+    started = launch(*command(tmp_path / "start"))
+    assert started.wait() == 0, started.read(2)
+    options = ("training.objective=self_critical", "optimization.learning_rate=1e-6")
+
+    def words(name, images):
+        recorder = {"path": str(tmp_path / f"{name}.pt")}
+        settings = (*options, f"data.batch_images={images}")
+        return *command(tmp_path / name, *settings, Gradients=recorder), "--init", tmp_path / "start" / "model"
+
+    whole = launch(*words("whole", 256))
+    assert whole.wait() == 0, whole.read(2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    shared = [*torchrun, "captioner", *words("shared", 64), "--set", "training.trainer.devices=2"]
+    finished = subprocess.run(list(map(str, shared)), capture_output=True, text=True, check=False, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == f"{tmp_path / 'shared' / 'model'}\n"
+    assert finished.stderr.count("before self-critical training") == 1  # one process reports
+    expected, found = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "shared"))
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+    [measured], [single] = (read_table(tmp_path / name / "metrics.csv").values() for name in ("shared", "whole"))
+    assert measured["val_cider_d"] == pytest.approx(single["val_cider_d"], abs=1e-6)
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(command, launch, shapes, tmp_path):
+    """Two processes, then one, then three, an epoch each: every caption is trained on once an epoch, the schedule goes
+    by epochs, and the average of the weights is kept.
+    """
+    run, steps = tmp_path / "run", {}
+    data = ("data.batch_images=2", "training.epochs=3", "optimization.ema_decay=0.5")
+    rates = ("optimization.learning_rate=1e-3", "optimization.warmup_steps=0", "optimization.final_learning_rate=0")
+    for epoch, world in enumerate((2, 1, 3)):
+        callbacks = {"Batches": {"path": str(tmp_path / "batches")}, "StopAfter": {"epoch": epoch}}
+        words = command(run, *data, *rates, f"training.trainer.devices={world}", **callbacks)
+        process = launch(*words, "--resume", "auto", world=world)
+        assert process.wait() == 0, process.read(2)
+        state = load_training_file(run / "checkpoints" / "last.ckpt")
+        lines = [
+            json.loads(line)
+            for rank in range(world)
+            for line in Path(f"{tmp_path / 'batches'}.{world}.{rank}").read_text().splitlines()
+        ]
+        assert {line[0] for line in lines} == {epoch}
+        shown = Counter(image for line in lines for image in line[3])
+        train = load_captions(shapes).split("train").images
+        assert shown == {image.image_id: len(image.captions) for image in train}
+        steps[world] = len(lines) // world
+        first = {line[1] for line in lines if line[1] == min(line[1] for line in lines)}
+        assert first == {sum(list(steps.values())[:-1])}
+        assert state["global_step"] == sum(steps.values())
+        for _, step, rate, _ in lines:
+            if step not in first:  # that one still has the rate of the end of the epoch before
+                place = epoch * steps[world] + step - min(first)
+                expected = warmup_cosine(place, warmup=0, total=3 * steps[world], final=0)
+                assert rate == pytest.approx(1e-3 * expected, rel=1e-6, abs=1e-12)
+    rows = read_table(run / "metrics.csv")
+    assert list(rows) == sorted(rows)
+    assert [row["epoch"] for row in rows.values() if "val_loss" in row] == [0, 1, 2]
+    weights, average = state["current_model_state"], state["state_dict"]
+    assert any(not torch.equal(weights[name], average[name]) for name in weights)
+    assert steps[1] > steps[2] > steps[3]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("killed", "has died or lost its connection"),
+        ("hangs", "made no progress for 0.1 minutes (training.stall_minutes), and the others wait"),
+        ("fails", "failed with AnnotationError: photo.jpg: is broken"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_ends_the_run(command, launch, tmp_path, how, reason):
+    settings = ("data.batch_images=2", "training.stall_minutes=0.1", "training.trainer.devices=2")
+    process = launch(*command(tmp_path / "run", *settings, Misbehave={"how": how}), world=2)
+    assert process.wait() == 1
+    errors = [
+        line for line in process.read(2).splitlines() if line.startswith("captioner: error: process 1 of 2 (pid ")
+    ]
+    assert len(errors) == 1, process.read(2)
+    assert reason in errors[0]
+    assert errors[0].endswith("; continue with --resume auto")

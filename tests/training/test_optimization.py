@@ -27,6 +27,16 @@ def small(train):
     return model
 
 
+def test_a_schedule_goes_on_where_it_is_shifted_to():
+    """Also from before its beginning: PyTorch asks for the first rate before a checkpoint's step is restored."""
+    shift = -50
+    config = OptimizationConfig(learning_rate=1.0, warmup_steps=0, final_learning_rate=0)
+    _, schedule = optimizer_and_schedule(small("none"), config, total_steps=100, shift=lambda: shift)
+    [factor] = set(schedule.lr_lambdas)
+    assert factor(0) == 1
+    assert factor(100) == warmup_cosine(50, warmup=0, total=100, final=0)
+
+
 def test_matrices_decay_and_gains_biases_and_the_null_patch_do_not():
     model = small("all")
     groups = parameter_groups(model, OptimizationConfig(weight_decay=0.3, learning_rate=1.0, encoder_learning_rate=0.1))

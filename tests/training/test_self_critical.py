@@ -63,7 +63,7 @@ def memory(task):
 
 def test_the_loss_is_that_of_the_formula(task, memory):
     """Sample by sample and token by token: -(r - mean of the other rewards) log p, averaged over tokens."""
-    loss, logged = task.policy_loss(memory, [0, 1, 2])
+    loss, counted, logged = task.policy_loss(memory, [0, 1, 2])
     tokens, lengths = task.sample(memory, [0, 1, 2])
     texts = [task.tokenizer.decode(row[1:]) for row in tokens.tolist()]
     ended = [task.tokenizer.eos in row for row in tokens.tolist()]
@@ -81,6 +81,7 @@ def test_the_loss_is_that_of_the_formula(task, memory):
                 total -= advantage * logits[place].log_softmax(0)[token]
                 count += 1
     assert loss.item() == pytest.approx((total / count).item(), rel=1e-4)
+    assert counted == count
     assert logged["train_reward"] == pytest.approx(rewards.mean().item())
     assert logged["train_length"] == pytest.approx(sum(len(text.split()) for text in texts) / len(texts))
 
@@ -91,7 +92,7 @@ def test_rewards_rise(task):
     rewards = []
     for step in range(60):
         task._trainer = Loop(batches=step)
-        loss, logged = task.policy_loss(task.model.decoder.project(features), [0, 1, 2])
+        loss, _, logged = task.policy_loss(task.model.decoder.project(features), [0, 1, 2])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
