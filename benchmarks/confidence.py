@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     captioner, tables = Captioner.from_pretrained(arguments.model), []
     for folder in arguments.data:
         images = load_captions(folder).split(arguments.split).images[: arguments.captions]
-        stream = captioner.stream([image.source for image in images])
+        stream = captioner.stream([image.content for image in images])
         pairs = [
             (each.caption, image.captions)
             for each, image in zip(stream, images, strict=True)

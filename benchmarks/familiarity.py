@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     parts = []
     for folder in arguments.data:
         parts.append(
-            unfamiliarity(captioner, (each.source for each in load_captions(folder).split(arguments.split).images))
+            unfamiliarity(captioner, (each.content for each in load_captions(folder).split(arguments.split).images))
         )
         print(f"| {folder}, {arguments.split} | {len(parts[-1])} | | | {(parts[-1] > 1).mean():.1%} |")
     photos = np.concatenate(parts)

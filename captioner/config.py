@@ -161,6 +161,9 @@ class DataConfig(DataSetConfig):
     sources: tuple[SourceConfig, ...] = ()
     """Several data sets to train on together, in place of `root` and the keys up to `val_split`. Each is validated by
     itself; the mean of their scores decides which epoch is best."""
+    shards: str | None = None
+    """A folder of webdataset tars to train on (`captioner data shard`, or img2dataset), read as they are needed; `root`
+    is then the data set with the validation split. `captions_per_image` captions of each are drawn every epoch."""
     text: str | None = None
     """Captions without pictures: a COCO captions file, or a text file with one a line. Their words join the vocabulary,
     and `training.objective: language` trains on them too."""

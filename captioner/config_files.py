@@ -229,6 +229,12 @@ def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
             "views are kept in a feature store, and data.features names none; name a folder there, or set "
             "data.augment: true to augment images as they come",
         )
+    if data.shards is not None:
+        others = {"data.sources": data.sources, "data.features": stored, "data.mosaics": data.mosaics}
+        others |= {"data.control": data.control, "data.length_control": data.length_control}
+        others["training.objective"] = config.training.objective != "cross_entropy"
+        for key in (key for key, given in others.items() if given):
+            yield key, "does not go with data.shards, whose samples are not listed in memory; remove one of them"
     strategy = config.training.trainer.get("strategy", "auto")
     if strategy not in STRATEGIES:
         yield "training.trainer.strategy", f"got {json.dumps(strategy):.60}, expected auto or ddp; {ONE_STRATEGY}"

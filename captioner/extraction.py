@@ -80,7 +80,7 @@ def extract_features(
         encoder={name: getattr(config, name) for name in (*ALWAYS_IN_KEY, *special)},
         weights=hash_weights(encoder.state_dict()),
         transform=f"{TRANSFORM}, {len(work)} views{layouts}",
-        files=hash_photos((_name(image, captions.root), image.source) for image in captions.images),
+        files=hash_photos((_name(image, captions.root), image.content) for image in captions.images),
     )
     if (store := FeatureStore.open(folder, key)) is not None:
         return store

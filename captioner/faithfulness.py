@@ -148,7 +148,7 @@ def hallucination_examples(captioner: Captioner, images: Sequence[CaptionedImage
     """Caption images and compare the objects named with those in the references."""
     features, hallucinated, photos = [], [], []
     for photo, image in enumerate(images):
-        for each in object_words_of(captioner.inspect(image.source, method="relevance")):
+        for each in object_words_of(captioner.inspect(image.content, method="relevance")):
             features.append(each.features)
             hallucinated.append(is_hallucinated(each.concept, image.captions))
             photos.append(photo)

@@ -152,6 +152,11 @@ def test_layers_must_be_a_positive_integer(tmp_path: Path, value: str) -> None:
         ("training: {trainer: {a: [.nan]}}", "run.yaml:1: training.trainer: expected finite numbers"),
         ("training: {trainer: {a: -.inf}}", "run.yaml:1: training.trainer: expected finite numbers"),
         (
+            "data: {shards: tars, mosaics: 0.5}",
+            "run.yaml:1: data.mosaics: does not go with data.shards, whose samples are not listed in memory; remove "
+            "one of them",
+        ),
+        (
             "training:\n  trainer:\n    strategy: fsdp",
             'run.yaml:3: training.trainer.strategy: got "fsdp", expected auto or ddp; FSDP, DeepSpeed and other '
             "strategies split models that do not fit one device, and these do: with gradients and AdamW's moments, 16 "

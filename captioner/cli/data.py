@@ -16,6 +16,7 @@ from tqdm import tqdm
 from captioner.cli import suggestion
 from captioner.cli.files import check_output, write_whole
 from captioner.cli.flags import number
+from captioner.cli.shard import LINE, add_shard_flags, shard
 from captioner.data import archives
 from captioner.data.annotations import CaptionSet, Listing, Problem, image_name
 from captioner.data.checks import check, usable
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("check", "print each problem on a line (severity, code, place, message), and whether training can start"),
         ("split", "divide the usable images into train, val and test, with copies of a picture in one split"),
         ("stats", "print counts, caption lengths, words and image sizes of what is usable, as JSON"),
+        ("shard", LINE),
         ("fix", "convert text files to UTF-8, and move empty and broken files of a folder into quarantine"),
     ):
         action = actions.add_parser(name, help=line, description=line)
@@ -50,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--annotations", metavar="FILE", help="the annotation file; default: found in ROOT")
         action.add_argument("--images", metavar="DIR", help="the image folder; default: ROOT/images, else ROOT")
         action.add_argument("--format", choices=FORMATS, default="auto", help="default: detected")
-        if name == "fix":
+        if name == "shard":
+            add_shard_flags(action)
+        elif name == "fix":
             action.add_argument("--write", action="store_true", help="do it; default: print what would be done")
             where = "folder for originals and unusable files; default: ROOT-quarantine"
             action.add_argument("--quarantine", type=Path, metavar="DIR", help=where)
@@ -83,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         return prepare(archives.DATA_SETS[arguments.name], root, arguments.archives or root / "archives")
     if arguments.root is None and arguments.annotations is None:
         raise ConfigError("no data set given; name a folder, or --annotations FILE and --images DIR")
+    if arguments.action == "shard":
+        return shard(arguments)
     keep = arguments.keep if arguments.action == "split" else None
     listing = read_listing(arguments.root, arguments.annotations, arguments.images, arguments.format, keep)
     if arguments.action == "fix":

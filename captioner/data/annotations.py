@@ -31,17 +31,36 @@ JsonObject = dict[str, object]
 
 
 @dataclass(frozen=True)
+class Member:
+    """A part of a tar file."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
 class CaptionedImage:
     """An image with its cleaned captions, at least one."""
 
     image_id: int | str
-    source: Path | bytes
-    """Its file, or the file's content."""
+    source: Path | bytes | Member
+    """Its file, the file's content, or where that lies in a tar."""
     captions: tuple[str, ...]
     split: str | None
     dataset: str = ""  # the source it comes from, where there are several
     styles: tuple[str | None, ...] = ()
     """The style of each caption; empty where annotations are read without."""
+
+    @property
+    def content(self) -> Path | bytes:
+        """Its file, or the file's content."""
+        return self.source.read() if isinstance(self.source, Member) else self.source
 
     @property
     def path(self) -> Path:

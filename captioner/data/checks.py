@@ -72,7 +72,7 @@ def unusable_photos(images: Iterable[CaptionedImage]) -> Iterator[tuple[Captione
     Photos are decoded in case of doubt only, so damage in the middle of a file is not found.
     """
     for image in images:
-        if error := _image_error(image.source, _look):
+        if error := _image_error(image.content, _look):
             yield image, error
 
 

@@ -1,10 +1,11 @@
 """Lightning's data module: training and validation loaders."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captioner.config import DataConfig, EncoderConfig
 from captioner.data.annotations import CaptionSet
@@ -12,6 +13,8 @@ from captioner.data.dataset import Batch, CaptionDataset, ignore_signals
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
 from captioner.data.sampler import GroupSampler
+from captioner.data.shards import find_shards, read_index
+from captioner.data.streaming import ShardDataset, ShardSampler
 from captioner.errors import ConfigError
 from captioner.tokenizer import Tokenizer
 
@@ -67,31 +70,57 @@ class CaptionDataModule(pl.LightningDataModule):
                 (config.val_split, val, False, ()),
             )
         )
+        self.stream: ShardDataset | None = None
+        if config.shards is not None:
+            self.stream = ShardDataset(
+                find_shards(Path(config.shards)),
+                tokenizer,
+                encoder,
+                max_length=max_length,
+                captions_per_image=config.captions_per_image,
+                augmented=config.augment,
+            )
 
     @property
     def train_batches(self) -> int:
         """Training batches of an epoch in one process."""
-        return self._sampler(self.train_set, shuffle=True).trained
+        return self._train_sampler().trained
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True)
+        return self._loader(self.stream or self.train_set, self._train_sampler())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders of the images and, if there are mosaics, of one mosaic of each image."""
-        whole = self._loader(self.val_set, shuffle=False)
-        return [whole, self._loader(self.val_set, shuffle=False, mosaics=True)] if self.val_set.mosaics else [whole]
+        kinds = (False, True) if self.val_set.mosaics else (False,)
+        return [
+            self._loader(self.val_set, self._sampler(self.val_set, shuffle=False, mosaics=mosaics)) for mosaics in kinds
+        ]
 
-    def _loader(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> DataLoader[Batch]:
+    def _loader(self, dataset: Dataset[Batch], sampler: Sampler[Any]) -> DataLoader[Batch]:
         workers = self.config.workers
         return DataLoader(
             dataset,
             batch_size=None,  # the sampler yields plans of whole batches
-            sampler=self._sampler(dataset, shuffle, mosaics),
+            sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,
             worker_init_fn=ignore_signals,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _train_sampler(self) -> GroupSampler | ShardSampler:
+        if self.stream is None:
+            return self._sampler(self.train_set, shuffle=True)
+        return ShardSampler(
+            [len(read_index(path).entries) for path in self.stream.shards],
+            batch_images=self.config.batch_images,
+            seed=self.seed,
+            progress=self._progress,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world=self.trainer.world_size if self.trainer else 1,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            limit=self.trainer.limit_train_batches if self.trainer else None,
         )
 
     def _sampler(self, dataset: CaptionDataset, shuffle: bool, mosaics: bool = False) -> GroupSampler:

@@ -76,6 +76,8 @@ class Batch(NamedTuple):
     """See `BatchPlan`."""
     controls: Tensor | None = None
     """(R,) int64: control tokens after the start token, which are not predicted; None if there are none."""
+    skipped: int = 0
+    """Samples that were left out, as they cannot be used; of shards only."""
 
     @property
     def predicts(self) -> Tensor:
@@ -200,7 +202,7 @@ class CaptionDataset(Dataset[Batch]):
 def read_photo(image: CaptionedImage) -> Image:
     """Open a photo upright. Raises AnnotationError, naming the photo, if it cannot be read."""
     try:
-        return open_image(image.source).image
+        return open_image(image.content).image
     except ImageError as error:
         raise AnnotationError(
             f"image {image.image_id!r}: {error}; remove it from the annotations or replace the file"

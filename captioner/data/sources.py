@@ -15,6 +15,7 @@ from captioner.data.annotations import (
 )
 from captioner.data.checks import unusable_photos
 from captioner.data.formats import load_captions
+from captioner.data.shards import find_shards, first_samples, read_index
 from captioner.data.text_files import parse_json, read_text
 from captioner.errors import AnnotationError, ConfigError
 
@@ -23,14 +24,19 @@ log = logging.getLogger(__name__)
 SOURCE = "source"
 """The value of `data.control` that makes the names of `data.sources` styles."""
 MAX_STYLES = 100
+SHARD_SAMPLE = 100_000
+"""Number of samples of shards whose words make the vocabulary."""
 
 
 def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:
     """The training and the validation images of all sources.
 
-    With several sources, ids become `source/id`, and the splits have the same names in all. Raises ConfigError where
-    keys contradict each other, InputError and AnnotationError as `load_captions` does.
+    With several sources, ids become `source/id`, and the splits have the same names in all. Of `shards`, the training
+    images are the first ones, for the vocabulary and for calibration. Raises ConfigError where keys contradict each
+    other, InputError and AnnotationError as `load_captions` does.
     """
+    if config.shards is not None:
+        return _shard_sample(Path(config.shards)), _load(config, None).split(config.val_split)
     if not config.sources:
         return _splits(config, config.control)
     default = DataSetConfig()
@@ -116,5 +122,20 @@ def styles_of(config: DataConfig, train: CaptionSet) -> list[str]:
 
 
 def _splits(config: DataSetConfig, style_column: str | None) -> tuple[CaptionSet, CaptionSet]:
-    captions = load_captions(config.root, config.annotations, config.images, config.format, style_column)
+    captions = _load(config, style_column)
     return captions.split(config.train_split), captions.split(config.val_split)
+
+
+def _load(config: DataSetConfig, style_column: str | None) -> CaptionSet:
+    return load_captions(config.root, config.annotations, config.images, config.format, style_column)
+
+
+def _shard_sample(folder: Path) -> CaptionSet:
+    shards = find_shards(folder)
+    indexes = [read_index(path) for path in shards]
+    counts = sum(len(index.entries) for index in indexes), len(shards), sum(index.incomplete for index in indexes)
+    log.info("%d samples in %d shards; %d without a photo and captions are left out", *counts)
+    images = tuple(first_samples(shards, SHARD_SAMPLE))
+    if not images:
+        raise AnnotationError(f"{folder}: no sample can be used; it takes a photo, and captions in .json or .txt")
+    return CaptionSet(images, folder)

@@ -33,7 +33,7 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 MAY_CHANGE = (
     "name",
     "decoder.init",  # its weights and words are in the checkpoint
-    *(f"data.{name}" for name in ("root", "annotations", "images", "format", "text", "workers")),
+    *(f"data.{name}" for name in ("root", "annotations", "images", "format", "text", "shards", "workers")),
     *(f"training.{name}" for name in ("epochs", "patience", "sample_captions", "threads", "trainer")),
     *(f"training.{name}" for name in ("nonfinite_steps", "checkpoint_minutes", "stall_minutes")),
 )

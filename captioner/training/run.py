@@ -123,7 +123,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
     train, val = load_splits(data)
-    if config.training.objective != "language":
+    if config.training.objective != "language" and data.shards is None:
         train, val = usable_splits(train, val, skip_bad=skip_bad)
     texts = load_texts(data)
     identity = to_dict(config) | {"captions": _fingerprint(train.images, val.images, texts)}

@@ -71,7 +71,7 @@ class SelfCriticalTask(CrossEntropyTask):
         else:  # in mosaics: no samples, but every parameter has a gradient, for which other processes wait
             loss = torch.stack([each.sum() for each in self.model.parameters() if each.requires_grad]).sum() * 0
             tokens = torch.zeros_like(loss)
-        loss = loss * self.policy_share(tokens, batch)
+        loss = loss * self.token_share(tokens, batch)
         if self.options.cross_entropy:
             anchor, pointed = self.loss(batch, memory)
             loss = loss + self.options.cross_entropy * anchor * self.step_share(batch)
@@ -81,19 +81,6 @@ class SelfCriticalTask(CrossEntropyTask):
         for name, value in logged.items():
             self.log(name, value, prog_bar=name == "train_reward", batch_size=len(batch.image_ids))
         return logged | {"loss": loss}
-
-    def policy_share(self, tokens: Tensor, batch: Batch) -> Tensor | float:
-        """The factor that turns Lightning's mean over processes into a mean over all their sampled tokens.
-
-        Of several batches a step, each counts by its share of the tokens of human captions.
-        """
-        if self.trainer.world_size == 1:
-            return self.step_share(batch)
-        mine = tokens * (batch.weight > 0)
-        counts = torch.stack([mine, torch.full_like(mine, batch.weight)])
-        total, weight = self.trainer.strategy.reduce(counts.clone(), reduce_op="sum")
-        factor: Tensor = mine / total.clamp(min=1) * weight * self.trainer.world_size
-        return factor * self.trainer.accumulate_grad_batches
 
     def policy_loss(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The policy gradient's loss for S samples of each image, a mean over tokens; the number of these tokens, and

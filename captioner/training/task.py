@@ -1,5 +1,6 @@
 """Training tasks: a loss and validation.   B images · R = B·C caption rows · T tokens · V vocabulary"""
 
+import logging
 import math
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,8 @@ from captioner.training.attention_losses import pointing, pointing_loss
 from captioner.training.optimization import optimizer_and_schedule
 from captioner.training.validation import CaptionValidation
 
+log = logging.getLogger(__name__)
+
 SEED_STRIDE = 1_000_003
 """Distance between the seeds of two batches; a large prime, so that runs with other seeds do not share them."""
 
@@ -35,6 +38,7 @@ class CaptionTask(pl.LightningModule):
         self.tokenizer = tokenizer
         self.config = config
         self.validation = validation
+        self.skipped = 0
         self.schedule_shift = 0
         """Steps that the schedule is ahead of Lightning's count; not 0 if earlier epochs had other numbers of steps."""
 
@@ -51,8 +55,27 @@ class CaptionTask(pl.LightningModule):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, batch.tokens[:, 1:][predicts], label_smoothing=label_smoothing)
 
-    def step_share(self, batch: Batch) -> float:
+    def step_share(self, batch: Batch) -> Tensor | float:
         """The factor that turns Lightning's mean over processes and batches into a mean over the step's tokens."""
+        if self.config.data.shards is not None:  # the tokens of other processes are not known in advance
+            return self.token_share(batch.predicts.sum(), batch)
+        return self._weighted(batch)
+
+    def token_share(self, tokens: Tensor, batch: Batch) -> Tensor | float:
+        """The same for a loss that is a mean over `tokens` of this process; those of the others are asked for.
+
+        Of several batches a step, each counts by its weight.
+        """
+        if self.trainer.world_size == 1:
+            return self._weighted(batch)
+        mine = tokens.double() * (batch.weight > 0)
+        total, weight = self.trainer.strategy.reduce(
+            torch.stack([mine, mine.new_tensor(batch.weight)]), reduce_op="sum"
+        )
+        factor: Tensor = mine / total.clamp(min=1) * weight * self.trainer.world_size
+        return factor * self.trainer.accumulate_grad_batches
+
+    def _weighted(self, batch: Batch) -> float:
         return batch.weight * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @cached_property
@@ -76,6 +99,12 @@ class CaptionTask(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         # Seeded by batch, so that a resumed run draws the same dropout as an uninterrupted one.
         torch.manual_seed(self.batch_seed)
+        self.skipped += batch.skipped
+
+    def on_train_epoch_end(self) -> None:
+        if self.skipped:
+            log.warning("epoch %d: %d samples left out, as they cannot be used", self.current_epoch, self.skipped)
+            self.skipped = 0
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         if not batch.weight:  # a repeated batch, which keeps processes in step

@@ -252,3 +252,14 @@ def test_prepare_says_what_to_fetch(tmp_path: Path, capsys: pytest.CaptureFixtur
         "fetch them as printed above, then run this again\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_written(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one split; what they hold is tested in tests/data/test_shards.py."""
+    count = len(load_captions(photos).split("val"))
+    assert main(["data", "shard", str(photos), "--split", "val", "-o", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'out' / 'val-000000.tar'}\n"
+    assert f"{count} images in 1 shards; `sha256sum -c SHA256SUMS` checks copies" in err
+    assert main(["data", "shard", str(photos), "--split", "val", "-o", str(tmp_path / "out")]) == 2
+    assert "already holds shards" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 
 from captioner.checkpoint import load_model, load_training_file
 from captioner.data.formats import load_captions
+from captioner.data.shards import read_index, write_shards
 from captioner.generation import Greedy
 from captioner.metrics import score_captions
 from captioner.pipeline import Captioner
@@ -212,3 +213,34 @@ def test_a_process_that_dies_or_hangs_ends_the_run(command, launch, tmp_path, ho
     assert len(errors) == 1, process.read(2)
     assert reason in errors[0]
     assert errors[0].endswith("; continue with --resume auto")
+
+
+def test_training_from_shards(command, launch, shapes, tmp_path):
+    """A step of two processes has the gradient of one with all samples; then a run that is stopped after an epoch, with
+    loader workers and a sample that is broken, goes on as the run that is not.
+    """
+    shards = tmp_path / "shards"
+    [path] = write_shards(load_captions(shapes).split("train").images, shards, max_bytes=10**6)
+    stream = (f"data.shards={shards}", "data.captions_per_image=9")
+    for name, world, images in (("whole", 1, 64), ("shared", 2, 12)):
+        recorder = {"path": str(tmp_path / f"{name}.pt")}
+        settings = (*stream, f"data.batch_images={images}", f"training.trainer.devices={world}")
+        process = launch(*command(tmp_path / name, *settings, Gradients=recorder), world=world)
+        assert process.wait() == 0, process.read(2)
+    expected, found = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "shared"))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14)
+
+    entry, data = read_index(path).entries[3], bytearray(path.read_bytes())
+    data[entry.photo : entry.photo + entry.photo_size] = bytes(entry.photo_size)
+    path.write_bytes(data)
+    stream = (*stream, "data.workers=1", "data.batch_images=3", "training.epochs=2")
+    whole = launch(*command(tmp_path / "long", *stream))
+    assert whole.wait() == 0, whole.read(2)
+    assert whole.read(2).count(": 1 samples left out, as they cannot be used\n") == 2
+    for epoch in (0, 1):
+        process = launch(*command(tmp_path / "cut", *stream, StopAfter={"epoch": epoch}), "--resume", "auto")
+        assert process.wait() == 0, process.read(2)
+    one, other = (load_training_file(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("long", "cut"))
+    assert one["global_step"] == other["global_step"]
+    assert all(torch.equal(weights, other["state_dict"][name]) for name, weights in one["state_dict"].items())
