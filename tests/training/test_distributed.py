@@ -234,7 +234,13 @@ def test_training_from_shards(command, launch, shapes, tmp_path):
     entry, data = read_index(path).entries[3], bytearray(path.read_bytes())
     data[entry.photo : entry.photo + entry.photo_size] = bytes(entry.photo_size)
     path.write_bytes(data)
-    stream = (*stream, "data.workers=1", "data.batch_images=3", "training.epochs=2")
+    stream = (
+        *stream,
+        "data.workers=1",
+        "data.batch_images=3",
+        "training.epochs=2",
+        "training.trainer.precision=32-true",
+    )
     whole = launch(*command(tmp_path / "long", *stream))
     assert whole.wait() == 0, whole.read(2)
     assert whole.read(2).count(": 1 samples left out, as they cannot be used\n") == 2
