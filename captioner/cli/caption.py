@@ -23,6 +23,8 @@ from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.caption import Captioned
+    from captioner.generation import Strategy
+    from captioner.pipeline import Captioner
 
 add_arguments = add_caption_flags
 
@@ -129,18 +131,21 @@ def _caption(
                 tally.note(f"model {arguments.model} on {captioner.device}")
             if output.journal:
                 output.journal.check_weights(hash_weights(captioner.model.state_dict()))
-            outcomes = captioner.stream(
-                sources(),
-                search=search,
-                prefix=arguments.prefix,
-                region=arguments.region,
-                hide=arguments.hide,
-                batch_size=arguments.batch_size,
-                workers=arguments.workers,
-                allow_truncated=arguments.allow_truncated,
-                isolate=arguments.isolate,
-                stop=interruption.requested,
-            )
+            if arguments.engine == "ray":
+                outcomes = _ray_outcomes(sources(), captioner, search, arguments, interruption.requested)
+            else:
+                outcomes = captioner.stream(
+                    sources(),
+                    search=search,
+                    prefix=arguments.prefix,
+                    region=arguments.region,
+                    hide=arguments.hide,
+                    batch_size=arguments.batch_size,
+                    workers=arguments.workers,
+                    allow_truncated=arguments.allow_truncated,
+                    isolate=arguments.isolate,
+                    stop=interruption.requested,
+                )
             # A bar would run through results on the same terminal.
             results_shown = arguments.output is None and sys.stdout.isatty()
             with closing(Progress(tally, results_shown=results_shown, total=total)) as progress:
@@ -163,6 +168,34 @@ def _caption(
             tally.warn(f"stopped: {tally}{'; continue with --resume' if arguments.output else ''}")
         raise
     tally.note(str(tally))
+
+
+def _ray_outcomes(
+    sources: Iterator[str],
+    captioner: "Captioner",
+    search: "Strategy",
+    arguments: argparse.Namespace,
+    stop: Callable[[], bool],
+) -> "Iterator[Captioned | ImageError]":
+    from captioner.distributed.ray_captioning import CaptionJob, ray_stream
+
+    job = CaptionJob(
+        model=arguments.model,
+        device=arguments.device,
+        int8=arguments.int8,
+        style=arguments.style,
+        length=arguments.length if captioner.tokenizer.controls("length") else None,
+        search=search,
+        prefix=arguments.prefix,
+        region=arguments.region,
+        hide=arguments.hide,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        allow_truncated=arguments.allow_truncated,
+        isolate=arguments.isolate,
+        folder=os.getcwd(),
+    )
+    return ray_stream(sources, job, stop=stop)
 
 
 def _report(item: Input, captioned: "Captioned", arguments: argparse.Namespace, tally: Tally) -> None:

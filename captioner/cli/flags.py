@@ -131,7 +131,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--int8", action="store_true", help="8-bit weights, on x86 processors: faster, but a few captions change")
     add("--batch-size", type=_batch_size, metavar="auto|N", help="images per batch; default: auto")
     add("--workers", type=number(int, 1), default=2, metavar="N", help="threads that read photos; default: 2")
-    add("--engine", default="local", metavar="local", help="where to run; only local so far")
+    add("--engine", choices=("local", "ray"), default="local", help="ray: on a Ray cluster; default: local")
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
@@ -148,6 +148,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.watch and (arguments.format in ("coco", "parquet") or arguments.dry_run):
         other = "--dry-run" if arguments.dry_run else f"--format {arguments.format}"
         raise ConfigError(f"--watch and {other}: choose one; --watch never comes to an end")
+    if arguments.watch and arguments.engine != "local":
+        raise ConfigError(f"--watch and --engine {arguments.engine}: choose one; the engine fills whole batches")
     if arguments.watch and not all(map(os.path.isdir, arguments.inputs)):
         raise ConfigError("--watch: name folders only")
     if ext != ".txt" and arguments.format != "sidecar":
@@ -159,8 +161,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 
 def check_machine_flags(arguments: argparse.Namespace) -> None:
-    if arguments.engine != "local":
-        raise ConfigError(f"--engine {arguments.engine}: unknown; use local, and --shard I/N for several machines")
+    if arguments.engine != "local" and arguments.verb != "caption":
+        raise ConfigError(f"--engine {arguments.engine}: is for captioner caption; use local")
     device, comma, _ = arguments.device.partition(",")
     if comma:
         raise ConfigError(f"--device {arguments.device}: one per process; run --device {device} --shard 1/2 and so on")
