@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = ("pyproject.toml", "constraints.txt")
 OLDEST = (3, 11)
-EXTRAS = "convert,dev,embed,heif,lite2,meteor,onnx,parquet,serve"
+EXTRAS = "convert,dev,embed,heif,lite2,meteor,onnx,parquet,ray,serve"
 
 
 def interpreter(environment: Path) -> Path:
