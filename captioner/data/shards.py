@@ -175,7 +175,11 @@ def _scan(path: Path, size: int) -> Index:
     groups: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
     try:
         with tarfile.open(path, "r:") as archive:
+            last = -1
             while member := archive.next():
+                if archive.offset <= last:  # after a negative size, Python's reader would go in circles
+                    raise tarfile.ReadError("a member lies before the one before it")
+                last = archive.offset
                 archive.members = []  # type: ignore[attr-defined]  # which would grow
                 key, extension = _key(member)
                 if not extension:
@@ -183,7 +187,7 @@ def _scan(path: Path, size: int) -> Index:
                 if not groups or groups[-1][0] != key:
                     groups.append((key, {}))
                 groups[-1][1].setdefault(extension, member)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         if not groups:
             raise AnnotationError(f"{path}: is not a tar file ({error}); remove it or replace it") from error
         log.warning("%s: %s; its other samples are used", path, error)

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.distributed import TCPStore, all_gather_object  # type: ignore[attr-defined]
 
 from captioner.errors import Interrupted
-from captioner.text import first_line
+from captioner.text import first_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Watch(Callback):
     """Reports each process's progress to the others through a store, and ends this process if one dies or hangs.
 
     A process hangs if no process makes progress for `patience` seconds and it has passed fewer hooks than the others,
-    which wait for it; 0 waits for ever. A run of one process is not watched.
+    which wait for it; 0 waits forever. A run of one process is not watched.
     """
 
     def __init__(self, patience: float) -> None:
@@ -104,7 +104,7 @@ class Watch(Callback):
             if isinstance(exception, RuntimeError):  # as operations between processes raise
                 self._silent = SILENT_AFTER_ERROR
                 self._thread.join(2 * SILENT_AFTER_ERROR)  # which ends this process if another one is the reason
-            self._failure = f"{type(exception).__name__}: {first_line(exception)}"
+            self._failure = f"{type(exception).__name__}: {printable(first_line(exception))}"
             self._thread.join(4 * BEAT_SECONDS)
         self._ended.set()
 

@@ -106,6 +106,18 @@ def test_a_tar_that_ends_early_is_read_as_far_as_it_goes(tmp_path, caplog):
     assert [entry.key for entry in read_index(path).entries] == ["0", "1"]
 
 
+def test_a_negative_size_ends_the_reading(tmp_path):
+    """Python's reader would go back and read the same members again, without end."""
+    path = write_tar(tmp_path / "x.tar", *[(f"{n}.{kind}", b"x" * 999) for n in range(3) for kind in ("jpg", "txt")])
+    data = bytearray(path.read_bytes())
+    start = 3 * (512 + 1024)
+    data[start + 124 : start + 136] = (-3584).to_bytes(12, "big", signed=True)
+    data[start + 148 : start + 156] = b" " * 8
+    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    path.write_bytes(data)
+    assert [entry.key for entry in read_index(path).entries] == ["0"]
+
+
 def test_no_tar_at_all(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 1000)
     with pytest.raises(AnnotationError, match="is not a tar file"):

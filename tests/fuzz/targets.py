@@ -21,8 +21,10 @@ from captioner.cli.journal import Journal
 from captioner.cli.score import read_candidates, read_references
 from captioner.config_files import load_config
 from captioner.data.checks import check
+from captioner.data.dataset import read_photo
 from captioner.data.features import INDEX, FeatureStore, FeatureWriter, StoreKey
 from captioner.data.formats import load_captions, read_listing
+from captioner.data.shards import read_index, read_sample, write_shards
 from captioner.errors import CaptionerError, ImageError
 from captioner.generation import Greedy
 from captioner.geometry import Geometry
@@ -67,6 +69,7 @@ def all_targets(folder: Path) -> dict[str, Target]:
         "journals": _journals(folder / "journal"),
         **_traces(folder / "trace.npz"),
         "features": _features(folder / "features"),
+        **_shards(folder / "shards"),
         **_scores(folder / "scores.json"),
     }
 
@@ -127,6 +130,37 @@ def _configurations(path: Path) -> Target:
         load_config(path)
 
     return Target(seeds, use)
+
+
+def _shards(folder: Path) -> dict[str, Target]:
+    """Tars, and their indexes."""
+    (folder / "images").mkdir(parents=True)
+    names = ("a.png", "b.jpg")
+    for name in names:
+        Image.new("RGB", (4, 4)).save(folder / "images" / name)
+        (folder / "images" / name).with_suffix(".txt").write_text("a dog\n")
+    images = load_captions(folder / "images").images
+    [path] = write_shards(images, folder, max_bytes=10**6)
+    index = path.with_name(f"{path.name}.json")
+    original = path.read_bytes(), index.read_bytes()
+
+    def use(data: bytes) -> None:
+        read_index.cache_clear()
+        for entry in read_index(path).entries:
+            with suppress(CaptionerError):
+                read_photo(read_sample(path, entry))
+
+    def use_tar(data: bytes) -> None:
+        path.write_bytes(data)
+        index.unlink(missing_ok=True)
+        use(data)
+
+    def use_index(data: bytes) -> None:
+        path.write_bytes(original[0])
+        index.write_bytes(data)
+        use(data)
+
+    return {"shards": Target([original[0]], use_tar), "shard indexes": Target([original[1]], use_index)}
 
 
 def _models(folder: Path) -> dict[str, Target]:
