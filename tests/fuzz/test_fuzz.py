@@ -29,7 +29,7 @@ def names() -> list[str]:
     files = ["checkpoints", "checkpoint pickles", "journals", "traces", "trace descriptions", "features"]
     return [
         *("images", *annotations, "annotations dataset.json", "configurations", *models, "tokenizers", *files),
-        *("candidates", "references"),
+        *("candidates", "references", "shards", "shard indexes"),
     ]
 
 
