@@ -116,7 +116,7 @@ class ListedCaption:
     text: object
     where: str
     style: str | None = None
-    """What the annotations say in the column for styles."""
+    """The value of the column for styles."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ MIN_CONTRAST = 8.0
 
 
 class Fingerprint(NamedTuple):
-    """What copies of a picture share that differ in size, quality or format."""
+    """A hash and colors that hardly change with a picture's size, quality or format."""
 
     bits: NDArray[np.bool_]
     """(128,) whether each cell is brighter than its left and its upper neighbor: a difference hash."""

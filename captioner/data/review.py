@@ -32,7 +32,7 @@ UNSPACED = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 @dataclass(frozen=True)
 class Look:
-    """What a review needs of a picture."""
+    """The size and the fingerprint of a picture."""
 
     size: tuple[int, int]
     fingerprint: Fingerprint | None
@@ -43,7 +43,7 @@ class Look:
 
 
 def review(listing: Listing, looks: Mapping[str, Look], found: Iterable[Problem] = ()) -> list[Problem]:
-    """What is doubtful in a listing; `looks` are those of its pictures that open, by name.
+    """Warnings about pictures and captions; `looks` are those of the pictures that open, by name.
 
     Copies of a picture among the problems `found` are not reported again.
     """

@@ -34,6 +34,13 @@ class BatchPlan(NamedTuple):
     keeps processes in step."""
 
 
+def limited(batches: int, limit: int | float | None) -> int:
+    """The number of batches within a limit: their largest number or, if a float, their share."""
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 @dataclass(frozen=True, eq=False)
 class GroupSampler(Sampler[BatchPlan]):
     """Every caption once an epoch, in batches of images with equally many captions of similar length.
@@ -62,9 +69,7 @@ class GroupSampler(Sampler[BatchPlan]):
     @property
     def trained(self) -> int:
         """Batches of a rank that an epoch trains on; `limit` is their largest number or, if a float, their share."""
-        if self.limit is None:
-            return len(self)
-        return min(len(self), self.limit) if isinstance(self.limit, int) else int(len(self) * self.limit)
+        return limited(len(self), self.limit)
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = self.progress() if self.shuffle else (0, 0)

@@ -44,13 +44,13 @@ BLOCK = 512
 
 
 class Entry(NamedTuple):
-    """Where a sample lies in its tar."""
+    """A sample's key, and the offsets and sizes in bytes of its photo and its captions in the tar."""
 
     key: str
     photo: int
     photo_size: int
     extension: str
-    """Of its captions."""
+    """The extension of the member with the captions."""
     text: int
     text_size: int
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from captioner.config import EncoderConfig
 from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import Batch, Sample, collate, framed, read_photo, view_pixels
+from captioner.data.sampler import limited
 from captioner.data.shards import read_index, read_sample
 from captioner.errors import AnnotationError
 from captioner.tokenizer import Tokenizer
@@ -59,9 +60,7 @@ class ShardSampler(Sampler[ShardPlan]):
     @property
     def trained(self) -> int:
         """Batches of a rank that an epoch trains on; `limit` is their largest number or, if a float, their share."""
-        if self.limit is None:
-            return len(self)
-        return min(len(self), self.limit) if isinstance(self.limit, int) else int(len(self) * self.limit)
+        return limited(len(self), self.limit)
 
     def __len__(self) -> int:
         return -(-self._total // self.world)
@@ -143,7 +142,7 @@ class ShardDataset(Dataset[Batch]):
         return Sample(image.image_id, torch.from_numpy(pixels), tuple(rows))
 
     def _blank(self) -> Sample:
-        """What stands in a batch of which no sample can be used."""
+        """An empty sample, for a batch of which no sample can be used."""
         assert self.encoder.image_size is not None
         row = [self.tokenizer.bos, self.tokenizer.eos]
         pixels = torch.zeros((3, *self.encoder.image_size), dtype=torch.uint8)

@@ -23,7 +23,7 @@ RETRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """What every actor needs: the model, the search, and the options of `Captioner.stream`."""
+    """The model, the search and the options of `Captioner.stream`, sent to every actor."""
 
     model: str
     device: str
