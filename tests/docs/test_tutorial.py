@@ -23,11 +23,13 @@ def test_it_runs_and_the_captioner_gets_better(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     notebook = nbformat.read(TUTORIAL, as_version=4)
+    for cell in notebook.cells:  # with half the pictures
+        cell.source = cell.source.replace('"240"', '"120"').replace("< 200", "< 100")
     place = {"metadata": {"path": str(tmp_path / "docs")}}
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=place).execute()
     compared = json.loads((tmp_path / "docs" / "compared.json").read_text())
     assert compared["comparison"]["cider_d"]["interval"][0] > 0.1
-    assert len(list((tmp_path / "docs" / "inbox").glob("*.txt"))) == 40
+    assert len(list((tmp_path / "docs" / "inbox").glob("*.txt"))) == 20
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
     ]

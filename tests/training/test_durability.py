@@ -144,7 +144,7 @@ def test_a_signal_to_one_of_two_processes_ends_both(config, tmp_path):
 def test_a_signal_in_validation_ends_the_run(config, tmp_path):
     """In this process: the handlers are those of before, whether a run ends by itself or by a signal."""
     before = [signal.getsignal(each) for each in SIGNALS]
-    settings = config("data.batch_images=1")
+    settings = config("data.batch_images=1", "training.trainer.limit_train_batches=9")
     with pytest.raises(Interrupted) as ended:
         train(settings, tmp_path / "run", callbacks=[SignalAt(1, "on_validation_batch_end")])
     assert ended.value.exit_code == 143
