@@ -37,7 +37,7 @@ MIN_TRAIN, MIN_VAL = 4 * DIRECTIONS, 100
 """With fewer photos nothing is fitted."""
 MIN_OBJECTS = 50
 """Fewest object words that have a regression of their own."""
-FAMILIAR_SHARE = 0.99
+FAMILIAR_SHARE = 0.98
 """Share of the validation photos that are familiar."""
 
 

@@ -29,19 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
 
     sources = f"[{{name: flickr8k, root: {arguments.flickr8k}}}, {{name: coco, root: {arguments.coco}}}]"
-    settings = [f"data.sources={sources}", *arguments.set]
     init: list[str] = []
     for number, stage in enumerate(QUICK if arguments.quick else FULL, start=1):
         folder = arguments.output / f"{number}_{stage}"
         if not (folder / "model" / "config.json").is_file():
-            ours = list(settings)
+            settings = [f"data.sources={sources}"]
             if stage != "finetune":
-                ours.append(f"data.features={arguments.output / 'features'}")
+                settings.append(f"data.features={arguments.output / 'features'}")
             if arguments.quick:
-                ours.append("data.feature_views=2")
+                settings += ["data.feature_views=2", *(["training.epochs=1"] if stage == "self_critical" else ())]
             command = [sys.executable, "-m", "captioner", "train", "-o", str(folder), "--resume", "auto", *init]
             command += ["--config", str(CONFIGS / f"everyday_{stage}.yaml")]
-            command += [word for each in ours for word in ("--set", each)]
+            command += [word for each in (*settings, *arguments.set) for word in ("--set", each)]
             if code := run(command, end):
                 return code
         init = ["--init", str(folder / "model")]
