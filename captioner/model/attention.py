@@ -94,7 +94,8 @@ class CrossAttention(nn.Module):
         projected = self.key_value(features).view(images, positions, 2, self.heads, width // self.heads)
         projected = projected.permute(2, 0, 3, 1, 4)  # (2, B, H, N, d)
         if self.null is not None:
-            projected = torch.cat([projected, self.null[:, None].expand(-1, images, -1, -1, -1)], dim=3)
+            null = self.null.to(projected.dtype)  # under autocast, concatenation would make all of them float32
+            projected = torch.cat([projected, null[:, None].expand(-1, images, -1, -1, -1)], dim=3)
         return KeyValues(projected[0], projected[1])
 
     def forward(self, x: Tensor, memory: KeyValues, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:

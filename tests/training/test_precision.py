@@ -1,14 +1,10 @@
 """Every precision on an accelerator: dtypes that do not match, and operations that autocast refuses.
 
-No accelerator is needed: tensors are fake ones that only claim to be on CUDA. What depends on values (indices of a
-mask, a tensor as a number) is answered as if everything were true.
+No accelerator is needed: tensors are fake ones that only claim to be on CUDA.
 """
-
-from contextlib import contextmanager
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, OptimizationConfig, TokenizerConfig
 from captioner.data.dataset import Batch
@@ -17,32 +13,7 @@ from captioner.tokenizer import Tokenizer
 from captioner.training.attention_losses import attention_measures
 from captioner.training.task import CrossEntropyTask
 from captioner.training.validation import CaptionValidation
-
-aten = torch.ops.aten
-
-
-class AllTrue(FakeTensorMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is aten.nonzero.default:
-            with self:
-                return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
-        if func is aten._local_scalar_dense.default:
-            return torch.ones((), dtype=args[0].dtype).item()
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
-@contextmanager
-def autocast(dtype):
-    """`torch.autocast("cuda")`, which switches itself off where there is no CUDA."""
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", dtype)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        torch.autocast_decrement_nesting()
-        torch.clear_autocast_cache()
-        torch.set_autocast_enabled("cuda", False)
+from tests.fake_cuda import FakeCuda, autocast, to_fake_cuda
 
 
 def make_task(name):
@@ -53,21 +24,6 @@ def make_task(name):
     model.encoder.freeze("all")
     config = Config(optimization=OptimizationConfig(pointing=0.1))
     return CrossEntropyTask(model, tokenizer, config, CaptionValidation(tokenizer, [], config.training))
-
-
-def to_fake_cuda(task, dtype):
-    """Replace weights and buffers by fake ones on CUDA, floating ones in this type."""
-
-    def fake(tensor):
-        return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="cuda")
-
-    for module in task.modules():
-        for name, each in module._parameters.items():
-            if each is not None:
-                module._parameters[name] = torch.nn.Parameter(fake(each), requires_grad=each.requires_grad)
-        for name, each in module._buffers.items():
-            if each is not None:
-                module._buffers[name] = fake(each)
 
 
 def fake_batch(task, stored):
@@ -92,7 +48,7 @@ def test_training_and_captioning_work_in_every_precision(encoder, stored, precis
     width, kind = precision.split("-")
     lower = {"16": torch.float16, "bf16": torch.bfloat16}[width]
     monkeypatch.setattr(CrossEntropyTask, "total_steps", 10)
-    with AllTrue():
+    with FakeCuda():
         to_fake_cuda(task, lower if kind == "true" else torch.float32)
         batch = fake_batch(task, stored)
         with autocast(lower) if kind == "mixed" else torch.enable_grad():
