@@ -1,6 +1,6 @@
 """The loop that all strategies share.   B images · K rows of an image · R = B·K rows · T tokens so far · V vocabulary
 
-A step is one pass of the decoder over all rows, one choice for all rows, and one check for images that are done.
+A step is one choice for all rows, one check for images that are done, and one pass of the decoder over all rows.
 """
 
 import math
@@ -16,6 +16,8 @@ from captioner.model.memory import Memory
 
 COMPACT_SHARE = 0.25
 """Compact the batch once this share of its images has finished."""
+CHECK_STEPS = 4
+"""Steps from one check for finished images to the next on an accelerator, which idles while the host reads a number."""
 
 
 class Search:
@@ -69,6 +71,7 @@ class Search:
         self._finished: list[tuple[Tensor, Sequences]] = []
         self._cache.select(self._images.repeat_interleave(strategy.rows))
         self._log_probs = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
+        self._check_steps = 1 if device.type == "cpu" else CHECK_STEPS
         self.done = False
 
     def _decode(self, tokens: Tensor) -> Tensor:
@@ -89,21 +92,31 @@ class Search:
             min_length=strategy.min_length,
         )
         rows = state.step(choices)
-        settled = state.settled()
-        count = int(settled.sum())
-        self.done = state.length == strategy.max_length or count == len(settled)
+        self.done = state.length == strategy.max_length
+        if not self.done and state.length % self._check_steps == 0:
+            rows = self._check(rows)
         if self.done:
             return
-        if count >= COMPACT_SHARE * len(settled):
-            self._finished.append((self._images[settled], Sequences(*(each[settled] for each in state.sequences()))))
-            left = (~settled).nonzero()[:, 0]
-            state.keep(left)
-            self._images, self._memory = self._images[left], self._memory.select(left)
-            kept = (left[:, None] * strategy.rows + torch.arange(strategy.rows, device=left.device)).flatten()
-            rows = kept if rows is None else rows[kept]
         if rows is not None:
             self._cache.select(rows)
         self._log_probs = self._decode(state.tokens[:, -1:])[:, -1]
+
+    def _check(self, rows: Tensor | None) -> Tensor | None:
+        """Set `done` if all images have finished; compact the batch if enough have. Returns the rows to go on with."""
+        settled = self._state.settled()
+        images, count = len(settled), int(settled.sum())  # the only number that a search reads from its device
+        self.done = count == images
+        if self.done or count < COMPACT_SHARE * images:
+            return rows
+        left, finished = settled.int().argsort(stable=True).split([images - count, count])
+        self._finished.append(
+            (self._images[finished], Sequences(*(each[finished] for each in self._state.sequences())))
+        )
+        self._state.keep(left)
+        self._images, self._memory = self._images[left], self._memory.select(left)
+        if rows is None:
+            rows = torch.arange(images * self._strategy.rows, device=left.device)
+        return rows.view(images, -1)[left].flatten()
 
     def sequences(self) -> Sequences:
         """The best captions so far as tensors, best first (samples: in order); those unfinished end where they are."""
@@ -196,7 +209,7 @@ def mask_choices(
         counts = torch.zeros_like(choices).scatter_add_(1, ngrams[:, :, -1], repeats.to(choices.dtype))
         choices = choices.masked_fill(counts > 0, -math.inf)
     if length < min_length:
-        others = choices.index_fill(1, torch.tensor([eos], device=choices.device), -math.inf)
+        others = choices.index_fill(1, torch.full((1,), eos, device=choices.device), -math.inf)
         stuck = others.amax(dim=1, keepdim=True).isneginf()
         choices = torch.where(stuck, choices, others)
     return choices
