@@ -6,6 +6,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 aten = torch.ops.aten
+READS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default)
+"""Operations with a result that depends on values; indexing by a mask calls the last."""
 
 
 class FakeCuda(FakeTensorMode):
@@ -21,19 +23,19 @@ class FakeCuda(FakeTensorMode):
         self.waits = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (aten.nonzero.default, aten.masked_select.default):
-            self.waits.append(str(func))
-            [mask] = args[-1:]
+        if func in READS:
+            if args[0].device.type == "cuda":
+                self.waits.append(str(func))
+            if func is not aten.nonzero.default:
+                return torch.tensor(self.answer, dtype=args[0].dtype).item()
             with self:
-                if func is aten.nonzero.default:
-                    return mask.new_empty((mask.numel(), mask.ndim), dtype=torch.int64)
-                return args[0].new_empty(mask.numel())
-        if func in (aten._local_scalar_dense.default, aten.equal.default):
-            self.waits.append(str(func))
-            return torch.tensor(self.answer, dtype=args[0].dtype).item()
+                return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if func in (aten._to_copy.default, aten.copy_.default) and blocks(func, args, kwargs or {}):
             self.waits.append(str(func))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is aten.lift_fresh.default:
+            result.constant = None  # known numbers would be copied to a real GPU
+        return result
 
 
 def blocks(func, args, kwargs):

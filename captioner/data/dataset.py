@@ -72,6 +72,9 @@ class Batch(NamedTuple):
     """(B,) int64: each image's corner in its mosaic, or -1 if it is not in one."""
     objects: Tensor
     """(R, T) bool: tokens that name objects, in mosaics only."""
+    predicting: Tensor
+    """(2, K) int64: the row and the place of each input with a next token to predict; where `predicts` is true, found
+    before the batch is on a GPU."""
     weight: float = 1.0
     """See `BatchPlan`."""
     controls: Tensor | None = None
@@ -100,7 +103,7 @@ def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
     encoded = torch.stack(pictures) if pictures else None
     stored = encoded is not None and encoded.dtype != torch.uint8
     controls = [each for sample in samples for each in sample.controls]
-    return Batch(
+    batch = Batch(
         images=None if stored else encoded,
         features=encoded if stored else None,
         tokens=tokens,
@@ -108,9 +111,11 @@ def collate(samples: Sequence[Sample], pad: int, weight: float = 1.0) -> Batch:
         image_ids=[sample.image_id for sample in samples],
         corners=torch.tensor([sample.corner for sample in samples]),
         objects=objects,
+        predicting=torch.empty(2, 0, dtype=torch.int64),
         weight=weight,
         controls=torch.tensor(controls) if controls else None,
     )
+    return batch._replace(predicting=torch.stack(batch.predicts.nonzero(as_tuple=True)))
 
 
 @dataclass(eq=False)

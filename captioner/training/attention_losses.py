@@ -21,9 +21,10 @@ def pointing(weights: Tensor, batch: Batch, grid: tuple[int, int], patches: slic
     rows = len(batch.tokens) // len(batch.corners)
     corners = batch.corners.repeat_interleave(rows)
     named = batch.objects[:, 1:] & (corners >= 0)[:, None]  # (R, T - 1)
-    attended = weights.permute(0, 3, 1, 2, 4)[named][..., patches]  # (K, L, H, h·w)
-    shares = torch.from_numpy(corner_shares(grid)).to(weights)[corners.clamp(min=0)]  # (R, h·w)
-    own = shares[:, None].expand(-1, named.shape[1], -1)[named]  # (K, h·w)
+    captions, steps = named.nonzero(as_tuple=True)  # each (K,)
+    attended = weights[captions, :, :, steps][..., patches]  # (K, L, H, h·w)
+    shares = torch.from_numpy(corner_shares(grid)).to(weights)  # (corners, h·w)
+    own = shares[corners[captions]]  # (K, h·w)
     return (attended @ own[:, None, :, None]).squeeze(-1) / attended.sum(dim=-1).clamp(min=SMALLEST_SHARE)
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -64,13 +65,15 @@ class SelfCriticalTask(CrossEntropyTask):
         """The loss, and what is logged of the samples."""
         memory = self.encode(batch)
         logged: dict[str, Tensor] = {}
-        alone = (batch.corners < 0).nonzero()[:, 0]
-        if len(alone):
-            images = [batch.image_ids[place] for place in alone.tolist()]
-            loss, tokens, logged = self.policy_loss(memory.select(alone), images)
+        alone = [place for place, corner in enumerate(batch.corners.tolist()) if corner < 0]
+        if alone:
+            images = [batch.image_ids[place] for place in alone]
+            whole = len(alone) == len(batch.image_ids)
+            chosen = memory if whole else memory.select(torch.tensor(alone, device=batch.tokens.device))
+            loss, tokens, logged = self.policy_loss(chosen, images)
         else:  # in mosaics: no samples, but every parameter has a gradient, for which other processes wait
             loss = torch.stack([each.sum() for each in self.model.parameters() if each.requires_grad]).sum() * 0
-            tokens = torch.zeros_like(loss)
+            tokens = 0
         loss = loss * self.token_share(tokens, batch)
         if self.options.cross_entropy:
             anchor, pointed = self.loss(batch, memory)
@@ -82,31 +85,32 @@ class SelfCriticalTask(CrossEntropyTask):
             self.log(name, value, prog_bar=name == "train_reward", batch_size=len(batch.image_ids))
         return logged | {"loss": loss}
 
-    def policy_loss(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def policy_loss(self, memory: Memory, images: Sequence[int | str]) -> tuple[Tensor, int, dict[str, Tensor]]:
         """The policy gradient's loss for S samples of each image, a mean over tokens; the number of these tokens, and
         statistics of the samples."""
         tokens, lengths = self.sample(memory, images)
-        texts = [self.tokenizer.decode(row[1:]) for row in tokens.tolist()]
-        ended = (tokens == self.tokenizer.eos).any(dim=1)
-        rewards = self.reward(images, texts, ended.tolist()).to(tokens.device)
+        read = [row[1:] for row in tokens.tolist()]
+        texts = [self.tokenizer.decode(row) for row in read]
+        ended = [self.tokenizer.eos in row for row in read]
+        rewards = self.reward(images, texts, ended).to(tokens.device)
         samples = rewards.shape[1]
         advantages = (rewards - rewards.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
         sampled = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]  # (R, T - 1)
         states, _ = self.model.decoder.states(tokens[:, :-1], memory)
-        logits = self.model.decoder.logits(states[sampled])
+        rows, places = sampled.nonzero(as_tuple=True)
+        logits = self.model.decoder.logits(states[rows, places])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         suppressed = torch.tensor(self.tokenizer.suppressed, device=tokens.device)
         log_probs = logits.index_fill(1, suppressed, -math.inf).log_softmax(dim=1)
-        chosen = log_probs.gather(1, tokens[:, 1:][sampled][:, None])[:, 0]
-        weights = advantages.flatten()[:, None].expand_as(sampled)[sampled]
-        loss = -(weights * chosen).mean()
+        chosen = log_probs.gather(1, tokens[rows, places + 1][:, None])[:, 0]
+        loss = -(advantages.flatten()[rows] * chosen).mean()
         return (
             loss,
-            sampled.sum().to(loss.dtype),
+            len(rows),
             {
                 "train_reward": rewards.mean(),
                 "train_entropy": -chosen.detach().mean(),
-                "train_length": (lengths - 1 - ended.long()).float().mean(),
+                "train_length": (lengths - 1).float().mean() - fmean(ended),
                 "train_distinct": torch.tensor(len(set(texts)) / len(texts)),
             },
         )

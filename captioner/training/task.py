@@ -50,28 +50,28 @@ class CaptionTask(pl.LightningModule):
 
     def cross_entropy(self, states: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         """The mean loss over the batch's tokens without padding, in nats, from the decoder's states (R, T - 1, D)."""
-        predicts = batch.predicts
-        logits = self.model.decoder.logits(states[predicts])
+        rows, places = batch.predicting
+        logits = self.model.decoder.logits(states[rows, places])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, batch.tokens[:, 1:][predicts], label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, batch.tokens[rows, places + 1], label_smoothing=label_smoothing)
 
     def step_share(self, batch: Batch) -> Tensor | float:
         """The factor that turns Lightning's mean over processes and batches into a mean over the step's tokens."""
         if self.config.data.shards is not None:  # the tokens of other processes are not known in advance
-            return self.token_share(batch.predicts.sum(), batch)
+            return self.token_share(batch.predicting.shape[1], batch)
         return self._weighted(batch)
 
-    def token_share(self, tokens: Tensor, batch: Batch) -> Tensor | float:
+    def token_share(self, tokens: int, batch: Batch) -> Tensor | float:
         """The same for a loss that is a mean over `tokens` of this process; those of the others are asked for.
 
         Of several batches a step, each counts by its weight.
         """
         if self.trainer.world_size == 1:
             return self._weighted(batch)
-        mine = tokens.double() * (batch.weight > 0)
-        total, weight = self.trainer.strategy.reduce(
-            torch.stack([mine, mine.new_tensor(batch.weight)]), reduce_op="sum"
-        )
+        mine = tokens * (batch.weight > 0)
+        device = batch.tokens.device
+        sums = [torch.full((), each, dtype=torch.float64, device=device) for each in (mine, batch.weight)]
+        total, weight = self.trainer.strategy.reduce(torch.stack(sums), reduce_op="sum")
         factor: Tensor = mine / total.clamp(min=1) * weight * self.trainer.world_size
         return factor * self.trainer.accumulate_grad_batches
 

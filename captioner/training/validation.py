@@ -80,7 +80,7 @@ class CaptionValidation:
 
     def add_loss(self, batch: Batch, loss: Tensor) -> None:
         """Add a batch's loss, a mean over tokens."""
-        tokens = int(batch.predicts.sum())
+        tokens = batch.predicting.shape[1]
         self._found.add(Found(loss=float(loss) * tokens, tokens=tokens))
 
     def add_images(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:

@@ -69,6 +69,7 @@ def test_control_tokens_are_read_and_not_predicted(shapes):
         batch, same = data[plan], plain[plan]
         assert same.controls is None
         assert torch.equal(same.predicts, torch.arange(1, same.tokens.shape[1]) < same.lengths[:, None])
+        assert torch.equal(batch.predicting.T, batch.predicts.nonzero())
         assert torch.equal(batch.predicts.sum(dim=1), same.predicts.sum(dim=1))
         assert torch.equal(batch.tokens[:, 1:][batch.predicts], same.tokens[:, 1:][same.predicts])
         for row, count in zip(batch.tokens.tolist(), batch.controls.tolist(), strict=True):
@@ -164,6 +165,7 @@ def test_samples_are_padded_and_put_together():
     assert batch.tokens.tolist() == [[1, 5, 2, 9], [1, 2, 9, 9], [1, 6, 7, 2], [1, 8, 2, 9]]
     assert batch.lengths.tolist() == [3, 2, 4, 3]
     assert batch.predicts.int().tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]
+    assert batch.predicting.tolist() == [[0, 0, 1, 2, 2, 2, 3, 3], [0, 1, 0, 0, 1, 2, 0, 1]]
     assert batch.objects.nonzero().tolist() == [[2, 2]]
     assert batch.corners.tolist() == [-1, 3]
     assert (batch.image_ids, batch.weight, batch.images) == (["a", 7], 0.5, None)

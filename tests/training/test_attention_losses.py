@@ -16,7 +16,8 @@ def words():
     objects = torch.rand(4, 6) < 0.5
     objects[2, 3] = True
     lengths = torch.full((4,), 6)
-    batch = Batch(None, None, torch.zeros(4, 6, dtype=torch.long), lengths, ["a", "b"], CORNERS, objects)
+    tokens = torch.zeros(4, 6, dtype=torch.long)
+    batch = Batch(None, None, tokens, lengths, ["a", "b"], CORNERS, objects, predicting=tokens[:2, :0])
     return batch, torch.rand(4, 2, 3, 5, 1 + 6 + 1).softmax(-1)  # (R, L, H, T - 1, N)
 
 

@@ -38,6 +38,7 @@ def fake_batch(task, stored):
         image_ids=[1, 2],
         corners=torch.zeros(2, dtype=torch.long, device="cuda"),
         objects=torch.ones(4, 9, dtype=torch.bool, device="cuda"),
+        predicting=torch.zeros(2, 32, dtype=torch.long, device="cuda"),
     )
 
 
