@@ -14,13 +14,14 @@ class FakeCuda(FakeTensorMode):
     """Tensors have a device, a shape and a dtype, but no values; operations that mix devices raise an error.
 
     A number read from the GPU is `answer`, and all elements of a mask are true. `waits` holds the operations that
-    make the host wait: reads of numbers, indices of a mask, and copies between CPU and GPU that block.
+    make the host wait: reads of numbers, indices of a mask, and copies between CPU and GPU that block; `pinned` is the
+    number of tensors that were pinned.
     """
 
     def __init__(self, answer=1):
         super().__init__(allow_non_fake_inputs=False)
         self.answer = answer
-        self.waits = []
+        self.waits, self.pinned = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in READS:
@@ -30,6 +31,9 @@ class FakeCuda(FakeTensorMode):
                 return torch.tensor(self.answer, dtype=args[0].dtype).item()
             with self:
                 return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
+        if func is aten._pin_memory.default:
+            self.pinned += 1
+            return args[0].clone()
         if func in (aten._to_copy.default, aten.copy_.default) and blocks(func, args, kwargs or {}):
             self.waits.append(str(func))
         result = super().__torch_dispatch__(func, types, args, kwargs)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from captioner.config import Config, DataConfig, OptimizationConfig, SelfCriticalConfig
 from captioner.data.annotations import CaptionedImage
@@ -19,7 +20,7 @@ from captioner.training.task import CrossEntropyTask
 from tests.fake_cuda import FakeCuda, on_cuda, to_fake_cuda
 
 READ, MASK, COPY = "aten._local_scalar_dense.default", "aten.nonzero.default", "aten._to_copy.default"
-IMAGES, CAPTIONS = 3, 2
+IMAGES = 3
 
 
 class Trainer:
@@ -60,16 +61,24 @@ def prepare(task):
 
     to_fake_cuda(task)
     task._trainer, task.log = Trainer(), log
+    return move_data_to_device(make_batch(), torch.device("cuda")), logged
+
+
+def make_batch():
     captions = ([1, 4, 5, 2], [1, 4, 2])
     samples = [Sample(place, torch.zeros(3, 64, 64, dtype=torch.uint8), captions) for place in range(IMAGES)]
-    return move_data_to_device(collate(samples, pad=0), torch.device("cuda")), logged
+    return collate(samples, pad=0)
 
 
-def test_a_batch_is_moved_without_waiting(cuda, task):
+def test_a_batch_is_pinned_and_moved_without_waiting(cuda):
+    """As a loader with `pin_memory` pins it, and Lightning moves it."""
     with cuda:
-        batch, _ = prepare(task)
+        batch = move_data_to_device(pin_memory(make_batch(), "cuda"), torch.device("cuda"))
+    tensors = [each for each in batch if isinstance(each, torch.Tensor)]
     assert isinstance(batch, Batch)
-    assert on_cuda(*(each for each in batch if isinstance(each, torch.Tensor)))
+    assert batch.image_ids == [*range(IMAGES)]
+    assert on_cuda(*tensors)
+    assert cuda.pinned == len(tensors) > 0
     assert cuda.waits == []
 
 
