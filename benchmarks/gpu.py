@@ -1,8 +1,9 @@
 """The accelerator against its own limits: `python -m benchmarks.gpu`.
 
-Captions of a device and of the CPU are compared, then encoding, captioning and training are timed, each with the share
-of the speed of a large matrix product (operations counted by PyTorch). On a machine without a GPU the same runs on the
-CPU, in small. The exit code is 1 if captions differ.
+Captions of a device and of the CPU are compared, then encoding, searching, captioning and training are timed, those of
+large matrices with the share of the speed of a large matrix product (operations counted by PyTorch). Searches run with
+batches that shrink as images finish, and with static steps, which are CUDA graphs on a GPU. On a machine without a GPU
+the same runs on the CPU, in small. The exit code is 1 if captions differ.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from captioner import BeamSearch, Captioner, Greedy
 from captioner.any_image import AnyImage
+from captioner.caption import caption_memory
+from captioner.model.packed import pack
+from captioner.model.static import StaticDecoder
 
 PHOTOS = Path(__file__).resolve().parent.parent / "docs" / "photos"
 TOLERANCE = 1e-3
@@ -51,10 +56,16 @@ def main(argv: list[str] | None = None) -> int:
     pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8, device=device)
     with torch.inference_mode():
         row("encode, float32", images, device, peaks[torch.float32], lambda: model.encode(pixels))
+        memory = model.encode(pixels)
+    decoders = {"shrinking batches": pack(model.decoder), "static steps": StaticDecoder(model.decoder)}
+    for search in (Greedy(), BeamSearch(width=5)):
+        for kind, decoder in decoders.items():
+            work = partial(caption_memory, decoder, captioner.tokenizer, memory, search)
+            row(f"search, {type(search).__name__}, {kind}", images, device, None, work)
     repeated: list[AnyImage] = [paths[place % len(paths)] for place in range(images)]
     for search in (Greedy(), BeamSearch(width=5)):
         label = f"caption files, {type(search).__name__}"
-        row(label, images, device, None, lambda search=search: captioner(repeated, search=search))  # type: ignore[misc]
+        row(label, images, device, None, partial(captioner, repeated, search=search))
     tokens = torch.randint(4, 1000, (images, WORDS), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 

@@ -27,7 +27,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory
-from captioner.model.packed import pack
+from captioner.model.static import pack_for_device
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.prompt import caption_tokens, control_tokens, prefix_tokens
@@ -58,11 +58,11 @@ class Captioner:
 
     @property
     def _decoder(self) -> TextDecoder:
-        """The model's decoder, packed at its first use and again after its weights have changed."""
+        """The model's decoder, packed for its device at its first use and again after its weights have changed."""
         weights = self.model.decoder.parameters()
         versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
         if self._packed is None or self._packed[0] != versions:
-            self._packed = versions, pack(self.model.decoder, int8=self.int8)
+            self._packed = versions, pack_for_device(self.model.decoder, int8=self.int8)
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from captioner.errors import ConfigError
 from captioner.generation.strategies import BeamSearch, BeamState, Hypothesis, RowState, Sequences, State, Strategy
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
+from captioner.model.static import StaticDecoder, StaticState
 
 COMPACT_SHARE = 0.25
 """Compact the batch once this share of its images has finished."""
@@ -69,7 +70,12 @@ class Search:
         )
         self._images = torch.arange(images, device=device)  # those that are not finished
         self._finished: list[tuple[Tensor, Sequences]] = []
-        self._cache.select(self._images.repeat_interleave(strategy.rows))
+        rows = self._images.repeat_interleave(strategy.rows)
+        self._static: tuple[StaticDecoder, StaticState] | None = None
+        if isinstance(decoder, StaticDecoder):
+            self._static = decoder, decoder.begin(memory, self._cache, rows)
+        else:
+            self._cache.select(rows)
         self._log_probs = log_probs[:, -1].repeat_interleave(strategy.rows, dim=0)  # (R, V)
         self._check_steps = 1 if device.type == "cpu" else CHECK_STEPS
         self.done = False
@@ -95,18 +101,28 @@ class Search:
         self.done = state.length == strategy.max_length
         if not self.done and state.length % self._check_steps == 0:
             rows = self._check(rows)
-        if self.done:
-            return
+        if not self.done:
+            self._log_probs = self._next(state.tokens[:, -1:], rows)
+        elif self._static is not None:
+            decoder, static = self._static
+            decoder.release(static)
+            self._static = None
+
+    def _next(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        """tokens (R, 1) that follow these rows (R,), all in order if None -> log-probabilities of the next (R, V)."""
+        if self._static is not None:
+            decoder, static = self._static
+            return decoder.step(static, tokens, rows)[:, -1].float().log_softmax(dim=-1)
         if rows is not None:
             self._cache.select(rows)
-        self._log_probs = self._decode(state.tokens[:, -1:])[:, -1]
+        return self._decode(tokens)[:, -1]
 
     def _check(self, rows: Tensor | None) -> Tensor | None:
         """Set `done` if all images have finished; compact the batch if enough have. Returns the rows to go on with."""
         settled = self._state.settled()
         images, count = len(settled), int(settled.sum())  # the only number that a search reads from its device
         self.done = count == images
-        if self.done or count < COMPACT_SHARE * images:
+        if self.done or self._static is not None or count < COMPACT_SHARE * images:
             return rows
         left, finished = settled.int().argsort(stable=True).split([images - count, count])
         self._finished.append(

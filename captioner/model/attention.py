@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             keys, values = cache.append(keys, values)  # (R, H, S, d)
         total = keys.shape[2]
-        mask = None
+        mask = None if cache is None else cache.mask
         if 1 < tokens < total:  # PyTorch aligns is_causal to the upper left, which is correct only with an empty cache
             mask = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(total - tokens)
         attended = fused_attention(queries, keys, values, mask, is_causal=1 < tokens == total)

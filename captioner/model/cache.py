@@ -14,6 +14,14 @@ class LayerCache:
         self.capacity = capacity
         self.length = 0
         self._stored: Tensor | None = None  # (capacity, 2, R, H, d)
+        self.mask: Tensor | None = None
+        """(1, S + T) bool: which of the tokens that `append` returns are filled; None if all are."""
+
+    @property
+    def stored(self) -> Tensor:
+        """(capacity, 2, R, H, d): the keys and values of a cache that has been filled at least in part."""
+        assert self._stored is not None
+        return self._stored
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values (R, H, T, d); return all so far, (R, H, S + T, d). Raises ValueError when full."""

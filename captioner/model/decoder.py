@@ -108,9 +108,9 @@ class TextDecoder(nn.Module):
             collected.append(weights)
         return self.final_norm(x), torch.stack(collected, dim=1) if return_weights else None
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+    def embed(self, tokens: Tensor, start: int | Tensor = 0) -> Tensor:
         """tokens (R, T) at the positions from `start` on -> the input of the first block (R, T, D)."""
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        positions = start + torch.arange(tokens.shape[1], device=tokens.device)
         embedded: Tensor = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         return embedded
 

@@ -25,7 +25,9 @@ def test_without_a_gpu_it_says_so_and_checks_the_cpu(tmp_path):
     assert finished.stdout == f"{results}\n"
     assert "There is no GPU in this machine" in text
     assert "Photos with captions that differ from the CPU's: 0\n" in text
-    for name in ("encode, float32", "caption files, Greedy", "caption files, BeamSearch", "train all layers, bfloat16"):
-        assert f"| {name} | " in text
+    searches = [f"{kind}, {name}" for kind in ("search", "caption files") for name in ("Greedy", "BeamSearch")]
+    for name in ("encode, float32", *searches, "train all layers, bfloat16"):
+        assert f"| {name}" in text
+    assert text.count("static steps | ") == 2
     assert "epoch 0: CIDEr-D" in text
     assert "FAILED" not in text
