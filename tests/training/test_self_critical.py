@@ -86,6 +86,16 @@ def test_the_loss_is_that_of_the_formula(task, memory):
     assert logged["train_length"] == pytest.approx(sum(len(text.split()) for text in texts) / len(texts))
 
 
+def test_a_start_token_is_no_end(task, memory):
+    """GPT-2 has one token for both; captions that are cut off have no end to be rewarded for."""
+    task.tokenizer.bos = task.tokenizer.eos
+    tokens, _ = task.sample(memory, [0, 1, 2])
+    texts = [task.tokenizer.decode(row[1:]) for row in tokens.tolist()]
+    _, _, logged = task.policy_loss(memory, [0, 1, 2])
+    assert any(task.tokenizer.eos not in row[1:] for row in tokens.tolist())
+    assert logged["train_length"] == pytest.approx(sum(len(text.split()) for text in texts) / len(texts))
+
+
 def test_rewards_rise(task):
     features = task.model.encoder(torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)).detach()
     optimizer = torch.optim.Adam(task.model.decoder.parameters(), lr=1e-2)
