@@ -73,8 +73,8 @@ class Batch(NamedTuple):
     objects: Tensor
     """(R, T) bool: tokens that name objects, in mosaics only."""
     predicting: Tensor
-    """(2, K) int64: the row and the place of each input with a next token to predict; where `predicts` is true, found
-    before the batch is on a GPU."""
+    """(2, K) int64: row and position of each input that has a next token to predict. Computed on the CPU, because the
+    host waits for a GPU that looks for them."""
     weight: float = 1.0
     """See `BatchPlan`."""
     controls: Tensor | None = None

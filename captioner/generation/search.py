@@ -18,7 +18,7 @@ from captioner.model.static import StaticDecoder, StaticState
 COMPACT_SHARE = 0.25
 """Compact the batch once this share of its images has finished."""
 CHECK_STEPS = 4
-"""Steps from one check for finished images to the next on an accelerator, which idles while the host reads a number."""
+"""On an accelerator, look for finished images once in this many steps: the host waits for the answer."""
 
 
 class Search:
@@ -118,7 +118,7 @@ class Search:
         return self._decode(tokens)[:, -1]
 
     def _check(self, rows: Tensor | None) -> Tensor | None:
-        """Set `done` if all images have finished; compact the batch if enough have. Returns the rows to go on with."""
+        """Set `done` if all images have finished; compact the batch if enough have. Returns the rows that remain."""
         settled = self._state.settled()
         images, count = len(settled), int(settled.sum())  # the only number that a search reads from its device
         self.done = count == images

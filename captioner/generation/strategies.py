@@ -249,7 +249,8 @@ class BeamState(State):
         rows = torch.arange(0, len(choices), width, device=choices.device)[:, None] + flat // most
         chosen, gained = words.view(images, -1).gather(1, flat), log_probs.view(images, -1).gather(1, flat)
         ends = chosen == self.eos
-        # An ending outside the best K is no better than a beam that goes on. An accelerator would idle for the answer.
+        # An ending outside the best K is no better than a beam that goes on. The host would wait for an accelerator's
+        # answer, so there the branch is always taken.
         if choices.device.type != "cpu" or bool(ends[:, :width].any()):
             extended = self._extended(rows[:, :width], chosen[:, :width], gained[:, :width])
             penalized = self._penalized(scores[:, :width], self.length + 1).masked_fill(~ends[:, :width], -math.inf)

@@ -16,7 +16,7 @@ from captioner.model.memory import Memory
 from captioner.model.packed import PackedDecoder, PackedLinear, pack
 
 KEPT = 4
-"""Most states kept for later searches, each for batches of one shape."""
+"""Number of idle states that are kept for later searches, each for batches of one shape."""
 
 
 class StaticLayer(LayerCache):
@@ -25,7 +25,7 @@ class StaticLayer(LayerCache):
     def __init__(self, stored: Tensor, position: Tensor, mask: Tensor) -> None:
         super().__init__(capacity=len(stored))
         self._stored, self.mask, self.position = stored, mask, position
-        self.length = position  # type: ignore[assignment]  # a graph would repeat a number at every step
+        self.length = position  # type: ignore[assignment]  # a number would be frozen in the graph
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.stored.index_copy_(0, self.position, torch.stack([keys, values]).permute(3, 0, 1, 2, 4))
@@ -34,7 +34,7 @@ class StaticLayer(LayerCache):
 
 
 class StaticState:
-    """Everything that a step reads and writes, for batches of one shape; on CUDA with the graph of a step."""
+    """The tensors that a step reads and writes, for batches of one shape, and on CUDA the graph of a step."""
 
     def __init__(self, memory: Memory, cache: CaptionCache, rows: int) -> None:
         first = cache.layers[0].stored
@@ -53,13 +53,13 @@ class StaticState:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, memory: Memory, cache: CaptionCache, rows: Tensor) -> None:
-        """Start a search: its memory, and the cached tokens of these rows (R,)."""
+        """Start a search with its memory and the cached tokens of these rows (R,)."""
         for mine, given in zip(self.memory.layers, memory.layers, strict=True):
             mine.keys.copy_(given.keys)
             mine.values.copy_(given.values)
             if mine.keep is not None and given.keep is not None:
                 mine.keep.copy_(given.keep)
-        self.stored.zero_()  # hidden tokens have no weight, but none times infinity is not zero
+        self.stored.zero_()  # a hidden token has weight zero, but zero times infinity is NaN
         for stored, layer in zip(self.stored, cache.layers, strict=True):
             stored[: cache.length] = layer.stored[: cache.length].index_select(2, rows)
         self.position.fill_(cache.length)
@@ -67,10 +67,10 @@ class StaticState:
 
 
 class StaticDecoder(PackedDecoder):
-    """A decoder in evaluation mode, sharing another's weights, whose searches step by `step`.
+    """A decoder for searches in steps of fixed shapes; it shares another's weights and is in evaluation mode.
 
-    On CUDA, the second search of a shape captures its step as a graph, and later ones only launch it. Searches may
-    alternate: each has a state of its own until it is released.
+    On CUDA, the second search of a shape captures its step as a graph, and later searches launch it. Searches may be
+    interleaved: each has its own state, which `release` keeps for a later search.
     """
 
     def __init__(self, decoder: TextDecoder) -> None:
@@ -78,7 +78,7 @@ class StaticDecoder(PackedDecoder):
         self._idle: OrderedDict[tuple[object, ...], StaticState] = OrderedDict()
 
     def begin(self, memory: Memory, cache: CaptionCache, rows: Tensor) -> StaticState:
-        """The state of a search that goes on from these rows (R,) of a cache."""
+        """The state of a search that continues from these rows (R,) of a cache."""
         state = self._idle.pop(_shape(memory, cache, len(rows)), None) or StaticState(memory, cache, len(rows))
         state.load(memory, cache, rows)
         return state
