@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"| copy in memory | {copy_speed(device, 2**24 if small else 2**30) / 1e9:.3g} GB/s |\n")
 
     captioner = Captioner.from_pretrained(device=str(device))
-    differing = compare(captioner, Captioner.from_pretrained(device="cpu"))
+    differing = compare(captioner, reference := Captioner.from_pretrained(device="cpu"))
+    if not small:
+        differing += compare(Captioner.from_pretrained(device=str(device), cuda_graphs=True), reference)
     print("| work | images/s | share of the matrix product |\n|---|---|---|")
     model, paths = captioner.model, sorted(PHOTOS.glob("*.jpg"))
     height, width = model.encoder.config.image_size or (224, 224)

@@ -27,7 +27,8 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory
-from captioner.model.static import pack_for_device
+from captioner.model.packed import pack
+from captioner.model.static import StaticDecoder
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.prompt import caption_tokens, control_tokens, prefix_tokens
@@ -51,18 +52,19 @@ class Captioner:
         self.device = torch.device(device)
         if int8 and (self.device.type != "cpu" or not AVAILABLE):
             raise ResourceError(f"int8: is for x86 processors, and the device is {device}; leave it out, or take cpu")
-        self.int8 = int8
+        self.int8, self.cuda_graphs = int8, False
         self.style: str | None = None
         self._control: tuple[int, ...] = ()
         self._packed: tuple[list[tuple[int, int]], TextDecoder] | None = None
 
     @property
     def _decoder(self) -> TextDecoder:
-        """The model's decoder, packed for its device at its first use and again after its weights have changed."""
+        """The model's decoder, packed at its first use and again after its weights have changed."""
         weights = self.model.decoder.parameters()
         versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
         if self._packed is None or self._packed[0] != versions:
-            self._packed = versions, pack_for_device(self.model.decoder, int8=self.int8)
+            decoder = self.model.decoder
+            self._packed = versions, StaticDecoder(decoder) if self.cuda_graphs else pack(decoder, int8=self.int8)
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,15 +72,19 @@ class Captioner:
         return self.__dict__ | {"_packed": None}
 
     @classmethod
-    def from_pretrained(cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False) -> Self:
+    def from_pretrained(
+        cls, model: str | Path = BUNDLED, *, device: str = "auto", int8: bool = False, cuda_graphs: bool = False
+    ) -> Self:
         """A captioner from a model folder, a training checkpoint (.ckpt), or the bundled model.
 
         `device` is `auto`, `cpu`, `cuda`, `cuda:n` or `mps`; `int8` decodes with weights rounded to 8 bits, which is
-        faster and changes a few captions. Raises CheckpointError if the model cannot be loaded, ResourceError if the
-        machine lacks the device or cannot use int8.
+        faster and changes a few captions; `cuda_graphs` captures decoding on CUDA (docs/scale.md). Raises
+        CheckpointError if the model cannot be loaded, ResourceError if the machine lacks the device or cannot use int8.
         """
         network, tokenizer = load_model(model_folder(model))
-        return cls(network, tokenizer, name=str(model), device=find_device(device), int8=int8)
+        captioner = cls(network, tokenizer, name=str(model), device=find_device(device), int8=int8)
+        captioner.cuda_graphs = cuda_graphs and captioner.device.type == "cuda"
+        return captioner
 
     def styled(self, style: str | None = None, length: str | None = None) -> Self:
         """This captioner, writing in a style and length that it has learned; None leaves them to the model.

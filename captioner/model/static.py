@@ -13,7 +13,7 @@ from captioner.model.attention import KeyValues
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import TextDecoder
 from captioner.model.memory import Memory
-from captioner.model.packed import PackedDecoder, PackedLinear, pack
+from captioner.model.packed import PackedDecoder, PackedLinear
 
 KEPT = 4
 """Number of idle states that are kept for later searches, each for batches of one shape."""
@@ -112,13 +112,6 @@ class StaticDecoder(PackedDecoder):
         state.mask.copy_(state.places <= state.position)
         state.logits = self(state.tokens, state.memory, state.cache).logits
         state.position += 1
-
-
-def pack_for_device(decoder: TextDecoder, *, int8: bool = False) -> TextDecoder:
-    """The decoder packed for searches on its device: a `StaticDecoder` on CUDA, and what `pack` returns elsewhere."""
-    if decoder.token_embedding.weight.device.type == "cuda":
-        return StaticDecoder(decoder)
-    return pack(decoder, int8=int8)
 
 
 def _copy(memory: KeyValues) -> KeyValues:

@@ -11,8 +11,7 @@ from captioner.config import DecoderConfig
 from captioner.generation import BeamSearch, Greedy, Sampling, Search, generate
 from captioner.generation.search import CHECK_STEPS
 from captioner.model.decoder import TextDecoder
-from captioner.model.packed import PackedDecoder
-from captioner.model.static import KEPT, StaticDecoder, pack_for_device
+from captioner.model.static import KEPT, StaticDecoder
 from tests.fake_cuda import FakeCuda, on_cuda, to_fake_cuda
 from tests.test_generation import SPECIAL, STRATEGIES, E, N, assert_same, is_beam, network
 
@@ -82,12 +81,6 @@ def test_states_of_the_latest_shapes_are_kept():
     for images in (1, 2, 3, 1, 4, 5, 6):
         generate(static, shown(decoder, images, 0), Greedy(max_length=6), **SPECIAL)
     assert [len(each.tokens) for each in static._idle.values()] == [1, 4, 5, 6][-KEPT:]
-
-
-def test_only_searches_on_cuda_are_static():
-    assert type(pack_for_device(network(0))) is PackedDecoder
-    with FakeCuda():
-        assert type(pack_for_device(to_fake_cuda(network(0)))) is StaticDecoder
 
 
 class Recorder(TorchDispatchMode):
