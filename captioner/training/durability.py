@@ -79,11 +79,12 @@ class Durability(Checkpoint):
         self._signal: int | None = None
         self._handlers_before: dict[int, Any] = {}
         self._saved_at = math.inf
+        self._saved_step = 0
         self._nonfinite = 0
         self._images: list[int | str] = []
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:  # it holds the folder's lock, so nobody writes these any more
             for partial in self.path.parent.glob(".*.partial"):
                 partial.unlink()
@@ -107,9 +108,10 @@ class Durability(Checkpoint):
         for each in trained:
             each.grad = None
         self._nonfinite += 1
-        log.warning("step %d: non-finite loss or gradient; step skipped", trainer.global_step)
+        step = trainer.global_step + 1  # the one that begins, as metrics.csv counts
+        log.warning("step %d: non-finite loss or gradient; step skipped", step)
         if self._nonfinite >= self.config.nonfinite_steps:
-            self._fail(f"non-finite loss or gradient in {self._nonfinite} steps up to step {trainer.global_step}")
+            self._fail(f"non-finite loss or gradient in {self._nonfinite} steps up to step {step}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Batch, index: int
@@ -197,7 +199,7 @@ class Durability(Checkpoint):
             return  # keep the checkpoint from before the skipped steps
         self._check_weights(task)
         trainer.save_checkpoint(self.path)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def _check_weights(self, task: pl.LightningModule) -> None:
         """Raise TrainingError if a weight or running statistic is not finite: it would never recover."""
@@ -215,6 +217,8 @@ class Durability(Checkpoint):
     def _end(self, trainer: pl.Trainer) -> None:
         number = self._signal or signal.SIGTERM
         kept = "continue with --resume auto" if self.path.exists() else "nothing was saved yet"
+        if self.path.exists() and self._saved_step != trainer.global_step:  # a validation is repeated
+            kept += f", from step {self._saved_step}"
         ended = Interrupted(f"{signal.Signals(number).name} after step {trainer.global_step}; {kept}")
         ended.exit_code = 128 + number
         raise ended

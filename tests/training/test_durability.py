@@ -152,6 +152,8 @@ def test_a_signal_in_validation_ends_the_run(config, tmp_path):
     state = load_training_file(tmp_path / "run" / "checkpoints" / LAST)
     rows = read_table(tmp_path / "run" / "metrics.csv")
     assert max(rows) - 1 == state["global_step"]  # the last batch but one of the second epoch
+    expected = f"SIGTERM after step {max(rows)}; continue with --resume auto, from step {state['global_step']}"
+    assert str(ended.value) == expected
     resumed = weights(train(settings, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / LAST))
     assert equal(weights(train(settings, tmp_path / "whole")), resumed)
 
@@ -289,11 +291,13 @@ class Poison(Callback):
             self.steps = self.steps - {trainer.global_step} if trainer.global_step < 20 else self.steps
 
 
-def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_path):
+def test_steps_that_are_not_finite_change_nothing_and_end_the_run(config, tmp_path, caplog):
     """Three bad steps are skipped; ten in a row end the run, with the images and the checkpoint of before."""
     model = weights(train(config("training.epochs=1"), tmp_path / "some", callbacks=[Poison({3, 4, 5})]))
+    skipped = [int(step) for step in re.findall(r"step (\d+): non-finite", caplog.text)]
+    assert skipped == [4, 5, 6], "as metrics.csv counts: after three steps, the fourth begins"
     assert all(each.isfinite().all() for each in model.values())
-    with pytest.raises(TrainingError, match=r"in 10 steps up to step \d+; the last batch held images \[.*last.ckpt"):
+    with pytest.raises(TrainingError, match=r"in 10 steps up to step 30; the last batch held images \[.*last.ckpt"):
         train(config("training.checkpoint_minutes=0"), tmp_path / "many", callbacks=[Poison({3, 4, 5, *range(20, 40)})])
     state = load_training_file(tmp_path / "many" / "checkpoints" / LAST)
     assert state["global_step"] == 20
