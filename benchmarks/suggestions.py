@@ -16,13 +16,13 @@ from statistics import fmean
 import numpy as np
 
 from captioner import Captioner
-from captioner.checkpoint import model_folder
 from captioner.config_files import load_config
 from captioner.data.annotations import CaptionedImage, CaptionSet
 from captioner.data.formats import load_captions
 from captioner.data.splits import coco_annotations
 from captioner.evaluation import evaluate_captions
 from captioner.files import write_whole
+from captioner.model_files import model_folder
 from captioner.suggestion import candidates, suggest
 from captioner.training.run import train
 

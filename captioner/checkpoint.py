@@ -1,8 +1,7 @@
-"""Model folders: config.json, model.safetensors, tokenizer.json, README.md. Self-describing plain data."""
+"""Models to and from their files: self-describing plain data."""
 
 import json
 import zipfile
-from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,11 @@ from captioner.config_files import config_from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import write_whole
 from captioner.model.caption_model import CaptionModel
+from captioner.model_files import CARD, CONFIG, TOKENIZER, WEIGHTS, check_model_files
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
 FORMAT = 1
-CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
-BUNDLED = "bundled"
-MODEL = "model"
-"""The model's folder in a training run."""
 MODEL_PREFIX = "model."
 """Prefix of the network's weights in a training checkpoint."""
 TRAINING_SETTINGS = frozenset({"pretrained", "weights", "train", "dropout", "init", "language"})
@@ -58,22 +54,14 @@ def save_model(folder: Path, model: CaptionModel, tokenizer: Tokenizer, *, card:
         write_whole(folder / name, each, sync=True)
 
 
-def model_folder(model: str | Path) -> Path:
-    """The folder of the bundled model by its name; anything else is a path."""
-    if str(model) == BUNDLED and not Path(BUNDLED).exists():
-        return Path(str(resources.files("captioner") / "bundled"))
-    return Path(model)
-
-
 def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
     """The model of a folder, or of a training checkpoint (.ckpt), in evaluation mode.
 
     Raises CheckpointError for anything missing, damaged, of another program, or newer than this one.
     """
+    check_model_files(source)
     if source.is_dir():
         return _load_folder(source)
-    if not source.is_file():
-        raise CheckpointError(f"{source}: no such model; name a model folder or a .ckpt file")
     checkpoint = load_training_file(source)
     about = checkpoint["captioner"]
     _check_format(about, source)
@@ -108,11 +96,6 @@ def _check_archive(path: Path) -> None:
 
 
 def _load_folder(folder: Path) -> tuple[CaptionModel, Tokenizer]:
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        if not (folder / name).is_file():
-            run = f" (the model of this run is {folder / MODEL})" if (folder / MODEL / CONFIG).is_file() else ""
-            parts = f"{CONFIG}, {WEIGHTS}, {TOKENIZER}"
-            raise CheckpointError(f"{folder}: {name} is missing; a model folder holds {parts}{run}")
     try:
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -36,11 +36,11 @@ Schema = TypeVar("Schema", bound=Section)
 _adapter: Any = cache(TypeAdapter)  # slow to build
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), places: dict[Keys, str] | None = None) -> Config:
     """Read a YAML file, or the preset of that name, and `key.path=value` overrides.
 
-    `configs/NAME.yaml`, where presets used to be, still names one if there is no such file. Raises ConfigError, which
-    lists every problem with its line.
+    `configs/NAME.yaml`, where presets used to be, still names one if there is no such file. The place of each key that
+    is set is added to `places`. Raises ConfigError, which lists every problem with its line.
     """
     for name in presets():
         if Path(path) in (Path(name), Path("configs", f"{name}.yaml")) and not Path(path).exists():
@@ -53,7 +53,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the configuration as UTF-8") from error
-    places: dict[Keys, str] = {}
+    places = {} if places is None else places
     data = _read_yaml(text, lambda line: f"{path}:{line}", places)
     if data is None:
         raise ConfigError(f"{path}: empty; a configuration needs at least one key, for instance `name: my-run`")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captioner.any_image import AnyImage, plain_source
 from captioner.caption import Caption, Captioned, caption_memory, word_confidences
-from captioner.checkpoint import BUNDLED, load_model, model_folder, save_model
+from captioner.checkpoint import load_model, save_model
 from captioner.decoding import Decoders
 from captioner.device import find_device, halve_batch
 from captioner.errors import ConfigError, ImageError, ResourceError
@@ -29,6 +29,7 @@ from captioner.model.linear import AVAILABLE
 from captioner.model.memory import Memory
 from captioner.model.packed import pack
 from captioner.model.static import StaticDecoder
+from captioner.model_files import BUNDLED, model_folder
 from captioner.photo import Photo, Region
 from captioner.prefetch import prefetch
 from captioner.prompt import caption_tokens, control_tokens, prefix_tokens

@@ -18,8 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=BUNDLED, help="default: captioner/bundled")
     arguments = parser.parse_args(argv)
 
-    from captioner.checkpoint import CARD, load_model, save_model
+    from captioner.checkpoint import load_model, save_model
     from captioner.cli.doctor import KNOWN, PICTURE
+    from captioner.model_files import CARD
     from captioner.pipeline import Captioner
 
     model, tokenizer = load_model(arguments.model)

@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     from captioner.calibration import calibrate
-    from captioner.checkpoint import CARD, load_model, save_model
+    from captioner.checkpoint import load_model, save_model
     from captioner.data.formats import load_captions
+    from captioner.model_files import CARD
 
     model, tokenizer = load_model(arguments.model)
     sets = [load_captions(folder) for folder in (*arguments.data, *arguments.also)]

@@ -9,12 +9,13 @@ from tokenizers import decoders, models, pre_tokenizers
 
 transformers = pytest.importorskip("transformers", reason="takes the extra `convert`")
 
-from captioner.checkpoint import load_model, model_folder  # noqa: E402
+from captioner.checkpoint import load_model  # noqa: E402
 from captioner.config import DecoderConfig  # noqa: E402
 from captioner.config_files import load_config  # noqa: E402
 from captioner.errors import CheckpointError, ConfigError  # noqa: E402
 from captioner.gpt2 import language_decoder  # noqa: E402
 from captioner.model.decoder import READS_THE_IMAGE, TextDecoder  # noqa: E402
+from captioner.model_files import model_folder  # noqa: E402
 from captioner.training.run import train  # noqa: E402
 
 WIDTH, LAYERS, HEADS = 32, 2, 4

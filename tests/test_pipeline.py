@@ -20,7 +20,6 @@ from PIL import Image
 
 import captioner as package
 from captioner.caption import Caption, CaptionWord, log_odds
-from captioner.checkpoint import model_folder
 from captioner.config import DecoderConfig, EncoderConfig, ModelConfig, TokenizerConfig
 from captioner.errors import CheckpointError, ConfigError, ImageError, ResourceError
 from captioner.generation import BeamSearch, Greedy, Sampling, generate
@@ -29,6 +28,7 @@ from captioner.images import open_image
 from captioner.model.caption_model import CaptionModel
 from captioner.model.familiarity import Familiarity
 from captioner.model.linear import AVAILABLE
+from captioner.model_files import model_folder
 from captioner.pipeline import Captioner
 from captioner.prefetch import BATCHES
 from captioner.tokenizer import Tokenizer

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from captioner.cli.files import check_new_folder
-from captioner.errors import ConfigError
+from captioner.errors import CheckpointError, ConfigError
 
 FROM = "transformers:"
 
@@ -21,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.source.startswith(FROM):
         raise ConfigError(f"{arguments.source}: name the source as {FROM}DIR")
+    source = Path(arguments.source.removeprefix(FROM))
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such folder; name one that save_pretrained wrote")
     check_new_folder("-o", arguments.output)
 
     from captioner.checkpoint import save_model
     from captioner.convert import from_transformers
 
-    source = Path(arguments.source.removeprefix(FROM))
     model, tokenizer = from_transformers(source)
     save_model(arguments.output, model, tokenizer, card=f"# {source.name}\n\nConverted from transformers.\n")
     print(arguments.output)

@@ -23,6 +23,7 @@ from captioner.cli.score import add_metric_flags, metrics_of
 from captioner.data.annotations import CaptionedImage, validated
 from captioner.data.formats import FORMATS, read_listing
 from captioner.errors import AnnotationError, ConfigError, ImageError, InputError
+from captioner.model_files import check_model_files
 
 if TYPE_CHECKING:
     from captioner.caption import Caption
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_search_flags(arguments)
     if arguments.num_captions > 1:
         raise ConfigError(f"--num-captions {arguments.num_captions}: one caption an image is scored; leave it out")
+    if arguments.compare is not None:
+        check_model_files(arguments.compare)
     metrics = metrics_of(arguments)
     inputs = (arguments.annotations, arguments.grounding)
     output, report = arguments.output, arguments.report

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from captioner.cli.files import check_new_folder
 from captioner.errors import ResourceError
+from captioner.model_files import CARD, check_model_files, model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_new_folder("-o", arguments.output)
+    source = model_folder(arguments.model)
+    check_model_files(source)
 
     try:
         for package in ("onnxruntime", "onnxscript"):  # PyTorch's exporter needs the latter
@@ -30,10 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise ResourceError(f'{error.name} is not installed; pip install "captioner[onnx]"') from error
 
-    from captioner.checkpoint import CARD, load_model, model_folder
+    from captioner.checkpoint import load_model
     from captioner.export.folder import export_onnx
 
-    source = model_folder(arguments.model)
     model, tokenizer = load_model(source)
     card = source / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {source.stem}\n\nAn image captioner.\n"

@@ -3,15 +3,17 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.cli.flags import number
+from captioner.data.annotations import CaptionedImage
+from captioner.data.formats import load_captions
+from captioner.data.text_files import check_readable
 from captioner.errors import ConfigError
-
-CONFIG = "config.json"
-"""A folder with this file is a model folder."""
+from captioner.model_files import CARD, CONFIG
 
 if TYPE_CHECKING:
     from captioner.faithfulness import Report
@@ -65,14 +67,21 @@ def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--store: {arguments.model} is not a model folder of yours; save one, and give its path")
 
 
-def run_faithfulness(arguments: argparse.Namespace, captioner: "Captioner", folder: Path) -> int:
-    """Measure the maps; print the tables and write them to the folder."""
-    from captioner.data.formats import load_captions
-    from captioner.faithfulness import Options, measure
-
+def measured_images(arguments: argparse.Namespace) -> Sequence[CaptionedImage]:
+    """The images of the split. Raises InputError, AnnotationError where files are missing or wrong."""
+    if arguments.grounding is not None:
+        check_readable(Path(arguments.grounding))
     given = Path(arguments.annotations)
     root, file = (given, None) if given.is_dir() else (None, given)
-    images = load_captions(root, file, arguments.folder).split(arguments.split).images
+    return load_captions(root, file, arguments.folder).split(arguments.split).images
+
+
+def run_faithfulness(
+    arguments: argparse.Namespace, captioner: "Captioner", images: Sequence[CaptionedImage], folder: Path
+) -> int:
+    """Measure the maps; print the tables and write them to the folder."""
+    from captioner.faithfulness import Options, measure
+
     options = Options(
         mosaics=arguments.mosaics,
         photos=arguments.photos,
@@ -106,7 +115,7 @@ def _store(captioner: "Captioner", report: "Report", folder: str) -> None:
     heads = report.best_heads or config.best_heads
     weights = report.hallucination_weights or config.hallucination
     captioner.model.config = replace(config, best_heads=heads, hallucination=weights)
-    card = Path(folder, "README.md")
+    card = Path(folder, CARD)
     captioner.save_pretrained(folder, card=card.read_text(encoding="utf-8") if card.is_file() else None)
     what = f"{len(heads)} heads" + (" and hallucination weights" if report.hallucination_weights else "")
     _log(f"stored {what} in {folder}")

@@ -1,11 +1,12 @@
-"""Files that a verb writes: checked before the work, written as a whole."""
+"""Files and folders that a verb writes: checked before the work, written as a whole."""
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from captioner import files
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, ResourceError
 
 
 def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
@@ -28,10 +29,22 @@ def check_output(flag: str, path: Path, inputs: Iterable[str | Path | None] = ()
         raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a place where it can") from error
 
 
+def check_folder(flag: str, path: Path) -> None:
+    """Raise ConfigError for a file, ResourceError for a folder that cannot be made, or in which nothing can be."""
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{flag} {nearest}: a file; name a folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=nearest))
+    except OSError as error:
+        raise ResourceError(f"{flag} {path}: cannot be written ({error.strerror}); name another folder") from error
+
+
 def check_new_folder(flag: str, path: Path) -> None:
-    """Raise ConfigError where something exists that is not an empty folder."""
+    """Raise ConfigError where something exists that is not an empty folder; see `check_folder`."""
     if path.is_file() or (path.exists() and any(path.iterdir())):
         raise ConfigError(f"{flag} {path}: exists; name another folder")
+    check_folder(flag, path)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import ConfigError
+from captioner.model_files import check_model_files
 from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions, parse_region
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 
 def check_machine_flags(arguments: argparse.Namespace) -> None:
+    check_model_files(arguments.model)
     if arguments.engine != "local" and arguments.verb != "caption":
         raise ConfigError(f"--engine {arguments.engine}: is for captioner caption; use local")
     device, comma, _ = arguments.device.partition(",")

@@ -8,11 +8,18 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.faithfulness import add_faithfulness_flags, check_faithfulness_flags, run_faithfulness
+from captioner.cli.faithfulness import (
+    add_faithfulness_flags,
+    check_faithfulness_flags,
+    measured_images,
+    run_faithfulness,
+)
+from captioner.cli.files import check_folder
 from captioner.cli.flags import add_region_flags, number
 from captioner.cli.formats import encode
 from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
+from captioner.model_files import check_model_files
 from captioner.text import printable
 
 DEFAULT_FOLDER = "inspection"
@@ -61,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.annotations is None and not arguments.images:
         raise InputError("no photos given; name at least one: captioner inspect photo.jpg")
     folder = Path(arguments.output) if arguments.output else _new_folder()
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"-o {folder}: a file; name a folder")
+    check_folder("-o", folder)
+    check_model_files(arguments.model)
     failed = False
 
     def complain(message: str) -> None:
@@ -72,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     finder = Finder(recursive=arguments.recursive, complain=complain)
     paths = [each.path for each in finder.find(arguments.images)] if arguments.images else []
+    measured = None if arguments.annotations is None else measured_images(arguments)
 
     from captioner.cli.reports import INDEX, output_paths, write_index, write_report
     from captioner.inspection.report import IndexEntry
@@ -81,8 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.search_options import SearchOptions
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
-    if arguments.annotations is not None:
-        return run_faithfulness(arguments, captioner, folder)
+    if measured is not None:
+        return run_faithfulness(arguments, captioner, measured, folder)
     selection = _selection(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.caption and (unknown := captioner.tokenizer.unknown_words(arguments.caption)):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from captioner.cli.flags import number
 from captioner.errors import ConfigError, ResourceError
+from captioner.model_files import check_model_files
 
 MIN_TOKEN = 16
 """Shortest token, in characters."""
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.token_file is None and not _is_loopback(host):
         remedy = "add --token-file FILE, or keep --host 127.0.0.1"
         raise ConfigError(f"--host {host}: without a token, only this machine may use the service; {remedy}")
+    check_model_files(arguments.model)
     if arguments.root is not None:
         _check_root(arguments)
     try:

@@ -12,6 +12,7 @@ from captioner.cli.inputs import Finder
 from captioner.data.checks import usable
 from captioner.data.formats import read_listing
 from captioner.errors import InputError
+from captioner.model_files import check_model_files
 from captioner.text import printable
 
 MAX_CAPTIONED = 1000
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_output("-o", arguments.output)
+    check_model_files(arguments.model)
     complaints: list[str] = []
     finder = Finder(recursive=arguments.recursive, complain=complaints.append)
     paths = [item.path for item in finder.find([arguments.folder])]

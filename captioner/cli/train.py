@@ -6,11 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from captioner.config_files import load_config, presets
-from captioner.errors import ConfigError
+from captioner.cli.files import check_folder
+from captioner.config_files import PRESETS, Keys, load_config, presets
+from captioner.data.sources import check_paths
+from captioner.errors import CheckpointError, ConfigError
+from captioner.model_files import BUNDLED, check_model_files, model_folder
 
-BUNDLED, DEFAULT_PRESET = "bundled", "finetune"
-"""The model and the preset that train on a folder for which no configuration is named."""
+DEFAULT_PRESET = "finetune"
+"""The preset that trains on a folder for which no configuration is named; it starts from the bundled model."""
+AUTO = "auto"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,26 +40,35 @@ def run(arguments: argparse.Namespace) -> int:
     if data is not None:
         overrides.insert(0, f"data.root={json.dumps(data)}")
         init = init or (BUNDLED if arguments.config is None else None)
-    config = load_config(arguments.config or DEFAULT_PRESET, overrides)
+    places: dict[Keys, str] = {}
+    config = load_config(arguments.config or DEFAULT_PRESET, overrides, places)
+    given = {".".join(keys) for keys, place in places.items() if not place.startswith(str(PRESETS))}
     name = config.name if data is None else Path(os.path.abspath(data)).name
     folder = Path(arguments.output or Path("runs") / (name or "unnamed"))
+    resume = None if arguments.resume in (None, AUTO) else Path(arguments.resume)
+    if resume is not None and not resume.is_file():
+        raise CheckpointError(f"--resume {resume}: no such file; name a .ckpt file, or `auto`")
+    start = model_folder(init) if init else None
+    if start is not None:
+        check_model_files(start)
+    check_paths(config.data)
+    if not arguments.fast_dev_run:
+        check_folder("-o", folder)
 
     import logging
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from captioner.checkpoint import model_folder
-    from captioner.training.run import find_checkpoint, train
+    from captioner.training.durability import newest_checkpoint
+    from captioner.training.run import CHECKPOINTS, train
     from captioner.training.trainer import is_first_process
 
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for library in ("pytorch_lightning", "timm", "huggingface_hub", "httpx"):  # chatty
         logging.getLogger(library).setLevel(logging.ERROR)
-    resume = find_checkpoint(folder, arguments.resume) if arguments.resume else None
-    if arguments.resume and resume is None:
+    if arguments.resume == AUTO and (resume := newest_checkpoint(folder / CHECKPOINTS)) is None:
         print(f"captioner: nothing to resume in {folder}; starting a new run", file=sys.stderr)
-    start = model_folder(init) if init else None
     with logging_redirect_tqdm():  # log lines go above a progress bar
         model = train(
             config,
@@ -64,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             resume=resume,
             fast_dev_run=arguments.fast_dev_run,
             skip_bad=arguments.skip_bad,
+            given=given,
         )
     if model is not None:
         print(model)

@@ -24,7 +24,7 @@ from captioner.data.annotations import (
     style_of,
     validated,
 )
-from captioner.data.text_files import parse_json, read_text
+from captioner.data.text_files import check_readable, parse_json, read_text
 from captioner.errors import AnnotationError, InputError
 from captioner.images import IMAGE_EXTENSIONS
 
@@ -77,16 +77,7 @@ def read_listing(
     annotation file. A data set without splits gets those of `assign_splits`. `style_column` names the column of CSV, or
     the key of JSON, that holds a caption's style.
     """
-    if root is None and annotations is None:
-        raise InputError("no captions given; name a folder or an annotation file")
-    base = Path(root) if root is not None else Path(annotations or "").parent
-    if not base.is_dir():
-        raise InputError(f"{base}: no such folder; name one that holds captions and images")
-    pictures = _inside(root, images) if images is not None else _image_folder(base)
-    if not pictures.is_dir():
-        raise InputError(f"{pictures}: no such folder; name the one with the images")
-    sources = [_inside(root, annotations)] if annotations is not None else _find_sources(base, format)
-
+    base, pictures, sources = find_files(root, annotations, images, format)
     problems: list[Problem] = []
     if not sources:
         source = pictures
@@ -104,6 +95,27 @@ def read_listing(
     if not has_splits:
         listed = assign_splits(listed)
     return Listing(source, pictures, tuple(listed), tuple(problems), has_splits)
+
+
+def find_files(
+    root: str | Path | None, annotations: str | Path | None, images: str | Path | None, format: Format
+) -> tuple[Path, Path, list[Path]]:
+    """The folder of a data set, its image folder and its annotation files; see `read_listing`.
+
+    Raises InputError for those that are missing.
+    """
+    if root is None and annotations is None:
+        raise InputError("no captions given; name a folder or an annotation file")
+    base = Path(root) if root is not None else Path(annotations or "").parent
+    if not base.is_dir():
+        raise InputError(f"{base}: no such folder; name one that holds captions and images")
+    pictures = _inside(root, images) if images is not None else _image_folder(base)
+    if not pictures.is_dir():
+        raise InputError(f"{pictures}: no such folder; name the one with the images")
+    sources = [_inside(root, annotations)] if annotations is not None else _find_sources(base, format)
+    for source in sources:
+        check_readable(source)
+    return base, pictures, sources
 
 
 def assign_splits(images: Iterable[ListedImage]) -> list[ListedImage]:

@@ -14,9 +14,9 @@ from captioner.data.annotations import (
     records,
 )
 from captioner.data.checks import unusable_photos
-from captioner.data.formats import load_captions
+from captioner.data.formats import find_files, load_captions
 from captioner.data.shards import find_shards, first_samples, read_index
-from captioner.data.text_files import parse_json, read_text
+from captioner.data.text_files import check_readable, parse_json, read_text
 from captioner.errors import AnnotationError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,16 @@ SOURCE = "source"
 MAX_STYLES = 100
 SHARD_SAMPLE = 100_000
 """Number of samples of shards whose words make the vocabulary."""
+
+
+def check_paths(config: DataConfig) -> None:
+    """Raise InputError for folders and files that are missing, without reading them."""
+    if config.shards is not None:
+        find_shards(Path(config.shards))
+    if config.text is not None:
+        check_readable(Path(config.text))
+    for source in config.sources or (config,):
+        find_files(source.root, source.annotations, source.images, source.format)
 
 
 def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:

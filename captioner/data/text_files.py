@@ -9,10 +9,8 @@ from captioner.errors import InputError
 
 def read_text(path: Path, where: str, problems: list[Problem]) -> str:
     """Read UTF-8 text. A byte order mark, UTF-16 and invalid bytes, which are replaced, are added to `problems`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
+    check_readable(path)
+    data = path.read_bytes()
     encoding = text_encoding(data)
     if encoding.startswith("utf-16"):
         problems.append(Problem("encoding", where, "is UTF-16 text; save the file as UTF-8"))
@@ -24,6 +22,14 @@ def read_text(path: Path, where: str, problems: list[Problem]) -> str:
     except UnicodeDecodeError as error:
         problems.append(Problem("encoding", where, f"byte {error.start} is not UTF-8; save the file as UTF-8"))
         return data.decode("utf-8-sig", errors="replace")
+
+
+def check_readable(path: Path) -> None:
+    """Raise InputError for a file that is missing or cannot be read."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
 
 
 def text_encoding(data: bytes) -> str:

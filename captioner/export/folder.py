@@ -17,7 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from captioner.caption import object_tokens
-from captioner.checkpoint import CARD, describe
+from captioner.checkpoint import describe
 from captioner.errors import ConfigError
 from captioner.export.runner import CONFIG, DECODE_STEP, ENCODE, PAST, PRESENT, PROJECT, TOKENIZER
 from captioner.files import write_whole
@@ -27,6 +27,7 @@ from captioner.model.caption_model import CaptionModel
 from captioner.model.decoder import TextDecoder
 from captioner.model.encoder import VisionEncoder
 from captioner.model.memory import Memory
+from captioner.model_files import CARD
 from captioner.search_options import LENGTHS
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer

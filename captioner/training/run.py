@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from captioner.calibration import calibrate
-from captioner.checkpoint import MODEL, MODEL_PREFIX, load_model, load_training_file, save_model
+from captioner.checkpoint import MODEL_PREFIX, load_model, load_training_file, save_model
 from captioner.config import Config
 from captioner.config_files import dump_yaml, to_dict
 from captioner.data.annotations import CaptionedImage, CaptionSet
@@ -33,15 +33,16 @@ from captioner.data.datamodule import CaptionDataModule, split_mosaics
 from captioner.data.features import FeatureStore
 from captioner.data.mosaics import Mosaics
 from captioner.data.sources import load_splits, load_texts, styles_of, usable_splits
-from captioner.errors import CheckpointError, ConfigError, ResourceError
+from captioner.errors import ConfigError, ResourceError
 from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
 from captioner.inspection.pointing import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
+from captioner.model_files import MODEL
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 from captioner.training.card import model_card
-from captioner.training.durability import BEST, Durability, check_same_run, newest_checkpoint, stopped_early
+from captioner.training.durability import BEST, Durability, check_same_run, stopped_early
 from captioner.training.history import History
 from captioner.training.language import LanguageTask
 from captioner.training.new_model import add_controls, new_model
@@ -83,6 +84,7 @@ def train(
     resume: Path | None = None,
     fast_dev_run: bool = False,
     skip_bad: bool = False,
+    given: Collection[str] = (),
     callbacks: Sequence[Callback] = (),
 ) -> Path | None:
     """Train a captioner and return the model folder of its best epoch, `folder/model`.
@@ -90,13 +92,14 @@ def train(
     `init` is a model folder to start from: its network and vocabulary, to which new words of the captions are added.
     `resume` is a training checkpoint to continue from, with its network and vocabulary; without it, a folder that
     already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. `skip_bad` leaves
-    unusable photos out. Returns None after a dry run, and in all but the first of several processes. Raises
+    unusable photos out. `given` are the keys that the user set, such as `decoder.width`: a warning names those that the
+    network of `init` overrules. Returns None after a dry run, and in all but the first of several processes. Raises
     ConfigError, AnnotationError, CheckpointError, ResourceError or TrainingError.
     """
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
     config = config.with_features_in(None if fast_dev_run else folder / FEATURES)
-    run = prepare(config, init=init, resume=resume, skip_bad=skip_bad)
+    run = prepare(config, init=init, resume=resume, skip_bad=skip_bad, given=given)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
     task: CaptionTask
     match config.training.objective:
@@ -109,7 +112,14 @@ def train(
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
 
-def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None, skip_bad: bool = False) -> Run:
+def prepare(
+    config: Config,
+    *,
+    init: Path | None = None,
+    resume: Path | None = None,
+    skip_bad: bool = False,
+    given: Collection[str] = (),
+) -> Run:
     """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device.
 
     Raises AnnotationError, which lists them, if photos are unusable; with `skip_bad`, they are left out.
@@ -134,7 +144,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         model, tokenizer = load_model(resume)
         log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
-        model, tokenizer = new_model(config, [text for image in train.images + texts for text in image.captions], init)
+        captions = [text for image in train.images + texts for text in image.captions]
+        model, tokenizer = new_model(config, captions, init, given)
         tokenizer = add_controls(config, model, tokenizer, styles_of(data, train))
     model.encoder.freeze(config.encoder.train, config.encoder.batch_norm, config.encoder.depthwise)
     model.decoder.set_dropout(config.decoder.dropout)
@@ -204,18 +215,6 @@ def fit(
             log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
         _save_best(run, folder, best, trainer)
     return folder / MODEL
-
-
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint to resume from: a file or, for `auto`, the run's newest readable one, None if it has none.
-
-    Raises CheckpointError if the file is missing, or none of the run's checkpoints can be read.
-    """
-    if resume != "auto":
-        if not Path(resume).is_file():
-            raise CheckpointError(f"--resume {resume}: no such file; name a .ckpt file, or `auto`")
-        return Path(resume)
-    return newest_checkpoint(folder / CHECKPOINTS)
 
 
 def _fingerprint(*splits: Sequence[CaptionedImage]) -> str:

@@ -11,9 +11,10 @@ from importlib import import_module
 
 import pytest
 
-from captioner.checkpoint import load_model, model_folder
+from captioner.checkpoint import load_model
 from captioner.cli import main
 from captioner.config_files import load_config
+from captioner.model_files import model_folder
 
 TINY = """
 data: {batch_images: 4, captions_per_image: 2}
@@ -84,6 +85,24 @@ def test_init_starts_from_a_model(train, tmp_path):
     assert len(words) == len(same)
     assert "dropout: 0.4" in (tmp_path / "second" / "config.yaml").read_text()
     assert second.decoder.token_embedding.weight.shape == first.decoder.token_embedding.weight.shape
+
+
+def test_settings_of_the_network_that_init_overrules_are_named(train, tmp_path, shapes, caplog):
+    """A warning for what the user sets, be it a default; an information for what a preset sets."""
+    assert train("-o", tmp_path / "first") == 0
+    start = ("--init", tmp_path / "first" / "model", "--fast-dev-run")
+    caplog.set_level("INFO")
+    assert train(*start, "--set", "decoder.dropout=0.4") == 0
+    assert "ignored" not in caplog.text
+    assert train(*start, "--set", "decoder.width=512", "--set", "decoder.layers=2") == 0
+    [record] = [each for each in caplog.records if "ignored" in each.message]
+    assert record.levelname == "WARNING"
+    assert record.message.endswith("ignored: decoder.width 512 (the model has 32), decoder.layers 2 (the model has 1)")
+    caplog.clear()
+    assert main(["train", str(shapes), "--config", "shapes", *map(str, start)]) == 0
+    [record] = [each for each in caplog.records if "ignored" in each.message]
+    assert record.levelname == "INFO"
+    assert "decoder.width 128 (the model has 32)" in record.message
 
 
 @pytest.mark.parametrize(

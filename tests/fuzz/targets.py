@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner.checkpoint import CONFIG, MODEL_PREFIX, TOKENIZER, WEIGHTS, describe
+from captioner.checkpoint import MODEL_PREFIX, describe
 from captioner.cli.formats import Result
 from captioner.cli.journal import Journal
 from captioner.cli.score import read_candidates, read_references
@@ -30,6 +30,7 @@ from captioner.generation import Greedy
 from captioner.geometry import Geometry
 from captioner.images import open_image
 from captioner.inspection.trace import AttentionTrace
+from captioner.model_files import CONFIG, TOKENIZER, WEIGHTS
 from captioner.pipeline import Captioner
 from captioner.records import trace_record
 from captioner.tokenizer import Tokenizer

@@ -6,11 +6,11 @@ from itertools import product
 import pytest
 
 from captioner import Captioner, Greedy
-from captioner.checkpoint import model_folder
 from captioner.cli import main
 from captioner.config_files import load_config
 from captioner.data.formats import load_captions
 from captioner.errors import ConfigError
+from captioner.model_files import model_folder
 from captioner.training.run import train
 
 TINY = """

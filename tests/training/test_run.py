@@ -14,7 +14,8 @@ from captioner.config_files import load_config
 from captioner.data.formats import load_captions
 from captioner.errors import CheckpointError, ConfigError, TrainingError
 from captioner.pipeline import Captioner
-from captioner.training.run import find_checkpoint, train
+from captioner.training.durability import newest_checkpoint
+from captioner.training.run import train
 
 TINY = """
 data: {batch_images: 10, captions_per_image: 5}
@@ -83,7 +84,7 @@ def test_resumed_after_a_kill_equals_uninterrupted(config, tmp_path, shapes, lau
     process.wait_until(last.is_file)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    found = find_checkpoint(run, "auto")
+    found = newest_checkpoint(run / "checkpoints")
     assert found == last
     resumed = weights(train(config(*settings), run, resume=found))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -192,12 +193,6 @@ def test_a_dry_run_writes_nothing(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_find_checkpoint(tmp_path):
-    assert find_checkpoint(tmp_path, "auto") is None
-    with pytest.raises(CheckpointError, match="no such file"):
-        find_checkpoint(tmp_path, str(tmp_path / "none.ckpt"))
-
-
 def test_a_foreign_checkpoint_is_not_resumed(config, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
@@ -209,7 +204,7 @@ def test_a_resumed_run_needs_no_init(config, tmp_path):
     first = train(config("training.epochs=1"), tmp_path / "first")
     other = ("decoder.width=64", "decoder.heads=4")
     train(config("training.epochs=1", *other), tmp_path / "second", init=first)
-    last = find_checkpoint(tmp_path / "second", "auto")
+    last = newest_checkpoint(tmp_path / "second" / "checkpoints")
     model = train(config("training.epochs=2", *other), tmp_path / "second", resume=last)
     assert load_model(model)[0].decoder.config.width == 32
     assert "decoder:\n  width: 32" in (tmp_path / "second" / "config.yaml").read_text()
