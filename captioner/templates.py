@@ -4,7 +4,10 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from html import escape
 from importlib import resources
+
+from captioner.text import printable
 
 NONE = "'none'"
 
@@ -18,6 +21,17 @@ def read_template(name: str) -> str:
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with {{name}} replaced by texts that are HTML already."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def render_page(name: str, values: Mapping[str, str]) -> str:
+    """A self-contained page from a template: it loads nothing, and its pictures are in it."""
+    template = read_template(name)
+    return fill(template, {**values, "policy": security_policy([template], img_src="data:")})
+
+
+def html_text(text: str) -> str:
+    """A text of others as HTML."""
+    return escape(printable(text))
 
 
 def security_policy(templates: Iterable[str], **sources: str) -> str:

@@ -3,15 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from html import escape
 
 from captioner.data.annotations import Listing, Problem, image_name, safe_path
 from captioner.errors import AnnotationError, ImageError
 from captioner.inspection.report import thumbnail
-from captioner.templates import fill, read_template, security_policy
-from captioner.text import printable
+from captioner.templates import html_text, render_page
 
-TEMPLATE = "cli/data_page.html"
 MAX_SHOWN = 24
 """Problems of a code that are shown; the rest are counted."""
 MAX_PICTURES = 3
@@ -37,20 +34,18 @@ def page(listing: Listing, problems: Sequence[Problem], summary: str) -> str:
     for code, found in by_code.items():
         shown = "".join(
             f"<div class=problem>{_pictures(listing, each.pictures or sorted(names_of[each.where]))}"
-            f"<b>{_text(each.where)}</b><br>{_text(each.message)}</div>"
+            f"<b>{html_text(each.where)}</b><br>{html_text(each.message)}</div>"
             for each in found[:MAX_SHOWN]
         )
         more = f"<p>and {len(found) - MAX_SHOWN} more</p>" if len(found) > MAX_SHOWN else ""
         sections.append(f"<h2 id={code}>{code} ({len(found)})</h2><div class=problems>{shown}</div>{more}")
-    template = read_template(TEMPLATE)
     values = {
-        "policy": security_policy([template], img_src="data:"),
-        "name": _text(str(listing.source)),
-        "summary": _text(f"{len(problems)} problems; {summary}."),
+        "name": html_text(str(listing.source)),
+        "summary": html_text(f"{len(problems)} problems; {summary}."),
         "table": f"<table><tr><th>severity</th><th>code</th><th>number</th></tr>{rows}</table>" if rows else "",
         "sections": "\n".join(sections),
     }
-    return fill(template, values)
+    return render_page("cli/data_page.html", values)
 
 
 def _pictures(listing: Listing, names: Sequence[str]) -> str:
@@ -58,9 +53,5 @@ def _pictures(listing: Listing, names: Sequence[str]) -> str:
     shown = ""
     for name in names[:MAX_PICTURES]:
         with suppress(ImageError, AnnotationError):
-            shown += f'<img src="{thumbnail(safe_path(listing.root, name))}" alt="{_text(name)}">'
+            shown += f'<img src="{thumbnail(safe_path(listing.root, name))}" alt="{html_text(name)}">'
     return f"<div class=pictures>{shown}</div>" if shown else ""
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

@@ -12,10 +12,8 @@ from captioner.evaluation import Evaluation, ImageId
 from captioner.inspection.report import INDEX_IMAGES, thumbnail
 from captioner.inspection.word_table import plain_words
 from captioner.metrics.object_words import NounList
-from captioner.templates import fill, read_template, security_policy
-from captioner.text import printable
+from captioner.templates import html_text, render_page
 
-TEMPLATE = "cli/evaluation_page.html"
 LEGEND = (
     "<p>Objects in captions: <mark>a reference names it</mark>, <mark class=wrong>no reference does</mark>. "
     "A caption lacks objects that most references name.</p>"
@@ -45,7 +43,7 @@ def page(
         images = list(evaluation.captions)
         ranked = [images[place] for place in np.argsort(gained, kind="stable")]
         headings = ("most worsened", "most improved")
-        note = f"By the {metric} of the image alone. First: {_text(other.name)}; then: {_text(about['model'])}."
+        note = f"By the {metric} of the image alone. First: {html_text(other.name)}; then: {html_text(about['model'])}."
     count = min(INDEX_IMAGES, -(-len(ranked) // 2))
     worst, best = ranked[:count], ranked[::-1][: min(count, len(ranked) - count)]
     pairs = list(zip(headings, (worst, best), strict=True))
@@ -59,17 +57,15 @@ def page(
     reasons = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in evaluation.scores.reasons.items())
     scores = _scores(evaluation) if other is None else _comparison(evaluation, other, about["model"])
     tables = (_table(("evaluated", ""), list(about.items())), scores, _statistics(evaluations, names))
-    template = read_template(TEMPLATE)
     values = {
-        "policy": security_policy([template], img_src="data:"),
-        "model": _text(about["model"]),
+        "model": html_text(about["model"]),
         "count": str(len(evaluation.captions)),
         "tables": "".join(tables),
         "reasons": reasons + LEGEND,
         "signature": escape(evaluation.scores.signature),
         "sections": "\n".join(sections),
     }
-    return fill(template, values)
+    return render_page("cli/evaluation_page.html", values)
 
 
 def _scores(evaluation: Evaluation) -> str:
@@ -102,7 +98,7 @@ def _statistics(evaluations: Sequence[Evaluation], names: Sequence[str]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [
-        "<tr>" + "".join(f"<{cell}>{_text(text)}</{cell}>" for text in row) + "</tr>"
+        "<tr>" + "".join(f"<{cell}>{html_text(text)}</{cell}>" for text in row) + "</tr>"
         for cell, row in (("th", head), *(("td", row) for row in rows))
     ]
     return f"<table>{''.join(lines)}</table>"
@@ -116,13 +112,13 @@ def _figure(evaluations: Sequence[Evaluation], image: ImageId, path: Path, metri
     for evaluation in evaluations:
         caption, score = evaluation.captions[image], evaluation.scores.per_image[metric][place]
         missing = missing_objects(evaluation.scores.captions.candidates[place], tokenized)
-        lacks = f" · lacks {_text(', '.join(missing))}" if missing else ""
+        lacks = f" · lacks {html_text(', '.join(missing))}" if missing else ""
         numbers = f"{metric} {score:.3f} · confidence {caption.confidence:.2f}"
         shown += f"<b>{marked_objects(caption, tokenized)}</b><span class=score>{numbers}{lacks}</span>"
-    references = "".join(f"<li>{_text(text)}</li>" for text in evaluations[0].references[image])
+    references = "".join(f"<li>{html_text(text)}</li>" for text in evaluations[0].references[image])
     return (
-        f'<figure><img src="{thumbnail(path)}" alt="image {_text(str(image))}">'
-        f"<figcaption>{shown}<ul>{references}</ul><span class=score>{_text(path.name)}</span></figcaption></figure>"
+        f'<figure><img src="{thumbnail(path)}" alt="image {html_text(str(image))}">'
+        f"<figcaption>{shown}<ul>{references}</ul><span class=score>{html_text(path.name)}</span></figcaption></figure>"
     )
 
 
@@ -131,13 +127,13 @@ def marked_objects(caption: Caption, references: Sequence[str]) -> str:
     nouns = NounList.bundled()
     possible = nouns.objects(references).possible
     words = [word.text for word in caption.words]
-    html = [_text(word) for word in words]
+    html = [html_text(word) for word in words]
     for start, stop, concept, hints in nouns.phrases(plain_words(words)):
         if concept is not None:
             right = concept in possible or not hints.isdisjoint(possible)
             html[start] = f"<mark{'' if right else ' class=wrong'}>{html[start]}"
             html[stop - 1] += "</mark>"
-    return " ".join(html) or _text(caption.text) or "(an empty caption)"
+    return " ".join(html) or html_text(caption.text) or "(an empty caption)"
 
 
 def missing_objects(candidate: str, references: Sequence[str]) -> list[str]:
@@ -155,7 +151,3 @@ def _score(value: float | None) -> str:
 
 def _range(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else f"{bounds[0]:.4f} to {bounds[1]:.4f}"
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

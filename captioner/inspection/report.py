@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -29,8 +29,7 @@ from captioner.inspection.legend import (
     why_faint,
 )
 from captioner.inspection.trace import TINY, AttentionTrace
-from captioner.templates import fill, read_template, security_policy
-from captioner.text import printable
+from captioner.templates import html_text, render_page
 
 PHOTO_SIDE = 1024
 """Longest side of the photo in a report, in pixels."""
@@ -71,13 +70,15 @@ def render_report(trace: AttentionTrace, *, name: str = "", model: str = "", ind
         "caption": trace.text,
         "model": f"Captioned with the model “{model}”." if model else "",
     }
-    page = {key: _text(text) for key, text in texts.items()}
-    return _fill("report.html", page | {"back": back, "photo": _data_uri(photo, MAX_PHOTO_BYTES), "data": _json(data)})
+    page = {key: html_text(text) for key, text in texts.items()}
+    return render_page(
+        "inspection/report.html", page | {"back": back, "photo": _data_uri(photo, MAX_PHOTO_BYTES), "data": _json(data)}
+    )
 
 
 def render_frame(trace: AttentionTrace) -> str:
     """The report in an `iframe` that stands on its own, for notebooks."""
-    return FRAME.format(page=escape(render_report(trace)), title=_text(trace.text))
+    return FRAME.format(page=escape(render_report(trace)), title=html_text(trace.text))
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ def render_index(entries: Sequence[IndexEntry], *, measure: str, model: str) -> 
         if chosen
     ]
     if others := ranked[count : len(ranked) - len(best)]:
-        items = (f"<li>{_link(each, _text(each.photo.name))} {_text(each.caption)}</li>" for each in others)
+        items = (f"<li>{_link(each, html_text(each.photo.name))} {html_text(each.caption)}</li>" for each in others)
         sections.append(f"<h2>All others</h2><ul class=others>{''.join(items)}</ul>")
-    page = {"model": _text(model), "count": str(len(entries)), "sections": "".join(sections)}
-    return _fill("index.html", page)
+    page = {"model": html_text(model), "count": str(len(entries)), "sections": "".join(sections)}
+    return render_page("inspection/index.html", page)
 
 
 def thumbnail(path: Path) -> str:
@@ -119,11 +120,11 @@ def thumbnail(path: Path) -> str:
 
 
 def _figure(entry: IndexEntry, measure: str) -> str:
-    name = _text(entry.photo.name)
+    name = html_text(entry.photo.name)
     image = f'<img src="{thumbnail(entry.photo)}" alt="{name}">'
-    references = "".join(f"<li>{_text(text)}</li>" for text in entry.references)
-    note = f"<p class=warning>{_text(entry.note)}</p>" if entry.note else ""
-    caption = _text(entry.caption) or "(an empty caption)"
+    references = "".join(f"<li>{html_text(text)}</li>" for text in entry.references)
+    note = f"<p class=warning>{html_text(entry.note)}</p>" if entry.note else ""
+    caption = html_text(entry.caption) or "(an empty caption)"
     return (
         f"<figure>{_link(entry, image)}<figcaption><b>{_link(entry, caption)}</b>"
         f"<ul>{references}</ul>{note}<small>{measure} {entry.score:.2f} · {name}</small></figcaption></figure>"
@@ -203,17 +204,6 @@ def _view(whole: AttentionTrace, trace: AttentionTrace, layer: int | None, head:
         "entropy": [_number(each) for each in trace.entropy.tolist()],
         "values": _base64(levels.astype(np.uint8).tobytes()),
     }
-
-
-def _fill(name: str, values: Mapping[str, str]) -> str:
-    """A template of this package with its values and its policy."""
-    template = read_template(f"inspection/{name}")
-    return fill(template, {**values, "policy": security_policy([template], img_src="data:")})
-
-
-def _text(text: str) -> str:
-    """A text of others as HTML."""
-    return escape(printable(text))
 
 
 def _address(name: str) -> str:
