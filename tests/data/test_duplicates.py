@@ -1,11 +1,12 @@
 """Copies of a picture are found whatever their size and quality; other pictures are not taken for copies."""
 
 import io
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from captioner.data.duplicates import across, fingerprint, grouped, look_alike, same_bytes
 
@@ -48,6 +49,41 @@ def test_the_same_structure_in_other_colors_is_another_picture() -> None:
     prints = {"red": fingerprint(red), "blue": fingerprint(blue), "same": fingerprint(red.resize((99, 70)))}
     assert None not in prints.values()
     assert look_alike({name: found for name, found in prints.items() if found}) == [["red", "same"]]
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image.Image]:
+    """200 pictures with one or two small shapes on a plain or striped ground."""
+    folder = tmp_path_factory.mktemp("drawings")
+    assert import_module("scripts.draw_shapes").main(["--output", str(folder), "--images", "200"]) == 0
+    return {path.stem: Image.open(path).convert("RGB") for path in (folder / "images").iterdir()}
+
+
+@pytest.mark.parametrize("change", [None, "half", *CHANGES])
+def test_drawings_are_told_apart_and_their_copies_found(drawings: dict[str, Image.Image], change: str | None) -> None:
+    changes = CHANGES | {
+        "half": lambda picture: picture.reduce(2),
+        "smaller": lambda picture: picture.resize((80, 60)),
+        "cropped": lambda picture: picture.crop((1, 1, picture.width - 1, picture.height - 1)),
+    }
+    pictures = drawings | {f"{name} copy": changes[change](each) for name, each in drawings.items() if change}
+    prints = {name: found for name, picture in pictures.items() if (found := fingerprint(picture)) is not None}
+    assert look_alike(prints) == [[name, f"{name} copy"] for name in sorted(drawings) if change]
+
+
+@pytest.mark.parametrize("width", [32, 40, 70])
+def test_shapes_in_the_same_place_are_other_pictures(width: int) -> None:
+    """A circle, a square, a darker circle, and the circle on another ground."""
+    pictures = {name: Image.new("RGB", (96, 96), "white") for name in ("circle", "square", "dark", "beige")}
+    box = (14, 12, 14 + width, 12 + width)
+    ImageDraw.Draw(pictures["circle"]).ellipse(box, fill="green")
+    ImageDraw.Draw(pictures["square"]).rectangle(box, fill="green")
+    ImageDraw.Draw(pictures["dark"]).ellipse(box, fill="black")
+    pictures["beige"].paste((240, 224, 196), (0, 0, 96, 96))
+    ImageDraw.Draw(pictures["beige"]).ellipse(box, fill="green")
+    prints = {name: found for name, picture in pictures.items() if (found := fingerprint(picture)) is not None}
+    assert len(prints) == 4
+    assert look_alike(prints) == []
 
 
 def test_plain_pictures_have_no_fingerprint() -> None:
