@@ -184,7 +184,8 @@ class DataConfig(DataSetConfig):
     Needs `features`; `augment` is for images that are encoded during training."""
     control: Text | None = None
     """A column of the annotations, such as `style`, whose values are taught as styles; `--style NAME` then chooses one.
-    `source` takes the names of `data.sources`. A share of captions is trained without, so that none needs a style."""
+    `source` takes the names of `data.sources`. A share of captions is trained without, so that none needs a style.
+    In validation, an image is captioned in the style of its references, or in none if these differ."""
     length_control: bool = False
     """Teach three lengths, by thirds of the training captions; `--length short|medium|long` then chooses one."""
     mosaics: Share = 0.0

@@ -100,10 +100,11 @@ def caption_features(
     tokenizer: Tokenizer,
     batches: Iterable[tuple[Sequence[ImageId], Tensor | Memory]],
     search: Strategy,
+    control: Sequence[int] = (),
 ) -> dict[ImageId, Caption]:
     """The best caption of each image, from features (B, N, E) or from memory; repeated images are skipped.
 
-    The noise of sampling depends on the images' ids.
+    `control` tokens choose a style. The noise of sampling depends on the images' ids.
     """
     captions: dict[ImageId, Caption] = {}
     decoder = pack(decoder)
@@ -118,7 +119,7 @@ def caption_features(
                 memory = decoder.project(source[rows.to(source.device)].to(decoder.token_embedding.weight.dtype))
         else:
             memory = source.select(rows.to(source.layers[0].keys.device))
-        found = caption_memory(decoder, tokenizer, memory, search, keys=[str(image) for image in chosen])
+        found = caption_memory(decoder, tokenizer, memory, search, control=control, keys=[*map(str, chosen)])
         captions.update((image, best) for image, [best, *_] in zip(chosen, found, strict=True))
     return captions
 

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.caption import Captioned
-    from captioner.generation import Strategy
+    from captioner.distributed.ray_captioning import CaptionJob
     from captioner.pipeline import Captioner
 
 add_arguments = add_caption_flags
@@ -114,6 +114,7 @@ def _caption(
     total: Callable[[], int] | None,
 ) -> None:
     from captioner.data.features import hash_weights
+    from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
 
@@ -131,21 +132,23 @@ def _caption(
                 tally.note(f"model {arguments.model} on {captioner.device}")
             if output.journal:
                 output.journal.check_weights(hash_weights(captioner.model.state_dict()))
+            stream = partial(
+                Captioner.stream,
+                search=search,
+                prefix=arguments.prefix,
+                region=arguments.region,
+                hide=arguments.hide,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                allow_truncated=arguments.allow_truncated,
+                isolate=arguments.isolate,
+            )
             if arguments.engine == "ray":
-                outcomes = _ray_outcomes(sources(), captioner, search, arguments, interruption.requested)
+                from captioner.distributed.ray_captioning import ray_stream
+
+                outcomes = ray_stream(sources(), _ray_job(arguments, captioner, stream), stop=interruption.requested)
             else:
-                outcomes = captioner.stream(
-                    sources(),
-                    search=search,
-                    prefix=arguments.prefix,
-                    region=arguments.region,
-                    hide=arguments.hide,
-                    batch_size=arguments.batch_size,
-                    workers=arguments.workers,
-                    allow_truncated=arguments.allow_truncated,
-                    isolate=arguments.isolate,
-                    stop=interruption.requested,
-                )
+                outcomes = stream(captioner, sources(), stop=interruption.requested)
             # A bar would run through results on the same terminal.
             results_shown = arguments.output is None and sys.stdout.isatty()
             with closing(Progress(tally, results_shown=results_shown, total=total)) as progress:
@@ -170,32 +173,22 @@ def _caption(
     tally.note(str(tally))
 
 
-def _ray_outcomes(
-    sources: Iterator[str],
-    captioner: "Captioner",
-    search: "Strategy",
-    arguments: argparse.Namespace,
-    stop: Callable[[], bool],
-) -> "Iterator[Captioned | ImageError]":
-    from captioner.distributed.ray_captioning import CaptionJob, ray_stream
+def _ray_job(
+    arguments: argparse.Namespace, captioner: "Captioner", stream: "Callable[..., Iterator[Captioned | ImageError]]"
+) -> "CaptionJob":
+    from captioner.distributed.ray_captioning import CaptionJob
 
-    job = CaptionJob(
+    return CaptionJob(
         model=arguments.model,
         device=arguments.device,
         int8=arguments.int8,
         style=arguments.style,
         length=arguments.length if captioner.tokenizer.controls("length") else None,
-        search=search,
-        prefix=arguments.prefix,
-        region=arguments.region,
-        hide=arguments.hide,
+        stream=stream,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        allow_truncated=arguments.allow_truncated,
-        isolate=arguments.isolate,
         folder=os.getcwd(),
     )
-    return ray_stream(sources, job, stop=stop)
 
 
 def _report(item: Input, captioned: "Captioned", arguments: argparse.Namespace, tally: Tally) -> None:

@@ -21,10 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.source.startswith(FROM):
         raise ConfigError(f"{arguments.source}: name the source as {FROM}DIR")
+    check_new_folder("-o", arguments.output)
     source = Path(arguments.source.removeprefix(FROM))
     if not source.is_dir():
-        raise CheckpointError(f"{source}: no such folder; name one that save_pretrained wrote")
-    check_new_folder("-o", arguments.output)
+        problem = "not a complete transformers captioner (no such folder)"
+        raise CheckpointError(f"{source}: {problem}; give a folder with what save_pretrained wrote")
 
     from captioner.checkpoint import save_model
     from captioner.convert import from_transformers

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.cli.flags import number
 from captioner.data.annotations import CaptionedImage
 from captioner.data.formats import load_captions
-from captioner.data.text_files import check_readable
-from captioner.errors import ConfigError
+from captioner.errors import AnnotationError, ConfigError
 from captioner.model_files import CARD, CONFIG
 
 if TYPE_CHECKING:
@@ -69,8 +68,9 @@ def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
 
 def measured_images(arguments: argparse.Namespace) -> Sequence[CaptionedImage]:
     """The images of the split. Raises InputError, AnnotationError where files are missing or wrong."""
-    if arguments.grounding is not None:
-        check_readable(Path(arguments.grounding))
+    if arguments.grounding is not None and not Path(arguments.grounding).is_file():
+        remedy = "no such file; give a file like instances_val2014.json"
+        raise AnnotationError(f"{arguments.grounding}: no COCO instances: {remedy}")
     given = Path(arguments.annotations)
     root, file = (given, None) if given.is_dir() else (None, given)
     return load_captions(root, file, arguments.folder).split(arguments.split).images

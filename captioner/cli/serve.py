@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.token_file is None and not _is_loopback(host):
         remedy = "add --token-file FILE, or keep --host 127.0.0.1"
         raise ConfigError(f"--host {host}: without a token, only this machine may use the service; {remedy}")
-    check_model_files(arguments.model)
     if arguments.root is not None:
         _check_root(arguments)
+    check_model_files(arguments.model)
     try:
         from captioner.serving.options import ServingOptions
         from captioner.serving.server import serve

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from captioner.data.annotations import (
-    Listing,
-)
+from captioner.data.annotations import Listing
 from captioner.data.checks import check
 from captioner.data.text_files import text_encoding
 from captioner.files import write_whole
@@ -62,8 +60,10 @@ def apply_repair(repair: Repair, root: Path, quarantine: Path) -> None:
     if repair.encoding is None:
         shutil.move(repair.path, target)
     else:
-        shutil.copy2(repair.path, target)
-        write_whole(repair.path, repair.path.read_bytes().decode(repair.encoding).encode())
+        original = repair.path.read_bytes()
+        target.write_bytes(original)
+        shutil.copystat(repair.path, target)
+        write_whole(repair.path, original.decode(repair.encoding).encode())
 
 
 def _text_files(root: Path) -> Iterator[Path]:

@@ -9,8 +9,6 @@ from typing import Any
 
 from captioner.caption import Captioned
 from captioner.errors import ImageError, ResourceError
-from captioner.generation import Strategy
-from captioner.photo import Region
 from captioner.pipeline import Captioner
 
 BATCH = 64
@@ -23,21 +21,17 @@ RETRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """The model, the search and the options of `Captioner.stream`, sent to every actor."""
+    """The model and how it captions, sent to every actor."""
 
     model: str
     device: str
     int8: bool
     style: str | None
     length: str | None
-    search: Strategy
-    prefix: str
-    region: Region | None
-    hide: Region | None
+    stream: Callable[..., Iterator[Captioned | ImageError]]
+    """`Captioner.stream` with its options, but without the captioner and the sources."""
     batch_size: int | None
     workers: int
-    allow_truncated: bool
-    isolate: bool
     folder: str
     """The working folder, to which paths are relative; all machines have it."""
 
@@ -52,19 +46,7 @@ class CaptionActor:
         self.captioner = captioner.styled(job.style, job.length)
 
     def caption(self, paths: list[str]) -> list[Captioned | ImageError]:
-        job = self.job
-        outcomes = self.captioner.stream(
-            paths,
-            search=job.search,
-            prefix=job.prefix,
-            region=job.region,
-            hide=job.hide,
-            batch_size=job.batch_size,
-            workers=job.workers,
-            allow_truncated=job.allow_truncated,
-            isolate=job.isolate,
-        )
-        return list(outcomes)
+        return list(self.job.stream(self.captioner, paths))
 
 
 def ray_stream(

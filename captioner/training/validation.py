@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -65,15 +66,20 @@ class Found:
 class CaptionValidation:
     """Collects the results of each process's validation batches; the first process scores all captions.
 
-    `images` are those of the validation split. Captions are scored in their order, each data set by itself; the mean
-    of its data sets' scores is the run's.
+    `images` are those of the validation split. An image is captioned in the style of its references, or in none if
+    these differ. Captions are scored in the order of the images, each data set by itself; the mean of its data sets'
+    scores is the run's.
     """
 
     def __init__(self, tokenizer: Tokenizer, images: Sequence[CaptionedImage], config: TrainingConfig) -> None:
         self.tokenizer = tokenizer
         self.references: dict[str, dict[ImageId, Sequence[str]]] = {}
+        self.controls: dict[ImageId, tuple[int, ...]] = {}
+        known = tokenizer.controls("style")
         for image in images:
             self.references.setdefault(image.dataset, {})[image.image_id] = image.captions
+            styles = {known.get(style or "") for style in image.styles}
+            self.controls[image.image_id] = tuple(filter(None, styles)) if len(styles) == 1 else ()
         self.config = config
         self._found = Found()
         self._decoder: TextDecoder | None = None
@@ -84,14 +90,18 @@ class CaptionValidation:
         self._found.add(Found(loss=float(loss) * tokens, tokens=tokens))
 
     def add_images(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:
-        """Caption a batch's images that have no caption yet."""
-        new = [place for place, image in enumerate(batch.image_ids) if image not in self._found.captions]
-        if new:  # an image with many captions is in several batches
-            images = [batch.image_ids[place] for place in new]
-            chosen = memory.select(torch.tensor(new, device=batch.tokens.device))
+        """Caption a batch's images that have no caption yet, in the style of their references."""
+        new: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, image in enumerate(batch.image_ids):
+            if image not in self._found.captions:  # an image with many captions is in several batches
+                new[self.controls.get(image, ())].append(place)
+        for control, places in new.items():
+            images = [batch.image_ids[place] for place in places]
+            chosen = memory.select(torch.tensor(places, device=batch.tokens.device))
             self._decoder = self._decoder or pack(model.decoder)  # once an epoch
-            found = caption_features(self._decoder, self.tokenizer, [(images, chosen)], Greedy())
-            self._found.add(Found(found))
+            self._found.add(
+                Found(caption_features(self._decoder, self.tokenizer, [(images, chosen)], Greedy(), control))
+            )
 
     def add_mosaics(self, model: CaptionModel, batch: Batch, memory: Memory) -> None:
         """Add the attention metrics of a batch of mosaics."""

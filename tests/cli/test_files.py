@@ -17,7 +17,7 @@ CASES = {
     "inspect data/images/000001.png -o README.md/sheets": (2, "a file; name a folder"),
     "inspect --annotations nowhere": (3, "cannot be read"),
     "inspect --annotations nowhere.json": (3, "cannot be read"),
-    "inspect --annotations data --grounding nowhere": (3, "cannot be read"),
+    "inspect --annotations data --grounding nowhere": (2, "no COCO instances"),
     "evaluate --annotations nowhere": (3, "no such file or folder"),
     "evaluate --annotations data --model nowhere": (4, "no such model"),
     "evaluate --annotations data --compare nowhere": (4, "no such model"),
@@ -37,7 +37,7 @@ CASES = {
     "serve --model nowhere": (4, "no such model"),
     "export onnx --model nowhere -o new": (4, "no such model"),
     "export onnx -o README.md/exported": (2, "a file; name a folder"),
-    "convert transformers:nowhere -o new": (4, "no such folder"),
+    "convert transformers:nowhere -o new": (4, "not a complete transformers captioner"),
 }
 SCRIPT = """
 import contextlib, io, json, sys

@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from captioner.data.annotations import CaptionedImage
 from captioner.generation import Greedy
 from captioner.metrics import score_captions
 from captioner.pipeline import caption_memory
-from captioner.training.validation import Found
+from captioner.training.validation import CaptionValidation, Found
 
 TEXTS = ["a red circle", "a blue star above", "a red star"]
 REFERENCES = {0: [TEXTS[0], "circle"], 1: [TEXTS[1]], 2: [TEXTS[2]]}
@@ -52,6 +53,27 @@ def test_each_image_is_scored_once(task, make_batch):
     for measured in (whole, parts):
         assert measured["val_cider_d"] == pytest.approx(expected["cider_d"], abs=1e-6)
         assert measured["val_bleu_4"] == pytest.approx(expected["bleu_4"], abs=1e-6)
+
+
+def test_captions_have_the_style_of_their_references(task, make_batch):
+    """None where they differ, and in a style that no training caption has."""
+    tokenizer = task.tokenizer.with_controls("style", ["plain", "poetic"])
+    task.model.decoder.grow(len(tokenizer))
+    styles = [("plain",), ("poetic", "poetic"), ("plain", "poetic"), ("unknown",), ("plain",)]
+    listed = [
+        CaptionedImage(place, b"", ("circle",) * len(names), "val", styles=names) for place, names in enumerate(styles)
+    ]
+    validation = CaptionValidation(tokenizer, listed, task.config.training)
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    memory = task.model.encode(images)
+    with torch.inference_mode():
+        validation.add_images(task.model, make_batch(["circle"] * 5, images), memory)
+    ids = tokenizer.controls("style")
+    for place, style in enumerate(["plain", "poetic", None, None, "plain"]):
+        control, rows = [ids[style]] if style else [], torch.tensor([place])
+        [[best]] = caption_memory(task.model.decoder, tokenizer, memory.select(rows), Greedy(), control=control)
+        assert validation._found.captions[place].log_prob == pytest.approx(best.log_prob, abs=1e-4)
+        assert validation._found.captions[place].text == best.text
 
 
 def test_the_loss_is_a_mean_over_tokens(task, make_batch):
