@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 
 from benchmarks.ranking import area_under_curve
 from captioner import Captioner
-from captioner.calibration import WordOutcomes, calibration_error
+from captioner.calibration import WordOutcomes
 from captioner.caption import Captioned
 from captioner.data.formats import load_captions
 from captioner.inspection.hallucination import sigmoid
 
 Weights = tuple[tuple[float, float, float, float], ...]
+BINS = 10
 COLUMNS = ("words", "right", "probability", "words", "object words", "captions", "area under the curve")
+
+
+def calibration_error(confidence: NDArray[np.float64], outcomes: NDArray[np.generic]) -> float:
+    """Expected calibration error: the mean gap between confidence and outcome, in ten bins of equal count."""
+    bins = np.array_split(np.argsort(confidence, kind="stable"), BINS)
+    gaps = [abs(confidence[each].mean() - outcomes[each].mean()) * len(each) for each in bins if len(each)]
+    return float(sum(gaps) / len(confidence))
 
 
 def row(outcomes: WordOutcomes, confidence: NDArray[np.float64]) -> tuple[float, ...]:

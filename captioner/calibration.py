@@ -30,7 +30,6 @@ from captioner.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 BATCH = 16
-BINS = 10
 MAX_TRAIN, MAX_VAL = 4000, 2000
 """Photos that are encoded, evenly spaced in the split; more change little."""
 MIN_TRAIN, MIN_VAL = 4 * DIRECTIONS, 100
@@ -82,13 +81,6 @@ class WordOutcomes(NamedTuple):
     def confidence(self, weights: Sequence[Sequence[float]]) -> NDArray[np.float64]:
         """(K,) by these weights."""
         return confidences(self.features, self.is_object, weights)
-
-
-def calibration_error(confidence: NDArray[np.float64], outcomes: NDArray[np.generic]) -> float:
-    """Expected calibration error: the mean gap between confidence and outcome, in ten bins of equal count."""
-    bins = np.array_split(np.argsort(confidence, kind="stable"), BINS)
-    gaps = [abs(confidence[each].mean() - outcomes[each].mean()) * len(each) for each in bins if len(each)]
-    return float(sum(gaps) / len(confidence))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from captioner.config_files import config_from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import write_whole
 from captioner.model.caption_model import CaptionModel
-from captioner.model_files import CARD, CONFIG, TOKENIZER, WEIGHTS, check_model_files
+from captioner.model_files import CARD, CONFIG, TOKENIZER, WEIGHTS, existing_model
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ def load_model(source: Path) -> tuple[CaptionModel, Tokenizer]:
 
     Raises CheckpointError for anything missing, damaged, of another program, or newer than this one.
     """
-    check_model_files(source)
+    existing_model(str(source))
     if source.is_dir():
         return _load_folder(source)
     checkpoint = load_training_file(source)

@@ -18,11 +18,14 @@ def model_folder(model: str | Path) -> Path:
     return Path(model)
 
 
-def check_model_files(model: str | Path) -> None:
-    """Raise CheckpointError unless it is a file, as a training checkpoint is, or a folder with all files of a model."""
+def existing_model(model: str) -> str:
+    """The same name, as a type for argparse.
+
+    Raises CheckpointError unless it is a file, as a training checkpoint is, or a folder with all files of a model.
+    """
     source = model_folder(model)
     if source.is_file():
-        return
+        return model
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such model; name a model folder or a .ckpt file")
     for name in (CONFIG, WEIGHTS, TOKENIZER):
@@ -30,3 +33,4 @@ def check_model_files(model: str | Path) -> None:
             run = f" (the model of this run is {source / MODEL})" if (source / MODEL / CONFIG).is_file() else ""
             parts = f"{CONFIG}, {WEIGHTS}, {TOKENIZER}"
             raise CheckpointError(f"{source}: {name} is missing; a model folder holds {parts}{run}")
+    return model

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.confidence import calibration_error
 from captioner import Captioner, calibration
-from captioner.calibration import WordOutcomes, calibrate, calibration_error
+from captioner.calibration import WordOutcomes, calibrate
 from captioner.caption import Caption, CaptionWord, log_odds
 from captioner.checkpoint import load_model, save_model
 from captioner.config_files import load_config
@@ -48,16 +49,6 @@ def table(count, seed=0):
     weights = ((0.5, -1.0, -0.7, 1.0), (0.8, 0.2, -2.0, -1.5))
     chance = WordOutcomes(features, objects, objects, np.arange(count)).confidence(weights)
     return WordOutcomes(features, rng.random(count) < chance, objects, np.arange(count)), weights
-
-
-def test_the_calibration_error_is_the_mean_gap_of_bins_of_equal_count():
-    confidence = np.repeat(np.arange(10) / 10, 3)
-    right = np.tile([1, 0, 0], 10)
-    order = np.random.default_rng(0).permutation(30)
-    gaps = np.abs(np.arange(10) / 10 - 1 / 3)
-    assert calibration_error(confidence[order], right[order]) == pytest.approx(gaps.mean())
-    assert calibration_error(np.array([0.25]), np.array([True])) == 0.75
-    assert calibration_error(np.full(40, 0.25), np.arange(40) % 4 == 0) < 0.1
 
 
 def test_a_word_is_right_where_a_human_caption_has_it():

@@ -23,8 +23,6 @@ from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.caption import Captioned
-    from captioner.distributed.ray_captioning import CaptionJob
-    from captioner.pipeline import Captioner
 
 add_arguments = add_caption_flags
 
@@ -144,9 +142,16 @@ def _caption(
                 isolate=arguments.isolate,
             )
             if arguments.engine == "ray":
-                from captioner.distributed.ray_captioning import ray_stream
+                from captioner.distributed.ray_captioning import CaptionJob, ray_stream
 
-                outcomes = ray_stream(sources(), _ray_job(arguments, captioner, stream), stop=interruption.requested)
+                job = CaptionJob(
+                    load=partial(styled_captioner, arguments),
+                    stream=stream,
+                    batch_size=arguments.batch_size,
+                    workers=arguments.workers,
+                    folder=os.getcwd(),
+                )
+                outcomes = ray_stream(sources(), job, stop=interruption.requested)
             else:
                 outcomes = stream(captioner, sources(), stop=interruption.requested)
             # A bar would run through results on the same terminal.
@@ -171,24 +176,6 @@ def _caption(
             tally.warn(f"stopped: {tally}{'; continue with --resume' if arguments.output else ''}")
         raise
     tally.note(str(tally))
-
-
-def _ray_job(
-    arguments: argparse.Namespace, captioner: "Captioner", stream: "Callable[..., Iterator[Captioned | ImageError]]"
-) -> "CaptionJob":
-    from captioner.distributed.ray_captioning import CaptionJob
-
-    return CaptionJob(
-        model=arguments.model,
-        device=arguments.device,
-        int8=arguments.int8,
-        style=arguments.style,
-        length=arguments.length if captioner.tokenizer.controls("length") else None,
-        stream=stream,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        folder=os.getcwd(),
-    )
 
 
 def _report(item: Input, captioned: "Captioned", arguments: argparse.Namespace, tally: Tally) -> None:

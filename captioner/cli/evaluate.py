@@ -22,8 +22,8 @@ from captioner.cli.flags import (
 from captioner.cli.score import add_metric_flags, metrics_of
 from captioner.data.annotations import CaptionedImage, validated
 from captioner.data.formats import FORMATS, read_listing
-from captioner.errors import AnnotationError, ConfigError, ImageError, InputError
-from captioner.model_files import check_model_files
+from captioner.errors import AnnotationError, ConfigError, ImageError
+from captioner.model_files import existing_model
 
 if TYPE_CHECKING:
     from captioner.caption import Caption
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, metavar="RESULTS.json", help="write the captions here, in COCO's results format")
     add("--report", type=Path, metavar="DIR", help="write DIR/report.html: scores, and ten images at each end")
     compare = "caption with this model, too, without --style: adds paired differences, and shows both in the report"
-    add("--compare", metavar="MODEL", help=compare)
+    add("--compare", type=existing_model, metavar="MODEL", help=compare)
     add("--grounding", type=Path, metavar="INSTANCES.json", help="COCO instances of these images: adds CHAIR")
     add_metric_flags(parser)
     add_search_flags(parser)
@@ -59,8 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     check_search_flags(arguments)
     if arguments.num_captions > 1:
         raise ConfigError(f"--num-captions {arguments.num_captions}: one caption an image is scored; leave it out")
-    if arguments.compare is not None:
-        check_model_files(arguments.compare)
     metrics = metrics_of(arguments)
     inputs = (arguments.annotations, arguments.grounding)
     output, report = arguments.output, arguments.report
@@ -118,8 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _split(arguments: argparse.Namespace) -> tuple[tuple[CaptionedImage, ...], list[str], str]:
     """The images to caption, the captions of the training split if that is another, and the name of the split."""
     given, split = arguments.annotations, arguments.split or DEFAULT_SPLIT
-    if not given.exists():
-        raise InputError(f"--annotations {given}: no such file or folder; check the path")
     root, file = (given, None) if given.is_dir() else (None, given)
     listing = read_listing(root, file, arguments.images, arguments.format)
     if arguments.split is None and not listing.has_splits:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from captioner.cli.files import check_new_folder
 from captioner.errors import ResourceError
-from captioner.model_files import CARD, check_model_files, model_folder
+from captioner.model_files import BUNDLED, CARD, existing_model, model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,15 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "attention with NumPy, Pillow, tokenizers and ONNX Runtime alone."
     )
     onnx = formats.add_parser("onnx", help="ONNX graphs, and a runner for ONNX Runtime", description=description)
-    onnx.add_argument("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
+    onnx.add_argument(
+        "--model", type=existing_model, default=BUNDLED, metavar="M", help="a model folder or a .ckpt; default: bundled"
+    )
     onnx.add_argument("-o", "--output", metavar="DIR", required=True, type=Path, help="the folder to write")
     onnx.add_argument("--int8", action="store_true", help="8-bit weights: smaller and faster, but some captions change")
 
 
 def run(arguments: argparse.Namespace) -> int:
     check_new_folder("-o", arguments.output)
-    source = model_folder(arguments.model)
-    check_model_files(source)
 
     try:
         for package in ("onnxruntime", "onnxscript"):  # PyTorch's exporter needs the latter
@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.checkpoint import load_model
     from captioner.export.folder import export_onnx
 
+    source = model_folder(arguments.model)
     model, tokenizer = load_model(source)
     card = source / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {source.stem}\n\nAn image captioner.\n"

@@ -3,15 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.cli.flags import number
-from captioner.data.annotations import CaptionedImage
 from captioner.data.formats import load_captions
-from captioner.errors import AnnotationError, ConfigError
+from captioner.errors import ConfigError
 from captioner.model_files import CARD, CONFIG
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from captioner.pipeline import Captioner
 
 
-def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "how far maps can be trusted",
         "with --annotations instead of photos: tables of pointing and of deletion and insertion, as Markdown on "
@@ -47,7 +45,7 @@ def add_faithfulness_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
+def check_flags(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for flags that contradict each other."""
     only = ("grounding", "perturbation", "random_weights", "store")
     if arguments.annotations is None:
@@ -66,22 +64,16 @@ def check_faithfulness_flags(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--store: {arguments.model} is not a model folder of yours; save one, and give its path")
 
 
-def measured_images(arguments: argparse.Namespace) -> Sequence[CaptionedImage]:
-    """The images of the split. Raises InputError, AnnotationError where files are missing or wrong."""
-    if arguments.grounding is not None and not Path(arguments.grounding).is_file():
-        remedy = "no such file; give a file like instances_val2014.json"
-        raise AnnotationError(f"{arguments.grounding}: no COCO instances: {remedy}")
+def run(arguments: argparse.Namespace, folder: Path) -> int:
+    """Measure the maps; print the tables and write them to the folder."""
     given = Path(arguments.annotations)
     root, file = (given, None) if given.is_dir() else (None, given)
-    return load_captions(root, file, arguments.folder).split(arguments.split).images
+    images = load_captions(root, file, arguments.folder).split(arguments.split).images
 
-
-def run_faithfulness(
-    arguments: argparse.Namespace, captioner: "Captioner", images: Sequence[CaptionedImage], folder: Path
-) -> int:
-    """Measure the maps; print the tables and write them to the folder."""
     from captioner.faithfulness import Options, measure
+    from captioner.pipeline import Captioner
 
+    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
     options = Options(
         mosaics=arguments.mosaics,
         photos=arguments.photos,

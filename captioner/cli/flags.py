@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import ConfigError
-from captioner.model_files import check_model_files
+from captioner.model_files import BUNDLED, existing_model
 from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions, parse_region
 
 if TYPE_CHECKING:
@@ -124,11 +124,18 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     add("--length-penalty", type=float, metavar="A", help="beam search: above 1 favors long captions, below 1 short")
 
 
+def add_model_flags(add: Callable[..., object]) -> None:
+    """--model and --device."""
+    add(
+        "--model", type=existing_model, default=BUNDLED, metavar="M", help="a model folder or a .ckpt; default: bundled"
+    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+
+
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for model, device and batches."""
     add = parser.add_argument_group("model and machine").add_argument
-    add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    add_model_flags(add)
     add("--int8", action="store_true", help="8-bit weights, on x86 processors: faster, but a few captions change")
     add("--batch-size", type=_batch_size, metavar="auto|N", help="images per batch; default: auto")
     add("--workers", type=number(int, 1), default=2, metavar="N", help="threads that read photos; default: 2")
@@ -162,7 +169,6 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 
 def check_machine_flags(arguments: argparse.Namespace) -> None:
-    check_model_files(arguments.model)
     if arguments.engine != "local" and arguments.verb != "caption":
         raise ConfigError(f"--engine {arguments.engine}: is for captioner caption; use local")
     device, comma, _ = arguments.device.partition(",")

@@ -8,18 +8,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.faithfulness import (
-    add_faithfulness_flags,
-    check_faithfulness_flags,
-    measured_images,
-    run_faithfulness,
-)
+from captioner.cli import faithfulness
 from captioner.cli.files import check_folder
-from captioner.cli.flags import add_region_flags, number
+from captioner.cli.flags import add_model_flags, add_region_flags, number
 from captioner.cli.formats import encode
 from captioner.cli.inputs import Finder
 from captioner.errors import ConfigError, ImageError, InputError
-from captioner.model_files import check_model_files
 from captioner.text import printable
 
 DEFAULT_FOLDER = "inspection"
@@ -36,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the results; default: a new one, inspection, inspection-2, ...",
     )
-    add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
+    add_model_flags(add)
     add(
         "--html",
         action="store_true",
@@ -59,17 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--head", type=_head, metavar="mean|best|K", help="head, from 0, or the best at pointing; default: all")
     add_region_flags(add)
     add("--tiles", type=_tiles, default=(1, 1), metavar="RxC", help="split a large photo into RxC tiles")
-    add_faithfulness_flags(parser)
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    faithfulness.add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    check_faithfulness_flags(arguments)
+    faithfulness.check_flags(arguments)
     if arguments.annotations is None and not arguments.images:
         raise InputError("no photos given; name at least one: captioner inspect photo.jpg")
     folder = Path(arguments.output) if arguments.output else _new_folder()
     check_folder("-o", folder)
-    check_model_files(arguments.model)
+    if arguments.annotations is not None:
+        return faithfulness.run(arguments, folder)
     failed = False
 
     def complain(message: str) -> None:
@@ -78,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         failed = True
 
     finder = Finder(recursive=arguments.recursive, complain=complain)
-    paths = [each.path for each in finder.find(arguments.images)] if arguments.images else []
-    measured = None if arguments.annotations is None else measured_images(arguments)
+    paths = [each.path for each in finder.find(arguments.images)]
 
     from captioner.cli.reports import INDEX, output_paths, write_index, write_report
     from captioner.inspection.report import IndexEntry
@@ -89,8 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.search_options import SearchOptions
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
-    if measured is not None:
-        return run_faithfulness(arguments, captioner, measured, folder)
     selection = _selection(arguments, captioner.model.config.best_heads)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.caption and (unknown := captioner.tokenizer.unknown_words(arguments.caption)):

@@ -7,9 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
-from captioner.cli.flags import number
+from captioner.cli.flags import add_model_flags, number
 from captioner.errors import ConfigError, ResourceError
-from captioner.model_files import check_model_files
 
 MIN_TOKEN = 16
 """Shortest token, in characters."""
@@ -26,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--token-file", type=Path, metavar="FILE", help="holds the token that requests must send as a bearer token")
     add("--root", type=Path, metavar="DIR", help="list the photos of DIR on the page, and save captions beside them")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a name the server is called by; * for any")
-    add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    add_model_flags(add)
     add("--int8", action="store_true", help="8-bit weights, on x86 processors: faster, but a few captions change")
     add("--batch-size", type=number(int, 1), metavar="N", help="photos captioned together; default: by device")
     add("--workers", type=number(int, 1), default=2, metavar="N", help="processes that decode photos; default: 2")
@@ -45,7 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--host {host}: without a token, only this machine may use the service; {remedy}")
     if arguments.root is not None:
         _check_root(arguments)
-    check_model_files(arguments.model)
     try:
         from captioner.serving.options import ServingOptions
         from captioner.serving.server import serve

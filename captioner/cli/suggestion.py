@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 from captioner.cli.files import check_output, write_whole
-from captioner.cli.flags import number
+from captioner.cli.flags import add_model_flags, number
 from captioner.cli.inputs import Finder
 from captioner.data.checks import usable
 from captioner.data.formats import read_listing
 from captioner.errors import InputError
-from captioner.model_files import check_model_files
 from captioner.text import printable
 
 MAX_CAPTIONED = 1000
@@ -25,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-r", "--recursive", action="store_true", help="search subfolders too")
     add("-n", "--number", type=number(int, 1), default=50, metavar="N", help="photos to suggest; default: 50")
     add("--captioned", metavar="DATA", help="a data set of captioned photos; default: those in FOLDER")
-    add("--model", default="bundled", metavar="M", help="a model folder or a .ckpt; default: bundled")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    add_model_flags(add)
     formats = (
         "text: a path per line, the most useful photo first; jsonl: also the caption and what the model is sure of"
     )
@@ -37,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_output("-o", arguments.output)
-    check_model_files(arguments.model)
     complaints: list[str] = []
     finder = Finder(recursive=arguments.recursive, complain=complaints.append)
     paths = [item.path for item in finder.find([arguments.folder])]

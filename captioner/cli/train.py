@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from captioner.cli.files import check_folder
-from captioner.config_files import PRESETS, Keys, load_config, presets
+from captioner.config import Config
+from captioner.config_files import PRESETS, Keys, load_config, presets, to_dict
 from captioner.data.sources import check_paths
 from captioner.errors import CheckpointError, ConfigError
-from captioner.model_files import BUNDLED, check_model_files, model_folder
+from captioner.model_files import BUNDLED, existing_model, model_folder
 
 DEFAULT_PRESET = "finetune"
 """The preset that trains on a folder for which no configuration is named; it starts from the bundled model."""
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("data", nargs="?", metavar="DATA", help="a folder of photos and captions, in place of the config's data.root")
     add("--config", metavar="FILE|PRESET", help=f"a YAML file, or one of {', '.join(presets())}")
     add("-o", "--output", metavar="RUN", help="the run's folder; default: runs/<name of DATA, or of the config>")
-    add("--init", metavar="MODEL", help="start from this model folder, or from the bundled model ('bundled')")
+    add("--init", type=existing_model, metavar="MODEL", help="start from a model folder or a .ckpt, or from 'bundled'")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set training.epochs=3")
     add("--resume", metavar="auto|FILE", help="continue from the run's last checkpoint, or from this one")
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, instead of refusing to start")
@@ -48,9 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     resume = None if arguments.resume in (None, AUTO) else Path(arguments.resume)
     if resume is not None and not resume.is_file():
         raise CheckpointError(f"--resume {resume}: no such file; name a .ckpt file, or `auto`")
-    start = model_folder(init) if init else None
-    if start is not None:
-        check_model_files(start)
     check_paths(config.data)
     if not arguments.fast_dev_run:
         check_folder("-o", folder)
@@ -69,16 +67,33 @@ def run(arguments: argparse.Namespace) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     if arguments.resume == AUTO and (resume := newest_checkpoint(folder / CHECKPOINTS)) is None:
         print(f"captioner: nothing to resume in {folder}; starting a new run", file=sys.stderr)
+    start = model_folder(init) if init else None
+    if start is not None and resume is None and is_first_process():
+        _report_ignored(config, start, given)
     with logging_redirect_tqdm():  # log lines go above a progress bar
-        model = train(
+        trained = train(
             config,
             folder,
             init=start,
             resume=resume,
             fast_dev_run=arguments.fast_dev_run,
             skip_bad=arguments.skip_bad,
-            given=given,
         )
-    if model is not None:
-        print(model)
+    if trained is not None:
+        print(trained)
     return 0
+
+
+def _report_ignored(config: Config, start: Path, given: set[str]) -> None:
+    """Name the keys of the network that the user gave, where the model to start from has, and keeps, other values."""
+    from captioner.checkpoint import load_model
+
+    ours, kept = to_dict(config), to_dict(load_model(start)[0].config)
+    ignored = [
+        f"{section}.{name} {ours[section][name]} (the model has {value})"
+        for section in ("encoder", "decoder")
+        for name, value in kept[section].items()
+        if f"{section}.{name}" in given and ours[section][name] != value
+    ]
+    if ignored:
+        print(f"captioner: {start} keeps its own network, which ignores {', '.join(ignored)}", file=sys.stderr)

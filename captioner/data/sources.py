@@ -5,14 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from captioner.config import DataConfig, DataSetConfig
-from captioner.data.annotations import (
-    HARMLESS,
-    CaptionedImage,
-    CaptionSet,
-    Problem,
-    clean_caption,
-    records,
-)
+from captioner.data.annotations import HARMLESS, CaptionedImage, CaptionSet, Problem, clean_caption, records
 from captioner.data.checks import unusable_photos
 from captioner.data.formats import find_files, load_captions
 from captioner.data.shards import find_shards, first_samples, read_index

@@ -9,6 +9,7 @@ from typing import Any
 
 from captioner.caption import Captioned
 from captioner.errors import ImageError, ResourceError
+from captioner.generation import Strategy
 from captioner.pipeline import Captioner
 
 BATCH = 64
@@ -21,13 +22,10 @@ RETRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """The model and how it captions, sent to every actor."""
+    """How to load the model and to caption, sent to every actor."""
 
-    model: str
-    device: str
-    int8: bool
-    style: str | None
-    length: str | None
+    load: Callable[[], tuple[Captioner, Strategy]]
+    """Loads the model, from the same path on all machines."""
     stream: Callable[..., Iterator[Captioned | ImageError]]
     """`Captioner.stream` with its options, but without the captioner and the sources."""
     batch_size: int | None
@@ -42,8 +40,7 @@ class CaptionActor:
     def __init__(self, job: CaptionJob) -> None:
         os.chdir(job.folder)
         self.job = job
-        captioner = Captioner.from_pretrained(job.model, device=job.device, int8=job.int8)
-        self.captioner = captioner.styled(job.style, job.length)
+        self.captioner, _ = job.load()
 
     def caption(self, paths: list[str]) -> list[Captioned | ImageError]:
         return list(self.job.stream(self.captioner, paths))

@@ -1,7 +1,6 @@
 """The network and the vocabulary that a training run starts from."""
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 from captioner.checkpoint import load_model
@@ -18,10 +17,8 @@ MAX_UNKNOWN = 0.3
 """Largest share of unknown words without a warning."""
 
 
-def new_model(
-    config: Config, texts: list[str], init: Path | None, given: Collection[str] = ()
-) -> tuple[CaptionModel, Tokenizer]:
-    """The model and the tokenizer of a new run; `given` are the keys that the user set, such as `decoder.width`."""
+def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
+    """The model and the tokenizer of a new run."""
     if init is not None and config.decoder.init is not None:
         raise ConfigError("decoder.init and --init both give the decoder's weights; choose one")
     if init is None and config.decoder.init is None and config.decoder.language == "freeze":
@@ -32,7 +29,6 @@ def new_model(
         extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
         model.decoder.grow(len(extended))
         log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
-        _report_ignored(config, model.config, init, given)
         return model, extended
     if config.decoder.init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
@@ -64,23 +60,6 @@ def add_controls(config: Config, model: CaptionModel, tokenizer: Tokenizer, styl
         model.decoder.grow(len(controlled))
         log.info("control tokens: %s", ", ".join([*styles, *lengths]))
     return controlled
-
-
-def _report_ignored(config: Config, network: ModelConfig, init: Path, given: Collection[str]) -> None:
-    """Name the settings of the network that differ from the model's: a warning for those that are `given`, else, where
-    they are not the defaults, an information.
-    """
-    defaults, ignored = Config(), {logging.WARNING: list[str](), logging.INFO: list[str]()}
-    for section in ("encoder", "decoder"):
-        default = getattr(defaults, section)
-        for name, built in vars(getattr(network, section)).items():
-            key, value = f"{section}.{name}", getattr(getattr(config, section), name)
-            if value != built and (key in given or value != getattr(default, name)):
-                level = logging.WARNING if key in given else logging.INFO
-                ignored[level].append(f"{key} {value} (the model has {built})")
-    for level, found in ignored.items():
-        if found:
-            log.log(level, "%s keeps its own network, so these settings are ignored: %s", init, ", ".join(found))
 
 
 def _build(config: Config, decoder: DecoderConfig, tokenizer: Tokenizer) -> CaptionModel:

@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -84,7 +84,6 @@ def train(
     resume: Path | None = None,
     fast_dev_run: bool = False,
     skip_bad: bool = False,
-    given: Collection[str] = (),
     callbacks: Sequence[Callback] = (),
 ) -> Path | None:
     """Train a captioner and return the model folder of its best epoch, `folder/model`.
@@ -92,14 +91,13 @@ def train(
     `init` is a model folder to start from: its network and vocabulary, to which new words of the captions are added.
     `resume` is a training checkpoint to continue from, with its network and vocabulary; without it, a folder that
     already holds a run is refused. `fast_dev_run` runs one batch of everything and writes nothing. `skip_bad` leaves
-    unusable photos out. `given` are the keys that the user set, such as `decoder.width`: a warning names those that the
-    network of `init` overrules. Returns None after a dry run, and in all but the first of several processes. Raises
+    unusable photos out. Returns None after a dry run, and in all but the first of several processes. Raises
     ConfigError, AnnotationError, CheckpointError, ResourceError or TrainingError.
     """
     if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
     config = config.with_features_in(None if fast_dev_run else folder / FEATURES)
-    run = prepare(config, init=init, resume=resume, skip_bad=skip_bad, given=given)
+    run = prepare(config, init=init, resume=resume, skip_bad=skip_bad)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)
     task: CaptionTask
     match config.training.objective:
@@ -112,14 +110,7 @@ def train(
     return fit(run, task, folder, fast_dev_run=fast_dev_run, callbacks=callbacks)
 
 
-def prepare(
-    config: Config,
-    *,
-    init: Path | None = None,
-    resume: Path | None = None,
-    skip_bad: bool = False,
-    given: Collection[str] = (),
-) -> Run:
+def prepare(config: Config, *, init: Path | None = None, resume: Path | None = None, skip_bad: bool = False) -> Run:
     """Load the captions, build or load the tokenizer and the model, and compute stored features on the run's device.
 
     Raises AnnotationError, which lists them, if photos are unusable; with `skip_bad`, they are left out.
@@ -144,8 +135,7 @@ def prepare(
         model, tokenizer = load_model(resume)
         log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
-        captions = [text for image in train.images + texts for text in image.captions]
-        model, tokenizer = new_model(config, captions, init, given)
+        model, tokenizer = new_model(config, [text for image in train.images + texts for text in image.captions], init)
         tokenizer = add_controls(config, model, tokenizer, styles_of(data, train))
     model.encoder.freeze(config.encoder.train, config.encoder.batch_norm, config.encoder.depthwise)
     model.decoder.set_dropout(config.decoder.dropout)

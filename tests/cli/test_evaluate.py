@@ -244,7 +244,7 @@ def test_images_without_captions_are_told(evaluate, shapes, tmp_path):
 def test_no_annotations(evaluate, tmp_path):
     code, _, err = evaluate(annotations=tmp_path / "none.json")
     assert code == 3
-    assert "no such file or folder" in err
+    assert "cannot be read (No such file or directory)" in err
 
 
 def test_the_page_opens_in_a_browser(evaluate, tmp_path):

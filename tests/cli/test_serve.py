@@ -105,7 +105,7 @@ def test_without_a_token_only_loopback_is_bound(host: str, capsys: pytest.Captur
     ],
 )
 def test_a_folder_is_not_open_to_others(flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--port", "0", "--model", "nowhere", *flags]) == 2
+    assert main(["serve", "--port", "0", *flags]) == 2
     assert named in capsys.readouterr().err
 
 

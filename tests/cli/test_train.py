@@ -87,22 +87,20 @@ def test_init_starts_from_a_model(train, tmp_path):
     assert second.decoder.token_embedding.weight.shape == first.decoder.token_embedding.weight.shape
 
 
-def test_settings_of_the_network_that_init_overrules_are_named(train, tmp_path, shapes, caplog):
-    """A warning for what the user sets, be it a default; an information for what a preset sets."""
+def test_settings_of_the_network_that_init_overrules_are_named(train, tmp_path, shapes, capsys):
+    """Those that the user gives, be they defaults, and not those of a preset."""
     assert train("-o", tmp_path / "first") == 0
     start = ("--init", tmp_path / "first" / "model", "--fast-dev-run")
-    caplog.set_level("INFO")
+    capsys.readouterr()
     assert train(*start, "--set", "decoder.dropout=0.4") == 0
-    assert "ignored" not in caplog.text
-    assert train(*start, "--set", "decoder.width=512", "--set", "decoder.layers=2") == 0
-    [record] = [each for each in caplog.records if "ignored" in each.message]
-    assert record.levelname == "WARNING"
-    assert record.message.endswith("ignored: decoder.width 512 (the model has 32), decoder.layers 2 (the model has 1)")
-    caplog.clear()
     assert main(["train", str(shapes), "--config", "shapes", *map(str, start)]) == 0
-    [record] = [each for each in caplog.records if "ignored" in each.message]
-    assert record.levelname == "INFO"
-    assert "decoder.width 128 (the model has 32)" in record.message
+    assert "network" not in capsys.readouterr().err
+    assert train(*start, "--set", "decoder.width=512", "--set", "decoder.layers=2") == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "network" in line]
+    assert line == (
+        f"captioner: {tmp_path / 'first' / 'model'} keeps its own network, which ignores decoder.width 512 (the model "
+        "has 32), decoder.layers 2 (the model has 1)"
+    )
 
 
 @pytest.mark.parametrize(
