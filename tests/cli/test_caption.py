@@ -605,7 +605,8 @@ def test_a_failure_leaves_no_sidecar_and_its_journal_ends(caption: Caption, phot
 def test_a_dry_run_writes_and_loads_nothing(
     caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert caption("photos", "--dry-run", "--model", "nowhere", "--format", "jsonl", "-o", out) == 0
+    (photos / "no model.ckpt").touch()
+    assert caption("photos", "--dry-run", "--model", "no model.ckpt", "--format", "jsonl", "-o", out) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [os.path.join("photos", name) for name in NAMES[:3]]
     assert shown.err == (
@@ -617,7 +618,7 @@ def test_a_dry_run_writes_and_loads_nothing(
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0] == f"{os.path.join('photos', 'b 2.png')} -> {os.path.join('photos', 'b 2.txt')}"
     assert "2 to caption, 0 failed, 1 skipped" in shown.err
-    assert sorted(each.name for each in photos.iterdir()) == ["photos"]
+    assert sorted(each.name for each in photos.iterdir()) == ["no model.ckpt", "photos"]
 
 
 def test_searches(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
