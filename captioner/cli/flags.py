@@ -3,9 +3,10 @@
 import argparse
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, ResourceError
 from captioner.model_files import BUNDLED, existing_model
 from captioner.search_options import DEFAULT_BEAM, LENGTHS, SearchOptions, parse_region
 
@@ -171,6 +172,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
 def check_machine_flags(arguments: argparse.Namespace) -> None:
     if arguments.engine != "local" and arguments.verb != "caption":
         raise ConfigError(f"--engine {arguments.engine}: is for captioner caption; use local")
+    if arguments.engine == "ray" and find_spec("ray") is None:
+        raise ResourceError('--engine ray needs Ray; pip install "captioner[ray]"')
     device, comma, _ = arguments.device.partition(",")
     if comma:
         raise ConfigError(f"--device {arguments.device}: one per process; run --device {device} --shard 1/2 and so on")

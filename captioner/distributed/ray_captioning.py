@@ -1,5 +1,6 @@
 """Captioning on a Ray cluster: one model an actor, results in the order of the inputs (extra `ray`)."""
 
+import importlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from captioner.caption import Captioned
-from captioner.errors import ImageError, ResourceError
+from captioner.errors import ImageError
 from captioner.generation import Strategy
 from captioner.pipeline import Captioner
 
@@ -52,9 +53,8 @@ def ray_stream(
     """What `Captioner.stream` yields, from an actor for each GPU of the cluster, or for each `workers` CPUs.
 
     Uses the cluster that RAY_ADDRESS names, else one on this machine. The batches of an actor that dies are repeated.
-    Raises ResourceError without Ray.
     """
-    ray = import_ray()
+    ray: Any = importlib.import_module("ray")
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     resources = ray.cluster_resources()
@@ -77,15 +77,6 @@ def ray_stream(
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def import_ray() -> Any:
-    """Ray. Raises ResourceError where it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ResourceError('--engine ray needs Ray; pip install "captioner[ray]"') from error
-    return ray
 
 
 def _cycled(actors: list[Any]) -> Iterator[Any]:

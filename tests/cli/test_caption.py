@@ -621,6 +621,14 @@ def test_a_dry_run_writes_and_loads_nothing(
     assert sorted(each.name for each in photos.iterdir()) == ["no model.ckpt", "photos"]
 
 
+def test_a_missing_ray_is_named(
+    caption: Caption, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert caption("photos", "--engine", "ray") == 5
+    assert capsys.readouterr().err == 'captioner: error: --engine ray needs Ray; pip install "captioner[ray]"\n'
+
+
 def test_searches(caption: Caption, capsys: pytest.CaptureFixture[str]) -> None:
     def captions(*words: object) -> list[dict[str, Any]]:
         assert caption("photos/a.jpg", "--format", "jsonl", *words) == 0
