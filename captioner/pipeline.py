@@ -170,8 +170,7 @@ class Captioner:
     @torch.inference_mode()
     def features(self, photos: Sequence[Photo]) -> Tensor:
         """The encoder's features (B, N, E) of prepared photos."""
-        features: Tensor = self.model.encoder(self._pixels(photos))
-        return features
+        return cast(Tensor, self.model.encoder(self._pixels(photos)))
 
     def caption_photos(
         self,
