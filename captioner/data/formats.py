@@ -100,10 +100,7 @@ def read_listing(
 def find_files(
     root: str | Path | None, annotations: str | Path | None, images: str | Path | None, format: Format
 ) -> tuple[Path, Path, list[Path]]:
-    """The folder of a data set, its image folder and its annotation files; see `read_listing`.
-
-    Raises InputError for those that are missing.
-    """
+    """The folder of a data set, its image folder and its annotation files. Raises InputError for those missing."""
     if root is None and annotations is None:
         raise InputError("no captions given; name a folder or an annotation file")
     base = Path(root) if root is not None else Path(annotations or "").parent
