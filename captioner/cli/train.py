@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report_ignored(config: Config, start: Path, given: set[str]) -> None:
-    """Name the keys of the network that the user gave, where the model to start from has, and keeps, other values."""
+    """Print the network settings that the user gave and that differ from those of the model to start from."""
     from captioner.checkpoint import load_model
 
     ours, kept = to_dict(config), to_dict(load_model(start)[0].config)
@@ -96,4 +96,4 @@ def _report_ignored(config: Config, start: Path, given: set[str]) -> None:
         if f"{section}.{name}" in given and ours[section][name] != value
     ]
     if ignored:
-        print(f"captioner: {start} keeps its own network, which ignores {', '.join(ignored)}", file=sys.stderr)
+        print(f"captioner: training starts from {start}; ignored: {', '.join(ignored)}", file=sys.stderr)

@@ -94,11 +94,11 @@ def test_settings_of_the_network_that_init_overrules_are_named(train, tmp_path, 
     capsys.readouterr()
     assert train(*start, "--set", "decoder.dropout=0.4") == 0
     assert main(["train", str(shapes), "--config", "shapes", *map(str, start)]) == 0
-    assert "network" not in capsys.readouterr().err
+    assert "ignored" not in capsys.readouterr().err
     assert train(*start, "--set", "decoder.width=512", "--set", "decoder.layers=2") == 0
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "network" in line]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "ignored" in line]
     assert line == (
-        f"captioner: {tmp_path / 'first' / 'model'} keeps its own network, which ignores decoder.width 512 (the model "
+        f"captioner: training starts from {tmp_path / 'first' / 'model'}; ignored: decoder.width 512 (the model "
         "has 32), decoder.layers 2 (the model has 1)"
     )
 
