@@ -86,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _report_ignored(config: Config, start: Path, given: set[str]) -> None:
     """Print the network settings that the user gave and that differ from those of the model to start from."""
+    if not any(key.startswith(("encoder.", "decoder.")) for key in given):
+        return  # and the model is loaded once
+
     from captioner.checkpoint import load_model
 
     ours, kept = to_dict(config), to_dict(load_model(start)[0].config)

@@ -9,8 +9,10 @@ from captioner.errors import InputError
 
 def read_text(path: Path, where: str, problems: list[Problem]) -> str:
     """Read UTF-8 text. A byte order mark, UTF-16 and invalid bytes, which are replaced, are added to `problems`."""
-    check_readable(path)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
     encoding = text_encoding(data)
     if encoding.startswith("utf-16"):
         problems.append(Problem("encoding", where, "is UTF-16 text; save the file as UTF-8"))
@@ -29,7 +31,11 @@ def check_readable(path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read ({error.strerror}); check its name and permissions")
 
 
 def text_encoding(data: bytes) -> str:

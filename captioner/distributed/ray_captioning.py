@@ -50,7 +50,7 @@ class CaptionActor:
 def ray_stream(
     paths: Iterable[str], job: CaptionJob, *, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Captioned | ImageError]:
-    """What `Captioner.stream` yields, from an actor for each GPU of the cluster, or for each `workers` CPUs.
+    """Caption with an actor for each GPU of the cluster, or for each `workers` CPUs; yields as `Captioner.stream`.
 
     Uses the cluster that RAY_ADDRESS names, else one on this machine. The batches of an actor that dies are repeated.
     """
