@@ -11,7 +11,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from captioner.cli.finishing import Finishing
-from captioner.cli.flags import add_caption_flags, check_flags, styled_captioner
+from captioner.cli.flags import add_caption_flags, check_flags, devices_of, styled_captioner
 from captioner.cli.formats import FORMAT_OF_SUFFIX, Result, format_named, output_format
 from captioner.cli.inputs import STDIN, Finder, Input
 from captioner.cli.journal import Stamp, stamp
@@ -112,6 +112,7 @@ def _caption(
     total: Callable[[], int] | None,
 ) -> None:
     from captioner.data.features import hash_weights
+    from captioner.distributed.jobs import CaptionJob
     from captioner.pipeline import Captioner
 
     reading: deque[tuple[Input, Stamp]] = deque()
@@ -141,17 +142,27 @@ def _caption(
                 allow_truncated=arguments.allow_truncated,
                 isolate=arguments.isolate,
             )
-            if arguments.engine == "ray":
-                from captioner.distributed.ray_captioning import CaptionJob, ray_stream
 
-                job = CaptionJob(
-                    load=partial(styled_captioner, arguments),
+            def job(device: str) -> CaptionJob:
+                there = argparse.Namespace(**vars(arguments) | {"device": device})
+                return CaptionJob(
+                    load=partial(styled_captioner, there),
                     stream=stream,
                     batch_size=arguments.batch_size,
                     workers=arguments.workers,
                     folder=os.getcwd(),
                 )
-                outcomes = ray_stream(sources(), job, stop=interruption.requested)
+
+            devices = devices_of(arguments.device)
+            if arguments.engine == "ray":
+                from captioner.distributed.ray_captioning import ray_stream
+
+                outcomes = ray_stream(sources(), job(arguments.device), stop=interruption.requested)
+            elif len(devices) > 1:
+                from captioner.distributed.device_captioning import device_stream
+
+                jobs = [(device, job(device)) for device in devices]
+                outcomes = device_stream(sources(), jobs, stop=interruption.requested)
             else:
                 outcomes = stream(captioner, sources(), stop=interruption.requested)
             # A bar would run through results on the same terminal.

@@ -130,7 +130,8 @@ def add_model_flags(add: Callable[..., object]) -> None:
     add(
         "--model", type=existing_model, default=BUNDLED, metavar="M", help="a model folder or a .ckpt; default: bundled"
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    names = "auto, cpu, cuda, cuda:N or mps; `caption` also takes several, such as cuda:0,1; default: auto"
+    add("--device", default="auto", help=names)
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -174,9 +175,16 @@ def check_machine_flags(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--engine {arguments.engine}: is for captioner caption; use local")
     if arguments.engine == "ray" and find_spec("ray") is None:
         raise ResourceError('--engine ray needs Ray; pip install "captioner[ray]"')
-    device, comma, _ = arguments.device.partition(",")
-    if comma:
-        raise ConfigError(f"--device {arguments.device}: one per process; run --device {device} --shard 1/2 and so on")
+    devices = devices_of(arguments.device)
+    if len(devices) > 1 and (arguments.engine != "local" or arguments.verb != "caption" or arguments.watch):
+        raise ConfigError(f"--device {arguments.device}: several are for captioner caption; use {devices[0]}")
+
+
+def devices_of(names: str) -> tuple[str, ...]:
+    """Devices of a list: `cuda:0,1` is cuda:0 and cuda:1."""
+    first, *others = names.split(",")
+    kind = first.partition(":")[0]
+    return first, *(f"{kind}:{each}" if each.isdecimal() else each for each in others)
 
 
 def check_search_flags(arguments: argparse.Namespace) -> None:
@@ -192,10 +200,14 @@ def check_search_flags(arguments: argparse.Namespace) -> None:
 
 def styled_captioner(arguments: argparse.Namespace) -> tuple["Captioner", "Strategy"]:
     """The captioner in the style and length that the flags choose, and its search."""
+    from captioner.device import find_device
     from captioner.pipeline import Captioner
 
     search_of(arguments, learned_length=True)  # what never fits together is an error before the model is loaded
-    captioner = Captioner.from_pretrained(arguments.model, device=arguments.device, int8=arguments.int8)
+    first, *others = devices_of(arguments.device)
+    for device in others:
+        find_device(device)
+    captioner = Captioner.from_pretrained(arguments.model, device=first, int8=arguments.int8)
     learned = bool(captioner.tokenizer.controls("length"))
     styled = captioner.styled(arguments.style, arguments.length if learned else None)
     return styled, search_of(arguments, learned_length=learned)

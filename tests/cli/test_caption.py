@@ -725,7 +725,7 @@ def test_devices_are_streams(caption: Caption) -> None:
         (["nowhere/*.jpg"], 3, "nowhere/*.jpg: no input found; name images"),
         (["@no.txt"], 3, "cannot read the list"),
         (["photos", "--model", "nowhere"], 4, "nowhere: no such model"),
-        (["photos", "--device", "cuda:0,1"], 2, "one per process; run --device cuda:0 --shard 1/2"),
+        (["photos", "--device", "cuda:0,1", "--watch"], 2, "several are for captioner caption; use cuda:0"),
         (["photos", "--engine", "dask"], 2, "invalid choice: 'dask'"),
         (["photos", "--engine", "ray", "--watch"], 2, "--watch and --engine ray: choose one"),
         (["photos", "--resume"], 2, "the journal is kept beside OUT; add -o"),

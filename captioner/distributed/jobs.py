@@ -1,0 +1,68 @@
+"""What the workers of several devices or machines have in common: the job, and batches in the order of the inputs."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TypeVar
+
+from captioner.caption import Captioned
+from captioner.errors import ImageError
+from captioner.generation import Strategy
+from captioner.pipeline import Captioner
+
+BATCH = 64
+"""Images that a worker gets at a time, if the job names no number."""
+AHEAD = 3
+"""Batches given to each worker ahead of the results that are read."""
+
+Given = TypeVar("Given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionJob:
+    """How to load the model and to caption, sent to every worker."""
+
+    load: Callable[[], tuple[Captioner, Strategy]]
+    """Loads the model, from the same path on all machines."""
+    stream: Callable[..., Iterator[Captioned | ImageError]]
+    """`Captioner.stream` with its options, but without the captioner and the sources."""
+    batch_size: int | None
+    workers: int
+    folder: str
+    """The working folder, to which paths are relative; all machines have it."""
+
+
+class CaptionActor:
+    """A captioner in a process of its own."""
+
+    def __init__(self, job: CaptionJob) -> None:
+        os.chdir(job.folder)
+        self.job = job
+        self.captioner, _ = job.load()
+
+    def caption(self, paths: list[str]) -> list[Captioned | ImageError]:
+        return list(self.job.stream(self.captioner, paths))
+
+
+def spread(
+    paths: Iterable[str],
+    workers: Sequence[Callable[[list[str]], Given]],
+    batch_size: int | None,
+    stop: Callable[[], bool],
+) -> Iterator[Given]:
+    """Give batches of paths to the workers in turn; yield what they return, in the order of the paths.
+
+    Once `stop` returns true, no batch is given out and none is yielded.
+    """
+    waiting: deque[Given] = deque()
+    rest = iter(paths)
+    for give in cycle(workers):
+        batch = [] if stop() else list(islice(rest, batch_size or BATCH))
+        if batch:
+            waiting.append(give(batch))
+        if waiting and (not batch or len(waiting) >= AHEAD * len(workers)):
+            yield waiting.popleft()
+        if stop() or not (batch or waiting):
+            return

@@ -1,0 +1,60 @@
+"""Several devices of one machine, here twice the CPU: the records of one device, and a process that dies."""
+
+import multiprocessing
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from captioner.cli import main
+from captioner.cli.flags import devices_of
+
+PHOTOS = Path(__file__).resolve().parents[2] / "docs" / "photos"
+
+
+@pytest.mark.parametrize(
+    ("names", "devices"),
+    [
+        ("auto", ("auto",)),
+        ("cuda:1", ("cuda:1",)),
+        ("cuda:0,1,3", ("cuda:0", "cuda:1", "cuda:3")),
+        ("cuda:0,cuda:2", ("cuda:0", "cuda:2")),
+        ("cpu,cpu", ("cpu", "cpu")),
+    ],
+)
+def test_lists_of_devices(names, devices):
+    assert devices_of(names) == devices
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """17 relative paths, the last of which is no photo."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:8] * 2):
+        shutil.copy(photo, f"photos/{number}.jpg")
+    Path("photos/bad.jpg").write_bytes(b"no photo")
+    return ["caption", "photos", "--greedy", "--batch-size", "3", "--workers", "1", "-q"]
+
+
+@pytest.mark.slow
+def test_records_are_those_of_one_device_also_when_a_process_dies(photos, capsys):
+    assert main([*photos, "-o", "one.jsonl"]) == 1
+    several = [*photos, "--device", "cpu,cpu", "-o", "several.jsonl"]
+
+    def kill_a_process():
+        while not (processes := multiprocessing.active_children()):
+            time.sleep(0.01)
+        processes[0].kill()
+
+    thread = threading.Thread(target=kill_a_process, daemon=True)
+    thread.start()
+    capsys.readouterr()
+    assert main(several) == 5
+    thread.join()
+    assert "the process of device cpu died" in capsys.readouterr().err
+    assert main([*several, "--resume"]) == 1
+    assert Path("several.jsonl").read_text() == Path("one.jsonl").read_text()
+    assert not multiprocessing.active_children()
