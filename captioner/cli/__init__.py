@@ -55,7 +55,10 @@ class Parser(argparse.ArgumentParser):
                 return
             flag = argument.partition("=")[0]
             if flag.startswith("--") and " " not in flag and flag not in self._option_string_actions:
-                self.error(f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}")
+                hint = did_you_mean(flag, self._option_string_actions)
+                if not hint and "--set" in self._option_string_actions:
+                    hint = "; settings are given as --set KEY=VALUE, such as --set training.epochs=1"
+                self.error(f"unknown flag {flag}{hint}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"captioner: error: {message}; see {self.prog} --help\n")

@@ -127,6 +127,8 @@ def _caption(
             finishing = Finishing.of(arguments)
             captioner, search = styled_captioner(arguments)
             search = finishing.search(search)
+            if arguments.min_confidence and not captioner.model.config.confidence:
+                tally.note("--min-confidence: this model's confidence is not calibrated: it is the words' probability")
             if arguments.verbose:
                 tally.note(f"model {arguments.model} on {captioner.device}")
             if output.journal:

@@ -19,7 +19,7 @@ from captioner.cli.flags import number
 from captioner.cli.shard import LINE, add_shard_flags, shard
 from captioner.data import archives
 from captioner.data.annotations import CaptionSet, Listing, Problem, image_name
-from captioner.data.checks import check, usable
+from captioner.data.checks import check, split_anew, unread_texts, usable
 from captioner.data.duplicates import Fingerprint, fingerprint, grouped, look_alike, same_bytes
 from captioner.data.formats import FORMATS, read_listing
 from captioner.data.repairs import apply_repair, find_repairs
@@ -95,11 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
         return fix(listing, arguments.quarantine, write=arguments.write)
     decode = not arguments.no_decode
     if arguments.action == "check":
-        return print_problems(listing, decode, arguments.html)
+        unread = unread_texts(listing.source) if arguments.annotations is None and listing.source.is_file() else None
+        return print_problems(listing, decode, arguments.html, [unread] if unread else [])
     if arguments.action == "split":
         output = arguments.output or Path(arguments.root or listing.source.parent) / ANNOTATIONS
         if arguments.output is None and output.exists():
-            raise ConfigError(f"{output}: exists; name the file to write with -o")
+            message = f"{output}: exists; name the file to write with -o, or read the text files anew: "
+            raise ConfigError(message + split_anew(output))
         check_output("-o", output)
         shares = {"test": arguments.test, "val": arguments.val}
         return write_splits(listing, decode, output, shares, arguments.seed, keep)
@@ -119,12 +121,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_problems(listing: Listing, decode: bool, html: Path | None) -> int:
-    """Print all problems of a data set, and write a page of them; 1 if there are any."""
+def print_problems(listing: Listing, decode: bool, html: Path | None, known: Sequence[Problem] = ()) -> int:
+    """Print all problems of a data set, those already `known` first, and write a page of them; 1 if there are any."""
     if html is not None:
         check_output("--html", html, [listing.source])
     looks: dict[str, Look] = {}
-    problems = check(listing, decode, lambda name, opened: looks.update({name: Look.at(opened)}))
+    problems = [*known, *check(listing, decode, lambda name, opened: looks.update({name: Look.at(opened)}))]
     problems += review(listing, looks, problems)
     for problem in problems:
         print(*map(printable, (problem.severity, problem.code, problem.where, problem.message)), sep="\t")

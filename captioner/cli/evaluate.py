@@ -27,6 +27,7 @@ from captioner.model_files import existing_model
 
 if TYPE_CHECKING:
     from captioner.caption import Caption
+    from captioner.evaluation import Evaluation
 
 PAGE = "report.html"
 DEFAULT_SPLIT = "test"
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not captions:
         raise ImageError(f"{arguments.annotations}: none of {len(images)} images could be captioned; see above")
     evaluation, other = evaluate(captions), None
+    print(f"captioner: {_summary(evaluation, arguments.annotations, split)}", file=sys.stderr)
     failed = [image.image_id for image in images if image.image_id not in captions]
     printed = evaluation.to_dict() | ({"failed": failed} if failed else {})
     if arguments.compare is not None:
@@ -111,6 +113,12 @@ def run(arguments: argparse.Namespace) -> int:
         paths = {image.image_id: image.path for image in images}
         write_whole(report / PAGE, page(evaluation, paths, about, other))
     return 1 if failed else 0
+
+
+def _summary(evaluation: "Evaluation", annotations: Path, split: str) -> str:
+    """What was scored, and the scores, in a line."""
+    scores = [f"{name} {score:.3f}" for name, score in evaluation.scores.corpus.items() if score is not None]
+    return f"split {split} of {annotations}, {len(evaluation.captions)} images: {', '.join(scores)}"
 
 
 def _split(arguments: argparse.Namespace) -> tuple[tuple[CaptionedImage, ...], list[str], str]:

@@ -74,6 +74,8 @@ class Finder:
             if argument.startswith("@") and not os.access(argument[1:], os.R_OK):
                 name = printable(argument)
                 raise InputError(f"{name}: cannot read the list {name[1:]}; check its path")
+        if all(map(_is_missing, arguments)):
+            raise InputError(f"{printable(arguments[0])}: no such file; check its path")
         item = None
         for item in chain.from_iterable(map(self._named, arguments)):
             yield item
@@ -194,6 +196,16 @@ class Finder:
         except OSError as error:
             self.complain(f"{printable(folder)}: cannot be read ({error.strerror}); check its permissions")
             return []
+
+
+def _is_missing(argument: str) -> bool:
+    """Whether an argument names a file, and there is none."""
+    return (
+        argument != STDIN
+        and not argument.startswith("@")
+        and not MAGIC.search(argument)
+        and not os.path.lexists(argument)
+    )
 
 
 def _named_file(path: str) -> Input:

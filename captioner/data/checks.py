@@ -1,6 +1,7 @@
 """Checks of a data set that open its images: all problems, what is usable, and photos that cannot be trained on."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -23,7 +24,7 @@ from captioner.data.annotations import (
 )
 from captioner.data.duplicates import across, same_bytes
 from captioner.errors import AnnotationError, ImageError
-from captioner.images import ImageSource, OpenedImage, is_image, open_image
+from captioner.images import IMAGE_EXTENSIONS, ImageSource, OpenedImage, is_image, open_image
 
 TAIL_BYTES = 4096
 """Number of last bytes in which the end mark of a whole JPEG or PNG is looked for."""
@@ -64,6 +65,40 @@ def usable(listing: Listing, decode: bool = True) -> CaptionSet:
             styles = caption_styles(valid)
             images.append(CaptionedImage(image.image_id, path, tuple(texts), image.split, styles=styles))
     return CaptionSet(tuple(images), listing.root)
+
+
+def newer_texts(annotations: Path) -> list[str]:
+    """Text files beside images in the folder of an annotation file, which is read instead, that changed after it."""
+    written = annotations.stat().st_mtime
+    found = []
+    for folder, _, files in os.walk(annotations.parent):
+        pictures = {Path(name).stem for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS}
+        texts = (Path(folder, name) for name in files if name.lower().endswith(".txt") and Path(name).stem in pictures)
+        found += [text.relative_to(annotations.parent).as_posix() for text in texts if _changed(text) > written]
+    return sorted(found)
+
+
+def split_anew(annotations: Path) -> str:
+    """The command that writes an annotation file anew from the text files of its folder."""
+    words = ("captioner", "data", "split", str(annotations.parent), "--format", "folder", "-o", str(annotations))
+    return shlex.join(words)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # such as a broken link
+        return 0.0
+
+
+def unread_texts(annotations: Path) -> Problem | None:
+    """A warning of text files that training will not read, though they are newer than the annotation file."""
+    texts = newer_texts(annotations)
+    if not texts:
+        return None
+    newer = f"{len(texts)} text files are newer than {annotations.name}, which is read instead"
+    message = f"{newer}; read them by: {split_anew(annotations)}"
+    return Problem("unread_text", texts[0], message, harmless=True, pictures=tuple(texts))
 
 
 def unusable_photos(images: Iterable[CaptionedImage]) -> Iterator[tuple[CaptionedImage, ImageError]]:

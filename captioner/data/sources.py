@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captioner.config import DataConfig, DataSetConfig
 from captioner.data.annotations import HARMLESS, CaptionedImage, CaptionSet, Problem, clean_caption, records
-from captioner.data.checks import unusable_photos
+from captioner.data.checks import unread_texts, unusable_photos
 from captioner.data.formats import find_files, load_captions
 from captioner.data.shards import find_shards, first_samples, read_index
 from captioner.data.text_files import check_readable, parse_json, read_text
@@ -22,13 +22,15 @@ SHARD_SAMPLE = 100_000
 
 
 def check_paths(config: DataConfig) -> None:
-    """Raise InputError for folders and files that are missing, without reading them."""
+    """Raise InputError for folders and files that are missing, without reading them; warn of unread texts."""
     if config.shards is not None:
         find_shards(Path(config.shards))
     if config.text is not None:
         check_readable(Path(config.text))
     for source in config.sources or (config,):
-        find_files(source.root, source.annotations, source.images, source.format)
+        _, _, annotations = find_files(source.root, source.annotations, source.images, source.format)
+        if source.annotations is None and annotations and (problem := unread_texts(annotations[0])):
+            log.warning("%s", problem.message)
 
 
 def load_splits(config: DataConfig) -> tuple[CaptionSet, CaptionSet]:

@@ -157,7 +157,7 @@ def log_evaluation(task: pl.LightningModule, dataset: str, evaluation: Evaluatio
     texts = [caption.text for caption in evaluation.captions.values()]
     scores, statistics = evaluation.scores.corpus, evaluation.statistics
     log.info(
-        "epoch %d: %sCIDEr-D %s, BLEU-4 %.4f of %d images; %d %% of the captions distinct, %.1f words",
+        "epoch %d: %sCIDEr-D %s, BLEU-4 %.4f by greedy search of %d images; %d %% of the captions distinct, %.1f words",
         task.current_epoch,
         f"{dataset}: " if dataset else "",
         "undefined" if scores["cider_d"] is None else f"{scores['cider_d']:.4f}",

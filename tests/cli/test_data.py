@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -182,12 +183,31 @@ def test_splits_are_written_for_training(photos: Path, tmp_path: Path, capsys: p
     )
     before = (photos / "captions.json").read_bytes()
     assert main(["data", "split", str(photos), *flags]) == 2
-    assert "captions.json: exists; name the file to write with -o" in capsys.readouterr().err
+    assert "captions.json: exists; name the file to write with -o" in (said := capsys.readouterr().err)
+    assert f"anew: captioner data split {photos} --format folder -o {photos / 'captions.json'}" in said
     (photos / "captions.json").unlink()
     assert main(["data", "split", str(photos), *flags, "-o", str(photos / "captions.json")]) == 0
     assert (photos / "captions.json").read_bytes() == before
     assert main(["data", "split", str(photos), *flags, "--seed", "1", "-o", str(tmp_path / "other.json")]) == 0
     assert (tmp_path / "other.json").read_bytes() != before
+
+
+def test_texts_that_changed_after_the_split_are_told(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "split", str(photos)]) == 0
+    capsys.readouterr()
+    main(["data", "check", str(photos)])
+    assert "unread_text" not in capsys.readouterr().out
+    for number, name in enumerate(("train/a.txt", "captions.json", "train/b.txt", "val/c.txt")):
+        os.utime(photos / name, (number, number))
+    assert main(["data", "check", str(photos)]) == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if "unread_text" in line)
+    command = f"captioner data split {photos} --format folder -o {photos / 'captions.json'}"
+    said = "2 text files are newer than captions.json, which is read instead; read them by: "
+    assert line == f"warning\tunread_text\ttrain/b.txt\t{said}{command}"
+    assert main(shlex.split(command)[1:]) == 0
+    capsys.readouterr()
+    main(["data", "check", str(photos)])
+    assert "unread_text" not in capsys.readouterr().out
 
 
 def test_a_page_of_the_problems(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,9 @@ def test_the_default_split(evaluate, shapes, tmp_path):
     (tmp_path / "plain.json").write_text(json.dumps(data))
     code, out, err = evaluate("--images", shapes / "images", annotations=tmp_path / "plain.json")
     assert code == 0
+    line = err.splitlines()[-1]
+    assert line.startswith(f"captioner: split all of {tmp_path / 'plain.json'}, {len(data['images'])} images: bleu_1 ")
+    assert f"cider_d {json.loads(out)['metrics']['cider_d']:.3f}" in line
     assert "names no splits: all of its images" in err
     plain = json.loads(out)
     assert plain["images"] == len(data["images"])

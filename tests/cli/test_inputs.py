@@ -139,6 +139,8 @@ def test_no_input_at_all_is_an_error() -> None:
     with pytest.raises(InputError, match=r"^none \*\.bmp -: no input found; name images, folders"):
         list(finder.find(["none", "*.bmp", "-"]))
     assert len(complaints) == 2
+    with pytest.raises(InputError, match=r"^none.jpg: no such file; check its path$"):
+        list(finder.find(["none.jpg", "none.png"]))
 
 
 @posix

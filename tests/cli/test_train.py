@@ -63,6 +63,16 @@ def test_a_folder_gives_the_run_its_name(shapes, tmp_path, monkeypatch):
     assert load_config(tmp_path / "runs" / "my photos" / "config.yaml").data.root == "my photos"
 
 
+def test_texts_newer_than_the_annotations_are_not_read_and_that_is_said(train, shapes, tmp_path, caplog):
+    shutil.copytree(shapes, tmp_path / "data")
+    assert train("-o", tmp_path / "run", "--fast-dev-run", "--set", f"data.root={tmp_path / 'data'}") == 0
+    assert "is read instead" not in caplog.text
+    picture = next((tmp_path / "data" / "images").iterdir())
+    picture.with_suffix(".txt").write_text("a corrected caption")
+    assert train("-o", tmp_path / "run", "--fast-dev-run", "--set", f"data.root={tmp_path / 'data'}") == 0
+    assert "1 text files are newer than captions.json, which is read instead" in caplog.text
+
+
 def test_something_must_be_named(capsys):
     assert main(["train"]) == 2
     assert "name a folder of photos and captions, or a configuration with --config" in capsys.readouterr().err
@@ -107,6 +117,7 @@ def test_settings_of_the_network_that_init_overrules_are_named(train, tmp_path, 
     ("flags", "code", "message"),
     [
         (("--set", "training.epoch=1"), 2, "did you mean training.epochs?"),
+        (("--epochs", "1"), 2, "unknown flag --epochs; settings are given as --set KEY=VALUE"),
         (("--set", "data.train_split=trian"), 2, "choose one of: test, train, val"),
         (("--init", "nowhere"), 4, "nowhere: no such model"),
         (("--resume", "nowhere.ckpt"), 4, "nowhere.ckpt"),
