@@ -5,6 +5,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,24 @@ MAX_NAME = 255
 """Longest file name, in bytes, that file systems take."""
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """Flag of `os.open` that refuses a link in the place of the file."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A part of a tar file."""
+
+    path: Path
+    offset: int
+    size: int
+    name: str
+    """How messages refer to it."""
+
+    def read(self, most: int | None = None) -> bytes:
+        """Its bytes, or the first `most` of them."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if most is None else min(self.size, most))
+
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 

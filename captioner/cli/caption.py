@@ -23,6 +23,7 @@ from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.caption import Captioned
+    from captioner.files import Member
 
 add_arguments = add_caption_flags
 
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     tally = Tally(quiet=arguments.quiet)
     complain = cache(tally.complain) if arguments.watch else tally.complain  # once, not at every look
-    finder = Finder(recursive=arguments.recursive, null=arguments.null, complain=complain, note=tally.note)
+    finder = Finder(recursive=arguments.recursive, null=arguments.null, tars=True, complain=complain, note=tally.note)
     interruption = Interruption()
     if arguments.watch:
         inputs = finder.watch(arguments.inputs, interruption.requested)
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return islice(inputs, first - 1, None, step)
 
     def total() -> int:
-        again = Finder(recursive=arguments.recursive, complain=lambda problem: None)
+        again = Finder(recursive=arguments.recursive, tars=True, complain=lambda problem: None)
         return sum(1 for _ in shard(again.find(arguments.inputs)))
 
     with closing(output):
@@ -117,10 +118,10 @@ def _caption(
 
     reading: deque[tuple[Input, Stamp]] = deque()
 
-    def sources() -> Iterator[str]:
+    def sources() -> "Iterator[str | Member]":
         for item in pending:
             reading.append((item, stamp(item.path)))
-            yield item.path
+            yield item.source
 
     try:
         with interruption.handled():

@@ -9,13 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, dropwhile, islice
-from pathlib import PurePath
-from typing import BinaryIO
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO
 
-from captioner.errors import ConfigError, InputError
+from captioner.errors import AnnotationError, ConfigError, InputError
 from captioner.text import printable
 
+if TYPE_CHECKING:
+    from captioner.files import Member
+
 STDIN = "-"
+TAR = ".tar"
 CHUNK = 2**16
 WATCH_SECONDS = 1.0
 """Time between two looks at watched folders; a file that has not changed in between is complete."""
@@ -33,6 +37,12 @@ class Input:
     path: str
     relative: str
     """Relative to the scanned folder; for a file that was named, its path if that is relative, else its name."""
+    member: "Member | None" = None
+    """Where it is, if its path leads into a tar."""
+
+    @property
+    def source(self) -> "str | Member":
+        return self.member or self.path
 
 
 def standard_input() -> BinaryIO:
@@ -56,6 +66,8 @@ class Finder:
     complain: Callable[[str], None]
     note: Callable[[str], None] = lambda message: None
     null: bool = False
+    tars: bool = False
+    """Whether a tar that is named stands for its photos, as a folder does."""
     stdin: BinaryIO = field(default_factory=standard_input)
 
     def find(self, arguments: Sequence[str]) -> Iterator[Input]:
@@ -115,7 +127,8 @@ class Finder:
                     yield from self._listed(path)
         elif MAGIC.search(argument) and not os.path.lexists(argument):
             pure = PurePath(argument)
-            found = map(_named_file, self._expand(pure.anchor, pure.parts[bool(pure.anchor) :]))
+            files = self._expand(pure.anchor, pure.parts[bool(pure.anchor) :])
+            found = chain.from_iterable(map(self._file, files))
             yield from self._at_least_one(found, f"{printable(argument)}: no file matches")
         else:
             yield from self._listed(argument)
@@ -123,9 +136,25 @@ class Finder:
     def _listed(self, path: str) -> Iterator[Input]:
         """A file, or the images of a folder."""
         if not os.path.isdir(path):
-            return iter([_named_file(path)])
+            return self._file(path)
         inputs = (Input(found, os.path.relpath(found, path)) for found in self._scan(path))
         return self._folder(inputs, path)
+
+    def _file(self, path: str) -> Iterator[Input]:
+        """A file, or the photos of a tar."""
+        named = _named_file(path)
+        if not (self.tars and path.lower().endswith(TAR) and os.path.isfile(path)):
+            yield named
+            return
+
+        from captioner.data.shards import photo_members
+
+        folder = os.path.splitext(named.relative)[0]
+        try:
+            for name, member in photo_members(Path(path)):
+                yield Input(f"{path}/{name}", os.path.join(folder, name), member)
+        except (AnnotationError, OSError) as error:
+            self.complain(printable(str(error)))
 
     def _folder(self, inputs: Iterator[Input], path: str) -> Iterator[Input]:
         """The images of a folder, with a hint at those in its subfolders."""

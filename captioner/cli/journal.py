@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -40,8 +40,9 @@ class Entry(NamedTuple):
             return True
         if now is None or self.stamp is None or self.sha256 is None or now[0] != self.stamp[0]:
             return False
-        with open(self.path, "rb") as file:
+        with suppress(OSError), open(self.path, "rb") as file:  # not of a photo in a tar
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        return False
 
     def unwritten(self) -> bytes | None:
         """The part of the text that an interruption kept from `target`; None if something else is there."""
@@ -183,9 +184,11 @@ def _is_count(value: object) -> bool:
 
 
 def stamp(path: str) -> Stamp:
-    """The stamp of a file, which changes when the file does."""
+    """The stamp of a file, which changes when the file does; of a photo in a tar, that of the tar."""
     try:
         status = os.stat(path)
+    except NotADirectoryError:
+        return stamp(os.path.dirname(path))
     except (OSError, ValueError):
         return None
     return [status.st_size, status.st_mtime_ns]

@@ -16,6 +16,7 @@ from reprlib import repr as shortened
 from typing import Literal, cast
 
 from captioner.errors import AnnotationError
+from captioner.files import Member
 from captioner.text import printable
 
 MAX_CAPTION_CHARACTERS = 2000
@@ -28,20 +29,6 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and lone surrogate
 NO_NAME = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")  # Python keeps bytes of names that are not UTF-8 in the others
 
 JsonObject = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A part of a tar file."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass(frozen=True)

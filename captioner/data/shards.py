@@ -9,11 +9,12 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -21,12 +22,11 @@ import numpy as np
 from captioner.data.annotations import (
     MAX_CAPTION_CHARACTERS,
     CaptionedImage,
-    Member,
     clean_caption,
     safe_path,
 )
 from captioner.errors import AnnotationError, ConfigError, InputError
-from captioner.files import write_whole
+from captioner.files import Member, write_whole
 from captioner.images import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def read_index(path: Path) -> Index:
 def read_sample(path: Path, entry: Entry) -> CaptionedImage:
     """A sample with its captions; its photo is read later. Raises AnnotationError if it has no usable caption."""
     name = f"{path.name}/{entry.key}"
-    content = Member(path, entry.text, entry.text_size).read() if entry.text_size <= MAX_TEXT_BYTES else b""
+    content = Member(path, entry.text, entry.text_size, name).read() if entry.text_size <= MAX_TEXT_BYTES else b""
     try:
         text = content.decode("utf-8-sig")
         found: Any = json.loads(text) if entry.extension == ".json" else text.splitlines()
@@ -104,7 +104,7 @@ def read_sample(path: Path, entry: Entry) -> CaptionedImage:
     captions = tuple(each for each in texts if 0 < len(each) <= MAX_CAPTION_CHARACTERS)
     if not captions:
         raise AnnotationError(f"{name}{entry.extension}: holds no caption")
-    return CaptionedImage(name, Member(path, entry.photo, entry.photo_size), captions, None)
+    return CaptionedImage(name, Member(path, entry.photo, entry.photo_size, name), captions, None)
 
 
 def first_samples(shards: Iterable[Path], count: int) -> Iterator[CaptionedImage]:
@@ -170,27 +170,42 @@ def _padded(size: int) -> int:
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
-def _scan(path: Path, size: int) -> Index:
-    """The samples of a tar, from its headers. A tar that ends early is read as far as it goes."""
-    groups: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
+def photo_members(path: Path) -> Iterator[tuple[str, Member]]:
+    """The name and the place of each photo in a tar. Raises AnnotationError if the file is no tar."""
+    for member in _members(path):
+        if os.path.splitext(member.name)[1].lower() in IMAGE_EXTENSIONS:
+            name = str(PurePosixPath(member.name))  # without ./
+            yield name, Member(path, member.offset_data, member.size, f"{path}/{name}")
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar, from its headers. A tar that ends early is read as far as it goes."""
+    last = -1
     try:
         with tarfile.open(path, "r:") as archive:
-            last = -1
             while member := archive.next():
                 if archive.offset <= last:  # after a negative size, Python's reader would go in circles
                     raise tarfile.ReadError("a member lies before the one before it")
                 last = archive.offset
                 archive.members = []  # type: ignore[attr-defined]  # which would grow
-                key, extension = _key(member)
-                if not extension:
-                    continue
-                if not groups or groups[-1][0] != key:
-                    groups.append((key, {}))
-                groups[-1][1].setdefault(extension, member)
+                if member.isreg() and _is_safe(member.name):
+                    yield member
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        if not groups:
+        if last < 0:
             raise AnnotationError(f"{path}: is not a tar file ({error}); remove it or replace it") from error
         log.warning("%s: %s; its other samples are used", path, error)
+
+
+def _scan(path: Path, size: int) -> Index:
+    """The samples of a tar, from its headers."""
+    groups: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
+    for member in _members(path):
+        key, extension = _key(member.name)
+        if extension not in {*IMAGE_EXTENSIONS, *TEXTS}:
+            continue
+        if not groups or groups[-1][0] != key:
+            groups.append((key, {}))
+        groups[-1][1].setdefault(extension, member)
     entries = []
     for key, members in groups:
         photo = next((members[each] for each in members if each in IMAGE_EXTENSIONS), None)
@@ -202,16 +217,20 @@ def _scan(path: Path, size: int) -> Index:
     return Index(entries, len(groups) - len(entries))
 
 
-def _key(member: tarfile.TarInfo) -> tuple[str, str]:
-    """The key and the extension of a member; no extension if it is not to be read."""
-    folder, slash, name = member.name.rpartition("/")
-    stem, dot, extension = name.partition(".")
-    extension = f"{dot}{extension.lower()}"
+def _key(name: str) -> tuple[str, str]:
+    """The key and the extension of a member."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", f"{dot}{extension.lower()}"
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name leads to a place below the tar."""
     try:
-        safe_path(Path(), member.name)
+        safe_path(Path(), name)
     except AnnotationError:
-        return "", ""
-    return f"{folder}{slash}{stem}", extension if member.isreg() and extension in {*IMAGE_EXTENSIONS, *TEXTS} else ""
+        return False
+    return True
 
 
 def _is_inside(entry: Entry, size: int) -> bool:

@@ -12,6 +12,7 @@ from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from captioner.any_image import AnyImage
 from captioner.caption import Captioned
 from captioner.distributed.jobs import CaptionActor, CaptionJob, spread
 from captioner.errors import ImageError, ResourceError
@@ -25,7 +26,7 @@ _jobs: list[CaptionJob] = []
 
 
 def device_stream(
-    paths: Iterable[str], jobs: Sequence[tuple[str, CaptionJob]], *, stop: Callable[[], bool] = lambda: False
+    sources: Iterable[AnyImage], jobs: Sequence[tuple[str, CaptionJob]], *, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Captioned | ImageError]:
     """Caption with a process for each device and its job; yields as `Captioner.stream`.
 
@@ -33,20 +34,20 @@ def device_stream(
     """
     with ExitStack() as stack:
         workers = [stack.enter_context(_process(name, job)) for name, job in jobs]
-        for name, outcomes in spread(paths, workers, jobs[0][1].batch_size, stop):
+        for name, outcomes in spread(sources, workers, jobs[0][1].batch_size, stop):
             with _reported(name):
                 yield from outcomes.result()
 
 
 @contextmanager
-def _process(name: str, job: CaptionJob) -> Iterator[Callable[[list[str]], tuple[str, Future[Outcomes]]]]:
-    """A process that captions lists of paths. It ends when the block does, or this process."""
+def _process(name: str, job: CaptionJob) -> Iterator[Callable[[list[AnyImage]], tuple[str, Future[Outcomes]]]]:
+    """A process that captions lists of images. It ends when the block does, or this process."""
     ours, theirs = SPAWN.Pipe()
     executor = ProcessPoolExecutor(1, SPAWN, _start, (theirs, job))
 
-    def give(paths: list[str]) -> tuple[str, Future[Outcomes]]:
+    def give(sources: list[AnyImage]) -> tuple[str, Future[Outcomes]]:
         with _reported(name):
-            return name, executor.submit(_caption, paths)
+            return name, executor.submit(_caption, sources)
 
     try:
         yield give
@@ -79,8 +80,8 @@ def _start(parent: "Connection[Any, Any]", job: CaptionJob) -> None:
     _jobs.append(job)
 
 
-def _caption(paths: list[str]) -> Outcomes:
-    return _actor().caption(paths)
+def _caption(sources: list[AnyImage]) -> Outcomes:
+    return _actor().caption(sources)
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TypeVar
 
+from captioner.any_image import AnyImage
 from captioner.caption import Captioned
 from captioner.errors import ImageError
 from captioner.generation import Strategy
@@ -42,22 +43,22 @@ class CaptionActor:
         self.job = job
         self.captioner, _ = job.load()
 
-    def caption(self, paths: list[str]) -> list[Captioned | ImageError]:
-        return list(self.job.stream(self.captioner, paths))
+    def caption(self, sources: list[AnyImage]) -> list[Captioned | ImageError]:
+        return list(self.job.stream(self.captioner, sources))
 
 
 def spread(
-    paths: Iterable[str],
-    workers: Sequence[Callable[[list[str]], Given]],
+    sources: Iterable[AnyImage],
+    workers: Sequence[Callable[[list[AnyImage]], Given]],
     batch_size: int | None,
     stop: Callable[[], bool],
 ) -> Iterator[Given]:
-    """Give batches of paths to the workers in turn; yield what they return, in the order of the paths.
+    """Give batches of images to the workers in turn; yield what they return, in the order of the images.
 
     Once `stop` returns true, no batch is given out and none is yielded.
     """
     waiting: deque[Given] = deque()
-    rest = iter(paths)
+    rest = iter(sources)
     for give in cycle(workers):
         batch = [] if stop() else list(islice(rest, batch_size or BATCH))
         if batch:

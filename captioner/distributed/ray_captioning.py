@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from captioner.any_image import AnyImage
 from captioner.caption import Captioned
 from captioner.distributed.jobs import CaptionActor, CaptionJob, spread
 from captioner.errors import ImageError
@@ -13,7 +14,7 @@ RETRIES = 3
 
 
 def ray_stream(
-    paths: Iterable[str], job: CaptionJob, *, stop: Callable[[], bool] = lambda: False
+    sources: Iterable[AnyImage], job: CaptionJob, *, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Captioned | ImageError]:
     """Caption with an actor for each GPU of the cluster, or for each `workers` CPUs; yields as `Captioner.stream`.
 
@@ -29,7 +30,7 @@ def ray_stream(
     kind = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)(CaptionActor).options(**needs)
     actors = [kind.remote(job) for _ in range(count)]
     try:
-        for given in spread(paths, [actor.caption.remote for actor in actors], job.batch_size, stop):
+        for given in spread(sources, [actor.caption.remote for actor in actors], job.batch_size, stop):
             yield from ray.get(given)
     finally:
         for actor in actors:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,39 @@ def test_weights_of_8_bits_write_other_numbers(caption: Caption, out: Path) -> N
     for one, other in zip(whole, rounded, strict=True):
         assert one["log_prob"] != other["log_prob"]
         assert one["log_prob"] == pytest.approx(other["log_prob"], abs=0.5)
+
+
+def test_photos_of_a_tar_give_the_captions_of_their_files(
+    caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "photos" / "z" / "notes.txt").write_text("no photo")
+    (photos / "photos" / "bad.jpg").write_bytes(b"no photo")
+    with tarfile.open("all.tar", "w") as archive:
+        archive.add("photos", ".")
+    (photos / "cut.tar").write_bytes((photos / "all.tar").read_bytes()[:6000])
+    (photos / "no.tar").write_bytes(b"no tar" * 200)
+    assert caption("-r", "photos", "-o", out) == 1
+    expected = {record.pop("path"): record for record in read(out)}
+    assert caption("all.tar", "-o", "tar.jsonl") == 1
+    found = {record.pop("path"): record for record in read(photos / "tar.jsonl")}
+    assert sorted(found) == sorted(f"all.tar/{path.removeprefix('photos/')}" for path in expected)
+    for path, record in expected.items():
+        inside = found[f"all.tar/{path.removeprefix('photos/')}"]
+        if path == "photos/bad.jpg":
+            assert inside["error"]["code"] == "not_an_image"
+            assert inside["error"]["message"].startswith("all.tar/bad.jpg: ")
+        else:
+            assert inside == record
+    capsys.readouterr()
+    assert caption("*.tar", "-o", "globbed.jsonl") == 1
+    assert "no.tar: is not a tar file" in capsys.readouterr().err
+    assert len(read(photos / "globbed.jsonl")) > len(NAMES) + 1  # and what is whole of the one cut short
+    assert caption("all.tar", "--format", "sidecar", "-o", "texts") == 1
+    assert (photos / "texts" / "all" / "z" / "d.txt").read_text() == f"{expected['photos/z/d.jpg']['caption']}\n"
+    assert caption("all.tar", "--format", "sidecar") == 2
+    assert "a.jpg: in a tar, which holds no sidecars; name a folder with -o" in capsys.readouterr().err
+    assert caption("all.tar", "--embed", "xmp", "-o", "copies") == 2
+    assert "in a tar, where captions are not embedded; unpack it" in capsys.readouterr().err
 
 
 def test_all_formats_say_the_same(caption: Caption, photos: Path, out: Path) -> None:
@@ -415,14 +449,20 @@ def test_every_path_of_a_pipe_has_its_record_before_the_next(
 
 
 @posix
-@pytest.mark.parametrize("old", [0, 9000])
+@pytest.mark.parametrize(("old", "tar"), [(0, False), (9000, False), (0, True)])
 def test_a_full_disk_loses_nothing(
-    caption: Caption, model: str, photos: Path, out: Path, launch: Callable[..., Any], old: int
+    caption: Caption, model: str, photos: Path, out: Path, launch: Callable[..., Any], old: int, tar: bool
 ) -> None:
     """Once the journal is what cannot grow, once OUT, in the middle of a line."""
     out.write_bytes(b"x" * (old - 1) + b"\n" if old else b"")
     inputs = [f"photos/{name}" for name in NAMES]
     words = [*inputs, "--format", "jsonl", "-o", "out.jsonl", "--existing", "append"]
+    if tar:
+        with tarfile.open("all.tar", "w") as archive:
+            for name in inputs:
+                archive.add(name)
+        words[: len(inputs)] = ["all.tar"]
+        inputs = [f"all.tar/{name}" for name in inputs]
     limit = 2500 if not old else old + 700
     process = launch("caption", "--model", model, "--device", "cpu", *words, limit=limit)
     assert process.wait() == 5, process.read(2)

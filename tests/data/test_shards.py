@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from captioner.data.formats import load_captions
-from captioner.data.shards import SUMS, find_shards, first_samples, read_index, read_sample, write_shards
+from captioner.data.shards import SUMS, find_shards, first_samples, photo_members, read_index, read_sample, write_shards
 from captioner.errors import AnnotationError, ConfigError, InputError
 
 
@@ -104,6 +104,23 @@ def test_a_tar_that_ends_early_is_read_as_far_as_it_goes(tmp_path, caplog):
     path = write_tar(tmp_path / "x.tar", *[(f"{n}.{kind}", b"x" * 999) for n in range(9) for kind in ("jpg", "txt")])
     path.write_bytes(path.read_bytes()[:7000])
     assert [entry.key for entry in read_index(path).entries] == ["0", "1"]
+
+
+def test_photos_of_a_tar_need_no_captions(tmp_path):
+    members = [
+        ("./b.jpg", b"b"),
+        ("a/x.1.PNG", b"a"),
+        ("../c.jpg", b"c"),
+        ("/d.jpg", b"d"),
+        ("e.jpg", 2),
+        ("f.txt", b"f"),
+    ]
+    path = write_tar(tmp_path / "x.tar", *members)
+    found = list(photo_members(path))
+    assert [(name, member.read(), member.name) for name, member in found] == [
+        ("b.jpg", b"b", f"{path}/b.jpg"),
+        ("a/x.1.PNG", b"a", f"{path}/a/x.1.PNG"),
+    ]
 
 
 def test_a_negative_size_ends_the_reading(tmp_path):

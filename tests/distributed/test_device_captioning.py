@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -30,13 +31,16 @@ def test_lists_of_devices(names, devices):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """17 relative paths, the last of which is no photo."""
+    """17 relative paths, the last of which is no photo, and two photos in a tar."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:8] * 2):
         shutil.copy(photo, f"photos/{number}.jpg")
     Path("photos/bad.jpg").write_bytes(b"no photo")
-    return ["caption", "photos", "--greedy", "--batch-size", "3", "--workers", "1", "-q"]
+    with tarfile.open("more.tar", "w") as archive:
+        archive.add("photos/0.jpg")
+        archive.add("photos/1.jpg")
+    return ["caption", "photos", "more.tar", "--greedy", "--batch-size", "3", "--workers", "1", "-q"]
 
 
 @pytest.mark.slow

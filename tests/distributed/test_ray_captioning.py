@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -44,7 +45,10 @@ def test_records_are_those_of_the_local_engine(tmp_path, monkeypatch):
     for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:8] * 2):
         shutil.copy(photo, f"photos/{number}.jpg")
     Path("photos/bad.jpg").write_bytes(b"no photo")
-    words = ["caption", "photos", "--greedy", "--batch-size", "4", "--workers", "1", "-q"]
+    with tarfile.open("more.tar", "w") as archive:
+        for number in range(3):
+            archive.add(f"photos/{number}.jpg", f"{number}.jpg")
+    words = ["caption", "photos", "more.tar", "--greedy", "--batch-size", "4", "--workers", "1", "-q"]
     assert main([*words, "-o", "local.jsonl"]) == 1
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     killed = []
@@ -56,4 +60,4 @@ def test_records_are_those_of_the_local_engine(tmp_path, monkeypatch):
         ray.shutdown()
     assert len(killed) == 1
     assert Path("ray.jsonl").read_text() == Path("local.jsonl").read_text()
-    assert len(Path("ray.jsonl").read_text().splitlines()) == 17
+    assert len(Path("ray.jsonl").read_text().splitlines()) == 20
