@@ -31,7 +31,7 @@ from PIL import Image
 
 from benchmarks.memory import PHOTOS, tiny_model
 
-FORMATS = ("text", "jsonl", "csv", "coco", "sidecar")
+FORMATS = ("text", "jsonl", "csv", "coco", "parquet", "sidecar")
 SIDE = 160
 """Longest side of a perturbed photo."""
 MAX_GROWTH = 1.05

@@ -3,12 +3,12 @@
 from importlib import resources
 from pathlib import Path
 
-from captioner.errors import CheckpointError
+from captioner.errors import CheckpointError, ConfigError
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 BUNDLED = "bundled"
-MODEL = "model"
-"""The model's folder in a training run."""
+MODEL, CHECKPOINTS = "model", "checkpoints"
+"""Folders of a training run."""
 
 
 def model_folder(model: str | Path) -> Path:
@@ -16,6 +16,12 @@ def model_folder(model: str | Path) -> Path:
     if str(model) == BUNDLED and not Path(BUNDLED).exists():
         return Path(str(resources.files("captioner") / BUNDLED))
     return Path(model)
+
+
+def check_new_run(folder: Path) -> None:
+    """Raise ConfigError for a folder that already holds a training run."""
+    if any((folder / CHECKPOINTS).glob("*.ckpt")):
+        raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
 
 
 def existing_model(model: str) -> str:
@@ -27,7 +33,7 @@ def existing_model(model: str) -> str:
     if source.is_file():
         return model
     if not source.is_dir():
-        raise CheckpointError(f"{source}: no such model; name a model folder or a .ckpt file")
+        raise CheckpointError(f"{source}: no such model; name a model folder, a .ckpt file, or bundled")
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         if not (source / name).is_file():
             run = f" (the model of this run is {source / MODEL})" if (source / MODEL / CONFIG).is_file() else ""

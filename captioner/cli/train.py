@@ -11,7 +11,7 @@ from captioner.config import Config
 from captioner.config_files import PRESETS, Keys, load_config, presets, to_dict
 from captioner.data.sources import check_paths
 from captioner.errors import CheckpointError, ConfigError
-from captioner.model_files import BUNDLED, existing_model, model_folder
+from captioner.model_files import BUNDLED, CHECKPOINTS, check_new_run, existing_model, model_folder
 
 DEFAULT_PRESET = "finetune"
 """The preset that trains on a folder for which no configuration is named; it starts from the bundled model."""
@@ -52,13 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     check_paths(config.data)
     if not arguments.fast_dev_run:
         check_folder("-o", folder)
+        if arguments.resume is None:
+            check_new_run(folder)
 
     import logging
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from captioner.training.durability import newest_checkpoint
-    from captioner.training.run import CHECKPOINTS, train
+    from captioner.training.run import train
     from captioner.training.trainer import is_first_process
 
     level = logging.INFO if is_first_process() else logging.WARNING

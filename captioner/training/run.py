@@ -38,7 +38,7 @@ from captioner.extraction import extract_features
 from captioner.files import locked, write_whole
 from captioner.inspection.pointing import best_heads, mosaic_pointing
 from captioner.model.caption_model import CaptionModel
-from captioner.model_files import MODEL
+from captioner.model_files import CHECKPOINTS, MODEL, check_new_run
 from captioner.text import first_line
 from captioner.tokenizer import Tokenizer
 from captioner.training.card import model_card
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 HEAD_MOSAICS = 200
 """Number of validation mosaics on which heads are ranked after training."""
-CHECKPOINTS, FEATURES = "checkpoints", "features"
+FEATURES = "features"
 LOCK = ".lock"
 
 
@@ -94,8 +94,8 @@ def train(
     unusable photos out. Returns None after a dry run, and in all but the first of several processes. Raises
     ConfigError, AnnotationError, CheckpointError, ResourceError or TrainingError.
     """
-    if resume is None and not fast_dev_run and any((folder / CHECKPOINTS).glob("*.ckpt")):
-        raise ConfigError(f"{folder}: already holds a run; continue with --resume auto, or name another folder with -o")
+    if resume is None and not fast_dev_run:
+        check_new_run(folder)
     config = config.with_features_in(None if fast_dev_run else folder / FEATURES)
     run = prepare(config, init=init, resume=resume, skip_bad=skip_bad)
     parts = run.model, run.tokenizer, run.config, CaptionValidation(run.tokenizer, run.val.images, config.training)

@@ -33,7 +33,7 @@ def test_the_bundled_model_gives_the_same_captions(tmp_path, capsys):
     ("flags", "code", "message"),
     [
         (("onnx", "-o", "taken"), 2, "-o taken: exists; name another folder"),
-        (("onnx", "-o", "new", "--model", "nowhere"), 4, "nowhere: no such model; name a model folder or a .ckpt file"),
+        (("onnx", "-o", "new", "--model", "nowhere"), 4, "nowhere: no such model; name a model folder, a .ckpt file"),
         (("onx", "-o", "new"), 2, "invalid choice: 'onx'"),
     ],
 )
