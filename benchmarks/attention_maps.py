@@ -53,12 +53,16 @@ def refined(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.flo
     each, shared = (
         stage_contributions(forced, flows, passes).float().cpu().numpy() for passes in (len(forced.words), 1)
     )
-    last = base[f"relevance, layer {len(model.decoder.blocks) - 1}"]
+    by_layer = [base[f"relevance, layer {layer}"] for layer in range(len(model.decoder.blocks))]
+    layers, last = np.sum(by_layer, axis=0), by_layer[-1]
     return base | {
         "stage alone": np.maximum(each, 0),
         "refined, a pass for every word": refine(base["relevance"], each),
         "refined, one pass": refine(base["relevance"], shared),
         "refined, last layer": refine(last, each),
+        "refined, first power": refine(base["relevance"], np.sqrt(np.maximum(each, 0))),
+        "refined, third power": refine(base["relevance"], np.maximum(each, 0) ** 1.5),
+        "refined, layers clipped apart": refine(layers, each),
         "refined, raw attention": refine(base["raw"], each),
     }
 

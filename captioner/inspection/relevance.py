@@ -115,13 +115,15 @@ def stage_contributions(forced: ForcedPass, gradients: Sequence[Tensor], own_pas
 
 
 def refine(maps: NDArray[np.float32], contributions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Maps (W, h, w), spread over the cells (W, h', w') of a finer grid by their positive contributions.
+    """Maps (W, h, w), spread over the cells (W, h', w') of a finer grid by the squares of their positive contributions.
 
     Each map is resized bilinearly, multiplied cell by cell, and scaled to its former sum. A map that lies where nothing
     contributes is only resized.
     """
     resized = resize(maps, contributions.shape[1:])
-    products = resized * np.maximum(contributions, 0)
+    positive = np.maximum(contributions, 0)
+    strongest = positive.max(axis=(1, 2), keepdims=True, initial=TINY)
+    products = resized * (positive / strongest) ** 2
     products = np.where(_sums(products) > TINY, products, resized)
     return np.asarray(products * (_sums(maps) / np.maximum(_sums(products), TINY)), np.float32)
 

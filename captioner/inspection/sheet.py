@@ -144,7 +144,7 @@ def _notes(trace: AttentionTrace, word: int, bits: float) -> tuple[str, str]:
         return f"may not be in the photo: {percent(chance)}", ""
     if note := why_faint(trace, word):
         return note, ""
-    return f"{factor(trace.needs[word])} likelier with the photo" if trace.needs else "", f"over {2**bits:.0f} patches"
+    return f"{factor(trace.needs[word])} likelier with the photo" if trace.needs else "", f"{2**bits:.0f}"
 
 
 def _veiled(photo: Image.Image, trace: AttentionTrace) -> Image.Image:
@@ -216,7 +216,7 @@ def _legend(
     return (
         f"Bright: {BRIGHT[trace.method]}{hidden}",
         *faint,
-        f"Above: the word's probability · Below: over how many of {high * wide} patches the map is spread (2^entropy)",
+        f"Above: the word's probability · Below, right: how many of {high * wide} patches the map covers (2^entropy)",
         f"Color: {COLOR[trace.method]} · {high} x {wide} patches{where} · Definitions: docs/overlays.md",
     )
 
