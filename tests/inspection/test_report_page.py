@@ -378,7 +378,7 @@ def test_the_numbers_of_a_word_are_beside_it(open_page: Open) -> None:
         "Without the photo": "10\u00a0%",
         "A person would use it": "25\u00a0%",
         "Attention off the photo": "0\u00a0%",
-        "Spread of the map": f"{2 ** trace.entropy[0]:.0f} of 12 patches",
+        "Patches covered": f"{2 ** trace.entropy[0]:.0f} of 12",
     }
     assert page.inner_text("#next") == "Next-best words: cat 13\u00a0%, (end) 0.1\u00a0%"
 
