@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flickr8k", default="data/flickr8k", help="its folder (default: data/flickr8k)")
     parser.add_argument("--coco", default="data/coco_subset", help="COCO's folder (default: data/coco_subset)")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/everyday"))
-    parser.add_argument("--quick", action="store_true", help="the recipe of under 90 minutes, for a new folder")
+    parser.add_argument("--quick", action="store_true", help="a shorter recipe (about 100 minutes), for a new folder")
     parser.add_argument("--minutes", type=float, help="save and stop after this time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to every stage")
     arguments = parser.parse_args(argv)
