@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(evaluation: "Evaluation", annotations: Path, split: str) -> str:
-    """What was scored, and the scores, in a line."""
+    """The split, the number of its images and their scores, on one line."""
     scores = [f"{name} {score:.3f}" for name, score in evaluation.scores.corpus.items() if score is not None]
     return f"split {split} of {annotations}, {len(evaluation.captions)} images: {', '.join(scores)}"
 

@@ -178,7 +178,9 @@ def check_machine_flags(arguments: argparse.Namespace) -> None:
         raise ResourceError('--engine ray needs Ray; pip install "captioner[ray]"')
     devices = devices_of(arguments.device)
     if len(devices) > 1 and (arguments.engine != "local" or arguments.verb != "caption" or arguments.watch):
-        raise ConfigError(f"--device {arguments.device}: several are for captioner caption; use {devices[0]}")
+        raise ConfigError(
+            f"--device {arguments.device}: several are for captioner caption alone, without --watch and --engine; use {devices[0]}"
+        )
 
 
 def devices_of(names: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class Input:
     relative: str
     """Relative to the scanned folder; for a file that was named, its path if that is relative, else its name."""
     member: "Member | None" = None
-    """Where it is, if its path leads into a tar."""
+    """The photo's bytes in a tar; None for a file."""
 
     @property
     def source(self) -> "str | Member":

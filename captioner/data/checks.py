@@ -67,7 +67,7 @@ def usable(listing: Listing, decode: bool = True) -> CaptionSet:
     return CaptionSet(tuple(images), listing.root)
 
 
-def newer_texts(annotations: Path) -> list[str]:
+def _newer_texts(annotations: Path) -> list[str]:
     """Text files beside images in the folder of an annotation file, which is read instead, that changed after it."""
     written = annotations.stat().st_mtime
     found = []
@@ -93,7 +93,7 @@ def _changed(path: Path) -> float:
 
 def unread_texts(annotations: Path) -> Problem | None:
     """A warning of text files that training will not read, though they are newer than the annotation file."""
-    texts = newer_texts(annotations)
+    texts = _newer_texts(annotations)
     if not texts:
         return None
     newer = f"{len(texts)} text files are newer than {annotations.name}, which is read instead"

@@ -1,4 +1,4 @@
-"""What the workers of several devices or machines have in common: the job, and batches in the order of the inputs."""
+"""Caption jobs for worker processes on several devices or machines, and the distribution of batches to them."""
 
 import os
 from collections import deque
@@ -55,7 +55,7 @@ def spread(
 ) -> Iterator[Given]:
     """Give batches of images to the workers in turn; yield what they return, in the order of the images.
 
-    Once `stop` returns true, no batch is given out and none is yielded.
+    Once `stop` returns true, no batch is given out, and at most one more result is yielded.
     """
     waiting: deque[Given] = deque()
     rest = iter(sources)

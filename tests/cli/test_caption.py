@@ -771,7 +771,7 @@ def test_devices_are_streams(caption: Caption) -> None:
         (["@no.txt"], 3, "cannot read the list"),
         (["nowhere.jpg", "photos/none.jpg"], 3, "nowhere.jpg: no such file; check its path"),
         (["photos", "--model", "nowhere"], 4, "nowhere: no such model"),
-        (["photos", "--device", "cuda:0,1", "--watch"], 2, "several are for captioner caption; use cuda:0"),
+        (["photos", "--device", "cuda:0,1", "--watch"], 2, "without --watch and --engine; use cuda:0"),
         (["photos", "--engine", "dask"], 2, "invalid choice: 'dask'"),
         (["photos", "--engine", "ray", "--watch"], 2, "--watch and --engine ray: choose one"),
         (["photos", "--resume"], 2, "the journal is kept beside OUT; add -o"),

@@ -1,8 +1,6 @@
 """Several devices of one machine, here twice the CPU: the records of one device, and a process that dies."""
 
 import multiprocessing
-import shutil
-import tarfile
 import threading
 import time
 from pathlib import Path
@@ -11,8 +9,6 @@ import pytest
 
 from captioner.cli import main
 from captioner.cli.flags import devices_of
-
-PHOTOS = Path(__file__).resolve().parents[2] / "docs" / "photos"
 
 
 @pytest.mark.parametrize(
@@ -29,24 +25,10 @@ def test_lists_of_devices(names, devices):
     assert devices_of(names) == devices
 
 
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """17 relative paths, the last of which is no photo, and two photos in a tar."""
-    monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:8] * 2):
-        shutil.copy(photo, f"photos/{number}.jpg")
-    Path("photos/bad.jpg").write_bytes(b"no photo")
-    with tarfile.open("more.tar", "w") as archive:
-        archive.add("photos/0.jpg")
-        archive.add("photos/1.jpg")
-    return ["caption", "photos", "more.tar", "--greedy", "--batch-size", "3", "--workers", "1", "-q"]
-
-
 @pytest.mark.slow
-def test_records_are_those_of_one_device_also_when_a_process_dies(photos, capsys):
-    assert main([*photos, "-o", "one.jsonl"]) == 1
-    several = [*photos, "--device", "cpu,cpu", "-o", "several.jsonl"]
+def test_records_are_those_of_one_device_also_when_a_process_dies(words, capsys):
+    assert main([*words, "-o", "one.jsonl"]) == 1
+    several = [*words, "--device", "cpu,cpu", "-o", "several.jsonl"]
 
     def kill_a_process():
         while not (processes := multiprocessing.active_children()):
