@@ -178,9 +178,8 @@ def check_machine_flags(arguments: argparse.Namespace) -> None:
         raise ResourceError('--engine ray needs Ray; pip install "captioner[ray]"')
     devices = devices_of(arguments.device)
     if len(devices) > 1 and (arguments.engine != "local" or arguments.verb != "caption" or arguments.watch):
-        raise ConfigError(
-            f"--device {arguments.device}: several are for captioner caption alone, without --watch and --engine; use {devices[0]}"
-        )
+        when = "captioner caption alone, without --watch and --engine"
+        raise ConfigError(f"--device {arguments.device}: several are for {when}; use {devices[0]}")
 
 
 def devices_of(names: str) -> tuple[str, ...]:
