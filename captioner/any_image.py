@@ -4,7 +4,7 @@ from typing import BinaryIO, TypeAlias, cast
 
 from torch import Tensor
 
-from captioner.files import Member
+from captioner.files import Inner
 from captioner.images import ImageSource
 
 AnyImage: TypeAlias = ImageSource | BinaryIO | Tensor
@@ -15,6 +15,6 @@ def plain_source(image: AnyImage) -> ImageSource:
     """Convert for `open_image`: a file object to its bytes, a tensor to an array (H, W, 3); return others unchanged."""
     if isinstance(image, Tensor):
         return cast(ImageSource, (image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
-    if hasattr(image, "read") and not isinstance(image, Member):
+    if hasattr(image, "read") and not isinstance(image, Inner):
         return cast(BinaryIO, image).read()
     return image

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,21 +16,42 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """Flag of `os.open` that refuses a link in the place of the file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inner(ABC):
+    """A file inside another file."""
+
+    name: str
+    """How messages refer to it."""
+
+    @abstractmethod
+    def read(self, most: int | None = None) -> bytes:
+        """Its bytes, or the first `most` of them."""
+
+
 @dataclass(frozen=True)
-class Member:
-    """A part of a tar file."""
+class Member(Inner):
+    """A member of a tar file."""
 
     path: Path
     offset: int
     size: int
-    name: str
-    """How messages refer to it."""
 
     def read(self, most: int | None = None) -> bytes:
         """Its bytes, or the first `most` of them."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size if most is None else min(self.size, most))
+
+
+@dataclass(frozen=True)
+class Value(Inner):
+    """A value of a table, which is in memory."""
+
+    content: bytes
+
+    def read(self, most: int | None = None) -> bytes:
+        """Its bytes, or the first `most` of them."""
+        return self.content[:most]
 
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None

@@ -26,12 +26,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.errors import ImageError
-from captioner.files import Member
+from captioner.files import Inner
 from captioner.image_colors import SIDEWAYS, to_rgb
 from captioner.image_structure import excess
 from captioner.text import printable
 
-ImageSource: TypeAlias = str | os.PathLike[str] | Member | bytes | Image.Image | NDArray[np.uint8]
+ImageSource: TypeAlias = str | os.PathLike[str] | Inner | bytes | Image.Image | NDArray[np.uint8]
 
 IMAGE_EXTENSIONS = frozenset(
     (
@@ -100,7 +100,7 @@ class OpenedImage:
 
 def source_name(source: ImageSource) -> str:
     """How messages refer to a source."""
-    if isinstance(source, Member):
+    if isinstance(source, Inner):
         return printable(source.name)
     return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
 
@@ -108,7 +108,7 @@ def source_name(source: ImageSource) -> str:
 def open_image(
     source: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_JPEG_PIXELS, name: str | None = None
 ) -> OpenedImage:
-    """The upright RGB photo of a path, a tar's member, a file's bytes, a PIL image or a uint8 array.
+    """The upright RGB photo of a path, a file inside another, a file's bytes, a PIL image or a uint8 array.
 
     An array is (H, W) or (H, W, 3 or 4). Raises ImageError, whatever is wrong with it. With `allow_truncated`, a file
     that is cut short yields the part that can be decoded. `max_pixels` can only lower a file's limit. `name` replaces
@@ -118,9 +118,9 @@ def open_image(
     data = source if isinstance(source, bytes) else b""
     notes: list[str] = []
     try:
-        if isinstance(source, str | os.PathLike | Member):
+        if isinstance(source, str | os.PathLike | Inner):
             data = _read(source, name)
-        if isinstance(source, str | os.PathLike | Member | bytes):
+        if isinstance(source, str | os.PathLike | Inner | bytes):
             image, size = _from_file(data, name, allow_truncated, max_pixels, notes)
         else:
             memory = _from_memory(source, name)
@@ -141,9 +141,9 @@ def _upright(
     return to_rgb(image, orientation, notes, halve=halve), size[::-1] if orientation in SIDEWAYS else size
 
 
-def _read(path: str | os.PathLike[str] | Member, name: str) -> bytes:
+def _read(path: str | os.PathLike[str] | Inner, name: str) -> bytes:
     try:
-        if isinstance(path, Member):
+        if isinstance(path, Inner):
             return path.read(MAX_FILE_BYTES + 1)
         status = os.stat(path)  # first, as opening a FIFO blocks
         if not stat.S_ISREG(status.st_mode):

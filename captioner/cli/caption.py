@@ -23,7 +23,7 @@ from captioner.text import printable
 
 if TYPE_CHECKING:
     from captioner.caption import Captioned
-    from captioner.files import Member
+    from captioner.files import Inner
 
 add_arguments = add_caption_flags
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     tally = Tally(quiet=arguments.quiet)
     complain = cache(tally.complain) if arguments.watch else tally.complain  # once, not at every look
-    finder = Finder(recursive=arguments.recursive, null=arguments.null, tars=True, complain=complain, note=tally.note)
+    finder = Finder(recursive=arguments.recursive, null=arguments.null, inside=True, complain=complain, note=tally.note)
     interruption = Interruption()
     if arguments.watch:
         inputs = finder.watch(arguments.inputs, interruption.requested)
@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return islice(inputs, first - 1, None, step)
 
     def total() -> int:
-        again = Finder(recursive=arguments.recursive, tars=True, complain=lambda problem: None)
+        again = Finder(recursive=arguments.recursive, inside=True, counting=True, complain=lambda _: None)
         return sum(1 for _ in shard(again.find(arguments.inputs)))
 
     with closing(output):
@@ -118,7 +118,7 @@ def _caption(
 
     reading: deque[tuple[Input, Stamp]] = deque()
 
-    def sources() -> "Iterator[str | Member]":
+    def sources() -> "Iterator[str | Inner]":
         for item in pending:
             reading.append((item, stamp(item.path)))
             yield item.source

@@ -26,8 +26,10 @@ class EmbeddedOutput(SidecarOutput):
         return Path(os.path.realpath(item.path)) if self.root is None else self.root / item.relative
 
     def state(self, item: Input) -> State:
-        if item.member is not None:
-            raise ConfigError(f"{printable(item.path)}: in a tar, where captions are not embedded; unpack it")
+        if item.inner is not None:
+            raise ConfigError(
+                f"{printable(item.path)}: inside another file, where captions are not embedded; unpack it"
+            )
         if self.root is not None and os.path.realpath(self.target(item)) == os.path.realpath(item.path):
             raise ConfigError(f"{printable(item.path)}: lies in the folder for the copies; name another, or --in-place")
         last = self.journal.last if self.journal else None

@@ -32,8 +32,8 @@ def add_caption_flags(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="an image, a folder, a tar of images, a glob (** for any depth), @list.txt or - (standard input): a path "
-        "per line",
+        help="an image, a folder, a tar or Parquet file of images, a glob (** for any depth), @list.txt or - (standard "
+        "input): a path per line",
     )
     add("-r", "--recursive", action="store_true", help="search subfolders too; links to folders are not followed")
     add("-0", dest="null", action="store_true", help="paths on standard input end with NUL, as from find -print0")

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.cli.finishing import UNCHANGED, Finishing
-from captioner.cli.parquet import import_pyarrow, parquet_document
+from captioner.cli.parquet import parquet_document
+from captioner.data.tables import import_pyarrow
 from captioner.errors import ImageError
 from captioner.records import DIGITS, LOW_CONFIDENCE, caption_record
 from captioner.text import printable

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, dropwhile, islice
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
 from captioner.errors import AnnotationError, ConfigError, InputError
 from captioner.text import printable
 
 if TYPE_CHECKING:
-    from captioner.files import Member
+    from captioner.files import Inner
 
 STDIN = "-"
-TAR = ".tar"
+TAR, PARQUET = ".tar", ".parquet"
 CHUNK = 2**16
 WATCH_SECONDS = 1.0
 """Time between two looks at watched folders; a file that has not changed in between is complete."""
@@ -37,12 +37,12 @@ class Input:
     path: str
     relative: str
     """Relative to the scanned folder; for a file that was named, its path if that is relative, else its name."""
-    member: "Member | None" = None
-    """The photo's bytes in a tar; None for a file."""
+    inner: "Inner | None" = None
+    """The photo in a tar or a table; None for a file."""
 
     @property
-    def source(self) -> "str | Member":
-        return self.member or self.path
+    def source(self) -> "str | Inner":
+        return self.inner or self.path
 
 
 def standard_input() -> BinaryIO:
@@ -66,8 +66,10 @@ class Finder:
     complain: Callable[[str], None]
     note: Callable[[str], None] = lambda message: None
     null: bool = False
-    tars: bool = False
-    """Whether a tar that is named stands for its photos, as a folder does."""
+    inside: bool = False
+    """Whether a tar or a Parquet file that is named stands for its photos, as a folder does."""
+    counting: bool = False
+    """Whether the inputs are only counted, so that the photos in Parquet files are not read."""
     stdin: BinaryIO = field(default_factory=standard_input)
 
     def find(self, arguments: Sequence[str]) -> Iterator[Input]:
@@ -141,20 +143,29 @@ class Finder:
         return self._folder(inputs, path)
 
     def _file(self, path: str) -> Iterator[Input]:
-        """A file, or the photos of a tar."""
+        """A file, or the photos in it."""
         named = _named_file(path)
-        if not (self.tars and path.lower().endswith(TAR) and os.path.isfile(path)):
+        folder, suffix = os.path.splitext(named.relative)
+        if not self.inside or suffix.lower() not in (TAR, PARQUET) or not os.path.isfile(path):
             yield named
             return
 
-        from captioner.data.shards import photo_members
-
-        folder = os.path.splitext(named.relative)[0]
         try:
-            for name, member in photo_members(Path(path)):
-                yield Input(f"{path}/{name}", os.path.join(folder, name), member)
+            for inner in self._inside(path, suffix.lower()):
+                name = inner.name.removeprefix(f"{path}/")
+                yield Input(inner.name, os.path.join(folder, name), inner)
         except (AnnotationError, OSError) as error:
             self.complain(printable(str(error)))
+
+    def _inside(self, path: str, suffix: str) -> "Iterator[Inner]":
+        if suffix == PARQUET:
+            from captioner.data.tables import photo_rows
+
+            return photo_rows(path, read=not self.counting)
+
+        from captioner.data.shards import photo_members
+
+        return photo_members(path)
 
     def _folder(self, inputs: Iterator[Input], path: str) -> Iterator[Input]:
         """The images of a folder, with a hint at those in its subfolders."""

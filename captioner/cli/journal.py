@@ -40,7 +40,7 @@ class Entry(NamedTuple):
             return True
         if now is None or self.stamp is None or self.sha256 is None or now[0] != self.stamp[0]:
             return False
-        with suppress(OSError), open(self.path, "rb") as file:  # not of a photo in a tar
+        with suppress(OSError), open(self.path, "rb") as file:  # not of a photo inside another file
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
         return False
 
@@ -184,7 +184,7 @@ def _is_count(value: object) -> bool:
 
 
 def stamp(path: str) -> Stamp:
-    """The stamp of a file, which changes when the file does; of a photo in a tar, that of the tar."""
+    """The stamp of a file, which changes when the file does; of a photo inside another file, that of the outer file."""
     try:
         status = os.stat(path)
     except NotADirectoryError:

@@ -181,8 +181,10 @@ class SidecarOutput(Output):
 
     def target(self, item: Input) -> Path:
         """The file for the captions of an input."""
-        if item.member is not None and self.root is None:
-            raise ConfigError(f"{printable(item.path)}: in a tar, which holds no sidecars; name a folder with -o")
+        if item.inner is not None and self.root is None:
+            raise ConfigError(
+                f"{printable(item.path)}: inside another file, which holds no sidecars; name a folder with -o"
+            )
         path = item.path if self.root is None else self.root / item.relative
         return Path(os.path.splitext(path)[0] + self.ext)
 

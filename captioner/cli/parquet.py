@@ -3,10 +3,9 @@
 import io
 import json
 from collections.abc import Iterable
-from types import ModuleType
 from typing import Any
 
-from captioner.errors import ResourceError
+from captioner.data.tables import import_pyarrow
 
 
 def parquet_document(records: Iterable[str]) -> bytes:
@@ -29,16 +28,6 @@ def parquet_document(records: Iterable[str]) -> bytes:
     stream = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns)), stream)
     return stream.getvalue()
-
-
-def import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    """pyarrow and pyarrow.parquet. Raises ResourceError where they are not installed."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ResourceError('--format parquet needs pyarrow; pip install "captioner[parquet]"') from error
-    return pyarrow, parquet
 
 
 def _without_surrogates(record: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def read_index(path: Path) -> Index:
 def read_sample(path: Path, entry: Entry) -> CaptionedImage:
     """A sample with its captions; its photo is read later. Raises AnnotationError if it has no usable caption."""
     name = f"{path.name}/{entry.key}"
-    content = Member(path, entry.text, entry.text_size, name).read() if entry.text_size <= MAX_TEXT_BYTES else b""
+    content = Member(path, entry.text, entry.text_size, name=name).read() if entry.text_size <= MAX_TEXT_BYTES else b""
     try:
         text = content.decode("utf-8-sig")
         found: Any = json.loads(text) if entry.extension == ".json" else text.splitlines()
@@ -104,7 +104,7 @@ def read_sample(path: Path, entry: Entry) -> CaptionedImage:
     captions = tuple(each for each in texts if 0 < len(each) <= MAX_CAPTION_CHARACTERS)
     if not captions:
         raise AnnotationError(f"{name}{entry.extension}: holds no caption")
-    return CaptionedImage(name, Member(path, entry.photo, entry.photo_size, name), captions, None)
+    return CaptionedImage(name, Member(path, entry.photo, entry.photo_size, name=name), captions, None)
 
 
 def first_samples(shards: Iterable[Path], count: int) -> Iterator[CaptionedImage]:
@@ -170,12 +170,12 @@ def _padded(size: int) -> int:
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
-def photo_members(path: Path) -> Iterator[tuple[str, Member]]:
-    """The name and the place of each photo in a tar. Raises AnnotationError if the file is no tar."""
-    for member in _members(path):
+def photo_members(path: str) -> Iterator[Member]:
+    """The photos in a tar, named TAR/MEMBER. Raises AnnotationError if the file is no tar."""
+    for member in _members(Path(path)):
         if os.path.splitext(member.name)[1].lower() in IMAGE_EXTENSIONS:
             name = str(PurePosixPath(member.name))  # without ./
-            yield name, Member(path, member.offset_data, member.size, f"{path}/{name}")
+            yield Member(Path(path), member.offset_data, member.size, name=f"{path}/{name}")
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:

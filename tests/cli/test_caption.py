@@ -140,9 +140,33 @@ def test_photos_of_a_tar_give_the_captions_of_their_files(
     assert caption("all.tar", "--format", "sidecar", "-o", "texts") == 1
     assert (photos / "texts" / "all" / "z" / "d.txt").read_text() == f"{expected['photos/z/d.jpg']['caption']}\n"
     assert caption("all.tar", "--format", "sidecar") == 2
-    assert "a.jpg: in a tar, which holds no sidecars; name a folder with -o" in capsys.readouterr().err
+    assert "a.jpg: inside another file, which holds no sidecars; name a folder with -o" in capsys.readouterr().err
     assert caption("all.tar", "--embed", "xmp", "-o", "copies") == 2
-    assert "in a tar, where captions are not embedded; unpack it" in capsys.readouterr().err
+    assert "inside another file, where captions are not embedded; unpack it" in capsys.readouterr().err
+
+
+def test_photos_of_a_parquet_file_give_the_captions_of_their_files(
+    caption: Caption, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (photos / "photos" / "bad.jpg").write_bytes(b"no photo")
+    assert caption("-r", "photos", "-o", out) == 1
+    expected = read(out)
+    rows = [{"bytes": (photos / record.pop("path")).read_bytes(), "path": "a.jpg"} for record in expected]
+    parquet.write_table(pyarrow.table({"image": rows}), "all.parquet", row_group_size=2)
+    (photos / "no.parquet").write_bytes(b"no table")
+    assert caption("*.parquet", "-o", "rows.jsonl") == 1
+    assert "no.parquet: cannot be read as a Parquet file" in capsys.readouterr().err
+    for row, (inside, record) in enumerate(zip(read(photos / "rows.jsonl"), expected, strict=True)):
+        assert inside.pop("path") == f"all.parquet/{row}"
+        if "error" in record:
+            assert inside["error"]["code"] == "not_an_image"
+            assert inside["error"]["message"].startswith(f"all.parquet/{row}: ")
+        else:
+            assert inside == record
+    assert caption("all.parquet", "--format", "sidecar", "-o", "texts") == 1
+    first = next(row for row, record in enumerate(expected) if "error" not in record)
+    assert (photos / "texts" / "all" / f"{first}.txt").read_text() == f"{expected[first]['caption']}\n"
 
 
 def test_all_formats_say_the_same(caption: Caption, photos: Path, out: Path) -> None:
