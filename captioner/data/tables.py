@@ -12,8 +12,8 @@ NAMES = ("image", "img", "photo", "picture", "jpg", "jpeg", "png", "webp", "byte
 """Names of columns with photos, the likeliest first; without one of these, the only column of bytes is taken."""
 BYTES = "bytes"
 """The field of a struct that holds the file's bytes."""
-ROWS = 16
-"""Rows that are read at a time."""
+ROWS, BUFFER = 16, 1 << 20
+"""Rows, and bytes of a column, that are read at a time, as a group of rows may be large."""
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -31,7 +31,7 @@ def photo_rows(path: str, *, read: bool = True) -> Iterator[Value]:
     """
     pyarrow, parquet = import_pyarrow()
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
             column = _photo_column(pyarrow, file.schema_arrow, path)
             if not read:
                 yield from (Value(b"", name=f"{path}/{row}") for row in range(file.metadata.num_rows))
