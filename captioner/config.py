@@ -237,6 +237,9 @@ class TrainingConfig(Section):
     from a trained model (`--init`). language: predict each token without seeing the image, to prepare a decoder."""
     epochs: Count = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    best_by: Literal["cider_d", "loss"] = "cider_d"
+    """The score on the validation split by which the best epoch is chosen. The CIDEr-D of a few dozen photos is mostly
+    chance; their loss shows well when a model starts to learn the training photos by heart."""
     patience: Natural = 5
     """Stop after this many epochs in which neither CIDEr-D nor loss on the validation split is better; 0 never stops
     early."""

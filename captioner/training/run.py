@@ -180,7 +180,8 @@ def fit(
     """Train a task, write the model of its best epoch and return that model's folder; see `train`."""
     config = run.config
     captioned = len(run.val) > 1 and config.training.objective != "language"
-    monitor, mode = ("val_cider_d", "max") if captioned else ("val_loss", "min")
+    by_score = captioned and config.training.best_by == "cider_d"
+    monitor, mode = ("val_cider_d", "max") if by_score else ("val_loss", "min")
     best = ModelCheckpoint(
         folder / CHECKPOINTS, filename=Path(BEST).stem, monitor=monitor, mode=mode, enable_version_counter=False
     )
@@ -201,7 +202,8 @@ def fit(
         _record_environment(folder)
         _fit(trainer, task, run)
         if stopped_early(trainer):
-            reason = f"neither {monitor} nor val_loss improved for {patience} epochs (training.patience)"
+            better = "neither val_cider_d nor val_loss" if by_score else "val_loss has not"
+            reason = f"{better} improved for {patience} epochs (training.patience)"
             log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
         _save_best(run, folder, best, trainer)
     return folder / MODEL

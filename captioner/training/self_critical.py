@@ -169,8 +169,6 @@ class SelfCriticalTask(CrossEntropyTask):
     def on_validation_epoch_end(self) -> None:
         """Stops a run whose captions get worse, as those of a policy that cheats its reward do."""
         self.last = self.validation.log_results(self)["val_cider_d"]
-        if self.trainer.sanity_checking:
-            log.info("before self-critical training: CIDEr-D %.4f", self.last)
         self.best = max(self.best, self.last)
         self._guard()
 

@@ -122,6 +122,8 @@ class CaptionValidation:
                 found.add(part)
             numbers = found.means()
             evaluations = self._evaluations(found.captions)
+            when = "before training" if trainer.sanity_checking else f"epoch {task.current_epoch}"
+            log.info("%s: validation loss %.3f nats a token", when, numbers["val_loss"])
             for metric in ("bleu_4", "cider_d") if evaluations else ():
                 scores = {name: each.scores.corpus[metric] for name, each in evaluations.items()}
                 known = {name: math.nan if score is None else score for name, score in scores.items()}
@@ -129,7 +131,7 @@ class CaptionValidation:
                 if len(known) > 1:
                     numbers |= {f"val_{name}_{metric}": score for name, score in known.items()}
             for name, evaluation in evaluations.items():
-                log_evaluation(task, name, evaluation, self.config.sample_captions)
+                log_evaluation(task, when, name, evaluation, self.config.sample_captions)
         numbers = trainer.strategy.broadcast(numbers)
         task.log_dict(numbers)
         return numbers
@@ -152,13 +154,13 @@ def gather(part: Found, trainer: pl.Trainer) -> list[Found]:
     return parts
 
 
-def log_evaluation(task: pl.LightningModule, dataset: str, evaluation: Evaluation, samples: int) -> None:
-    """Log a data set's scores and first captions of an epoch; warn if all images get the same caption."""
+def log_evaluation(task: pl.LightningModule, when: str, dataset: str, evaluation: Evaluation, samples: int) -> None:
+    """Log a data set's scores and first captions, after `when`; warn if all images get the same caption."""
     texts = [caption.text for caption in evaluation.captions.values()]
     scores, statistics = evaluation.scores.corpus, evaluation.statistics
     log.info(
-        "epoch %d: %sCIDEr-D %s, BLEU-4 %.4f by greedy search of %d images; %d %% of the captions distinct, %.1f words",
-        task.current_epoch,
+        "%s: %sCIDEr-D %s, BLEU-4 %.4f by greedy search of %d images; %d %% of the captions distinct, %.1f words",
+        when,
         f"{dataset}: " if dataset else "",
         "undefined" if scores["cider_d"] is None else f"{scores['cider_d']:.4f}",
         scores["bleu_4"],
@@ -167,7 +169,7 @@ def log_evaluation(task: pl.LightningModule, dataset: str, evaluation: Evaluatio
         statistics.mean_length,
     )
     for text in texts[:samples]:
-        log.info("epoch %d: %s", task.current_epoch, text)
+        log.info("%s: %s", when, text)
     for logger in task.loggers:
         if isinstance(logger, pl.loggers.TensorBoardLogger):
             logger.experiment.add_text("captions", "\n\n".join(texts[:samples]), task.global_step)

@@ -38,7 +38,7 @@ def test_each_stage_goes_on_from_the_one_before_and_is_done_once(
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / stages[-1] / "model")
     assert caplog.text.count("starting from") == len(stages) - 1
-    assert "before self-critical training" in caplog.text
+    assert "before training: validation loss" in caplog.text
     folders = [tmp_path / stage / "model" for stage in stages]
     encoders = [load_model(folder)[0].encoder.state_dict() for folder in folders if "1_finetune" not in str(folder)]
     assert all(torch.equal(encoders[0][name], other[name]) for other in encoders[1:] for name in other)

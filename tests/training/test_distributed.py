@@ -121,7 +121,7 @@ def test_self_critical_training_by_torchrun(command, launch, tmp_path):
     finished = subprocess.run(list(map(str, shared)), capture_output=True, text=True, check=False, timeout=200)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == f"{tmp_path / 'shared' / 'model'}\n"
-    assert finished.stderr.count("before self-critical training") == 1  # one process reports
+    assert finished.stderr.count("before training: CIDEr-D") == 1  # one process reports
     expected, found = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "shared"))
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():

@@ -237,6 +237,18 @@ def test_the_best_epoch_is_the_one_of_the_best_cider(config, tmp_path):
     assert f"CIDEr-D {max(scores):.4f}" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
+def test_the_best_epoch_can_be_the_one_of_the_least_loss(config, tmp_path):
+    """Here the loss falls to the end, while the score of a few captions moves up and down."""
+    settings = ("training.epochs=4", "optimization.learning_rate=3.0e-2", "training.best_by=loss")
+    train(config("data.batch_images=4", "data.captions_per_image=2", *settings), tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    losses, scores = ([float(row[name]) for row in rows if row[name]] for name in ("val_loss", "val_cider_d"))
+    best = load_training_file(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert losses[best["epoch"]] == min(losses)
+    assert scores[best["epoch"]] < max(scores)
+    assert f"cross-entropy {min(losses):.3f}" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
 def test_one_validation_image_falls_back_to_the_loss(config, tmp_path, shapes):
     data = json.loads((shapes / "captions.json").read_text())
     val = [image for image in data["images"] if image["split"] == "val"]
