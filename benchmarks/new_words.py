@@ -3,7 +3,8 @@
 In the captions of a data set, a word is replaced by one that no model knows. The model is fine-tuned on `--with` photos
 that most of their captions describe by the new word, and `--without` photos that none does. Then it captions other
 photos of both kinds. Prints a Markdown table: recall is the share of photos with the word whose caption has it,
-precision the share of captions with the word whose photo has it.
+precision the share of captions with the word whose photo has it. `before` is the recall of the old word by the model
+before: a caption need not name everything that is in a photo.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     captions = load_captions(arguments.data)
     images = [image for split in arguments.splits for image in captions.split(split).images]
-    print("| word | seed | photos with it | recall | precision |\n|---|---|---|---|---|")
+    print("| word | seed | photos with it | before | recall | precision |\n|---|---|---|---|---|---|")
     for pair in arguments.words:
         old, new = pair.split("=")
         with_word, without = by_word(images, old)
@@ -54,12 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = fine_tune(arguments, arguments.output / f"{new}-{seed}", own, captions.root, seed)
             right = having[arguments.having :][: arguments.test]
             wrong = lacking[arguments.without :][: len(right)]
-            captioner = Captioner.from_pretrained(model, device="cpu")
-            said = [new in caption.text.split() for caption in captioner([image.path for image in right + wrong])]
-            found, false = sum(said[: len(right)]), sum(said[len(right) :])
+            before = sum(says(arguments.model, old, right))
+            found, false = (sum(says(str(model), new, images)) for images in (right, wrong))
             precision = f"{found / (found + false):.2f}" if found + false else "—"
-            print(f"| {new} ({old}) | {seed} | {len(right)} | {found / len(right):.2f} | {precision} |", flush=True)
+            shares = f"{before / len(right):.2f} | {found / len(right):.2f}"
+            print(f"| {new} ({old}) | {seed} | {len(right)} | {shares} | {precision} |", flush=True)
     return 0
+
+
+def says(model: str, word: str, images: Sequence[CaptionedImage]) -> list[bool]:
+    """Whether a model's captions of images have a word."""
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    return [word in caption.text.split() for caption in captioner([image.path for image in images])]
 
 
 def by_word(images: Sequence[CaptionedImage], word: str) -> tuple[list[CaptionedImage], list[CaptionedImage]]:

@@ -17,8 +17,8 @@ MAX_UNKNOWN = 0.3
 """Largest share of unknown words without a warning."""
 
 
-def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer]:
-    """The model and the tokenizer of a new run."""
+def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[CaptionModel, Tokenizer, range]:
+    """The model and the tokenizer of a new run, and the ids of the words that the model to start from lacked."""
     if init is not None and config.decoder.init is not None:
         raise ConfigError("decoder.init and --init both give the decoder's weights; choose one")
     if init is None and config.decoder.init is None and config.decoder.language == "freeze":
@@ -29,14 +29,14 @@ def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Capt
         extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
         model.decoder.grow(len(extended))
         log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
-        return model, extended
+        return model, extended, range(len(tokenizer), len(extended))
     if config.decoder.init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
         tokens = [token for text in texts for token in tokenizer.encode(text)]
         if tokenizer.kind == "word" and (unknown := tokens.count(tokenizer.unk)) > MAX_UNKNOWN * len(tokens):
             share = f"{unknown / len(tokens):.0%} of the words of the captions are unknown"
             log.warning("tokenizer: %s; set tokenizer.kind to bpe, above all for languages without spaces", share)
-        return _build(config, config.decoder.network(), tokenizer), tokenizer
+        return _build(config, config.decoder.network(), tokenizer), tokenizer, range(0)
     shape, language, tokenizer = language_decoder(config.decoder.network(), Path(config.decoder.init))
     model = _build(config, shape, tokenizer)
     model.decoder.load_state_dict(language, strict=False)  # cross-attention is new
@@ -47,7 +47,7 @@ def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Capt
         shape.layers,
         shape.width,
     )
-    return model, tokenizer
+    return model, tokenizer, range(0)
 
 
 def add_controls(config: Config, model: CaptionModel, tokenizer: Tokenizer, styles: list[str]) -> Tokenizer:

@@ -46,6 +46,7 @@ from captioner.training.durability import BEST, Durability, check_same_run, stop
 from captioner.training.history import History
 from captioner.training.language import LanguageTask
 from captioner.training.new_model import add_controls, new_model
+from captioner.training.new_words import fit_new_words
 from captioner.training.patience import Patience
 from captioner.training.self_critical import SelfCriticalTask
 from captioner.training.task import CaptionTask, CrossEntropyTask
@@ -124,6 +125,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
     train, val = load_splits(data)
+    words = range(0)
     if config.training.objective != "language" and data.shards is None:
         train, val = usable_splits(train, val, skip_bad=skip_bad)
     texts = load_texts(data)
@@ -135,18 +137,33 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         model, tokenizer = load_model(resume)
         log.info("resuming after step %d of %s, with its network and vocabulary", state["global_step"], resume)
     else:
-        model, tokenizer = new_model(config, [text for image in train.images + texts for text in image.captions], init)
+        captions = [text for image in train.images + texts for text in image.captions]
+        model, tokenizer, words = new_model(config, captions, init)
         tokenizer = add_controls(config, model, tokenizer, styles_of(data, train))
     model.encoder.freeze(config.encoder.train, config.encoder.batch_norm, config.encoder.depthwise)
     model.decoder.set_dropout(config.decoder.dropout)
     model.decoder.set_language(config.decoder.language)
-    model.train()  # a loaded model is in evaluation mode, which Lightning would keep
     pictures = config.training.objective != "language"
     if pictures:
         mosaics = split_mosaics(data, train, val, config.training.seed)
         store = _features(config, model, replace(train, images=train.images + val.images), mosaics, device)
     else:
         train, mosaics, store = replace(train, images=train.images + texts), {}, None
+    loaders = CaptionDataModule(
+        data,
+        train,
+        val,
+        tokenizer,
+        model.encoder.config,
+        max_length=model.decoder.config.max_length,
+        seed=config.training.seed,
+        store=store,
+        mosaics=mosaics,
+        pictures=pictures,
+    )
+    if pictures and loaders.stream is None:
+        fit_new_words(model, loaders.train_set, words)
+    model.train()  # a loaded model is in evaluation mode, which Lightning would keep
     return Run(
         config=replace(
             config,
@@ -157,18 +174,7 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         model=model,
         tokenizer=tokenizer,
         val=val,
-        loaders=CaptionDataModule(
-            data,
-            train,
-            val,
-            tokenizer,
-            model.encoder.config,
-            max_length=model.decoder.config.max_length,
-            seed=config.training.seed,
-            store=store,
-            mosaics=mosaics,
-            pictures=pictures,
-        ),
+        loaders=loaders,
         init=init,
         resume=resume,
     )

@@ -30,7 +30,8 @@ def test_a_word_is_taught_and_looked_for(shapes, tmp_path, capsys):
     few = ["--with", "6", "--without", "14", "--test", "4", "--splits", "train", "--words", "red=rubrik"]
     assert main(["--data", str(shapes), *few, *flags, "-o", str(tmp_path / "runs")]) == 0
     *_, row = capsys.readouterr().out.splitlines()
-    word, seed, photos, recall, _ = [cell.strip() for cell in row.split("|")[1:-1]]
+    word, seed, photos, before, recall, _ = [cell.strip() for cell in row.split("|")[1:-1]]
     assert (word, seed) == ("rubrik (red)", "0")
     assert 0 < int(photos) <= 4
+    assert 0 <= float(before) <= 1
     assert 0 <= float(recall) <= 1
