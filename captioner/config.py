@@ -240,6 +240,9 @@ class TrainingConfig(Section):
     best_by: Literal["cider_d", "loss"] = "cider_d"
     """The score on the validation split by which the best epoch is chosen. The CIDEr-D of a few dozen photos is mostly
     chance; their loss shows well when a model starts to learn the training photos by heart."""
+    interpolate: bool = False
+    """Whether the model is, in the end, the average of the weights before and after training that has the least
+    validation loss, by quarters (arXiv 2109.01903); only of a run that starts from a model (`--init`)."""
     patience: Natural = 5
     """Stop after this many epochs in which neither CIDEr-D nor loss on the validation split is better; 0 never stops
     early."""

@@ -1,6 +1,6 @@
 """A training run is a folder: config.yaml (resolved), environment.jsonl (one line a start), train.log, metrics.csv,
-curves.png, tensorboard/, checkpoints/ (best and last), features/ (for `data.features: auto`) and, at the end, model/,
-the model folder of the best epoch.
+curves.png, tensorboard/, checkpoints/ (best and last), features/ (for `data.features: auto`), start/ (the model before
+training, for `training.interpolate`) and, at the end, model/, the model folder of the best epoch.
 """
 
 import hashlib
@@ -44,6 +44,7 @@ from captioner.tokenizer import Tokenizer
 from captioner.training.card import model_card
 from captioner.training.durability import BEST, Durability, check_same_run, stopped_early
 from captioner.training.history import History
+from captioner.training.interpolation import interpolate
 from captioner.training.language import LanguageTask
 from captioner.training.new_model import add_controls, new_model
 from captioner.training.new_words import fit_new_words
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 
 HEAD_MOSAICS = 200
 """Number of validation mosaics on which heads are ranked after training."""
-FEATURES = "features"
+FEATURES, START = "features", "start"
 LOCK = ".lock"
 
 
@@ -121,6 +122,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         torch.set_num_threads(config.training.threads)
     if config.optimization.pointing and not config.data.mosaics:
         raise ConfigError("optimization.pointing: needs mosaics; set data.mosaics, to 0.3 for instance")
+    if config.training.interpolate and init is None and resume is None:
+        raise ConfigError("training.interpolate: averages a run with the model that it starts from; give --init")
     if config.training.objective == "self_critical" and init is None and resume is None:
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
@@ -206,6 +209,8 @@ def fit(
     with _writing(folder):
         write_whole(folder / "config.yaml", dump_yaml(config).encode(), sync=True)
         _record_environment(folder)
+        if config.training.interpolate and run.resume is None:
+            save_model(folder / START, run.model, run.tokenizer, card="# The model before training\n")
         _fit(trainer, task, run)
         if stopped_early(trainer):
             better = "neither val_cider_d nor val_loss" if by_score else "val_loss has not"
@@ -301,6 +306,11 @@ def _save_best(run: Run, folder: Path, best: ModelCheckpoint, trainer: pl.Traine
         state = load_training_file(Path(best.best_model_path))["state_dict"]
         model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in state.items()})
     model.eval()
+    if run.config.training.interpolate:
+        if (folder / START).is_dir():
+            interpolate(model, load_model(folder / START)[0].state_dict(), run.loaders.val_set)
+        else:
+            log.warning("training.interpolate: left out, as %s is not there", folder / START)
     if (seen := run.loaders.train_set).pictures:
         calibrate(model, run.tokenizer, seen.images, val, seen.store)
     if run.config.data.mosaics:
