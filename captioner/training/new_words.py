@@ -41,6 +41,8 @@ def fit_new_words(model: CaptionModel, data: CaptionDataset, words: range) -> No
     mean, variance = known.mean(dim=0), SPREAD**2 * known.var(dim=0).mean()
     rows = targets.unique()
     rows = rows[rows >= 0]
+    if not len(rows):  # the words are those of captions without pictures
+        return
     picked = (targets[:, None] == rows).float()  # (K, W), at most one in a row
     new = mean.repeat(len(rows), 1).requires_grad_()
     optimizer = torch.optim.LBFGS([new], max_iter=STEPS, line_search_fn="strong_wolfe")

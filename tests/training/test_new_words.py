@@ -1,6 +1,7 @@
 """The embeddings of new words are fitted before training."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,14 @@ def test_new_embeddings_are_optimal_and_all_else_stays(start):
     initial = before.decoder.token_embedding.weight[words.start :].detach().clone().requires_grad_()
     slopes = [torch.autograd.grad(objective(before, data, words, each), each)[0].norm() for each in (fitted, initial)]
     assert slopes[0] < 3e-3 * slopes[1]
+
+
+def test_words_of_no_image_are_left_alone(start):
+    model, data, words = start
+    before = model.decoder.token_embedding.weight.detach().clone()
+    images = [replace(image, captions=("a",)) for image in data.images]
+    fit_new_words(model, replace(data, images=images), words)
+    assert torch.equal(model.decoder.token_embedding.weight, before)
 
 
 def test_words_that_are_not_read_keep_their_embeddings(start, monkeypatch):
