@@ -20,7 +20,8 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from torch.optim import Optimizer
 
 from captioner.checkpoint import load_training_file
-from captioner.config import TrainingConfig
+from captioner.config import Config, TrainingConfig
+from captioner.config_files import to_dict
 from captioner.data.dataset import SIGNALS, Batch
 from captioner.data.features import free_space, require_space
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
@@ -265,6 +266,7 @@ def check_same_run(identity: dict[str, Any], checkpoint: dict[str, Any], source:
     if "identity" not in checkpoint:
         raise CheckpointError(f"{source}: written by another version of captioner; start a new run with --init")
     before, now, resolved = map(_leaves, (checkpoint["identity"], identity, checkpoint["captioner"]["run"]))
+    before = _leaves(to_dict(Config())) | before  # an older version had fewer settings
     for each in (before, now, resolved):  # sources may lie anywhere, too
         each["data.sources"] = [(source["name"], source["weight"]) for source in each.get("data.sources", [])]
     if before["data.features"] and now["data.features"]:

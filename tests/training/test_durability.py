@@ -1,5 +1,6 @@
 """Runs that are killed, ended by signals, or meet full disks and losses that are not finite: real ones."""
 
+import copy
 import hashlib
 import logging
 import os
@@ -17,11 +18,12 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from captioner.checkpoint import load_model, load_training_file
-from captioner.config_files import load_config
+from captioner.config import Config
+from captioner.config_files import load_config, to_dict
 from captioner.data.dataset import SIGNALS
 from captioner.errors import CheckpointError, ConfigError, Interrupted, ResourceError, TrainingError
 from captioner.files import locked
-from captioner.training.durability import BEST, LAST, WholeCheckpoints, newest_checkpoint
+from captioner.training.durability import BEST, LAST, WholeCheckpoints, check_same_run, newest_checkpoint
 from captioner.training.history import read_table
 from captioner.training.run import LOCK, train
 
@@ -430,3 +432,14 @@ def test_validation_within_an_epoch_is_not_passed_over(config, tmp_path, trainer
 def test_lengths_in_steps_are_refused(config, tmp_path):
     with pytest.raises(ConfigError, match=r"with training\.epochs"):
         train(config("training.trainer.max_steps=5"), tmp_path / "run")
+
+
+def test_settings_that_an_older_version_lacked_have_their_defaults():
+    now = to_dict(Config()) | {"captions": "abc"}
+    before = copy.deepcopy(now)
+    del before["training"]["interpolate"]
+    checkpoint = {"identity": before, "captioner": {"run": copy.deepcopy(before)}}
+    check_same_run(now, checkpoint, Path("last.ckpt"))
+    now["training"]["interpolate"] = True
+    with pytest.raises(ConfigError, match=r"training\.interpolate was false and is true"):
+        check_same_run(now, checkpoint, Path("last.ckpt"))
