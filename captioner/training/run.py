@@ -124,6 +124,8 @@ def prepare(config: Config, *, init: Path | None = None, resume: Path | None = N
         raise ConfigError("optimization.pointing: needs mosaics; set data.mosaics, to 0.3 for instance")
     if config.training.interpolate and init is None and resume is None:
         raise ConfigError("training.interpolate: averages a run with the model that it starts from; give --init")
+    if config.training.interpolate and config.training.objective == "language":
+        raise ConfigError("training.interpolate: measures captions of pictures; not for training.objective: language")
     if config.training.objective == "self_critical" and init is None and resume is None:
         raise ConfigError("training.objective: self_critical improves a trained captioner; name one with --init")
     data, device = config.data, training_device(config)
