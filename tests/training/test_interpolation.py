@@ -65,5 +65,5 @@ def test_a_run_keeps_its_start_for_the_average(config, tmp_path, caplog):  # noq
     assert "training.interpolate: left out" in caplog.text
     with pytest.raises(ConfigError, match="give --init"):
         train(config(*settings), tmp_path / "other")
-    with pytest.raises(ConfigError, match="not for training.objective: language"):
+    with pytest.raises(ConfigError, match=r"not for training\.objective: language"):
         train(config(*settings, "training.objective=language"), tmp_path / "other", init=first)
