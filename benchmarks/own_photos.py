@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.suggestions import fine_tune
+from benchmarks.suggestions import fine_tune, scores_of
 from captioner import Captioner
 from captioner.data.annotations import CaptionedImage
 from captioner.data.formats import load_captions
-from captioner.evaluation import evaluate_captions
 from captioner.metrics.scores import Scores
 
 VAL_SHARE = 0.1
@@ -72,12 +71,8 @@ def shuffled(images: Sequence[CaptionedImage], seed: int) -> list[CaptionedImage
 
 
 def scores(model: str, images: Sequence[CaptionedImage]) -> Scores:
-    """CIDEr-D of a model's captions, found by its default search."""
-    captioner = Captioner.from_pretrained(model, device="cpu")
-    found = captioner([image.path for image in images])
-    captions = {image.image_id: caption for image, caption in zip(images, found, strict=True)}
-    references = {image.image_id: image.captions for image in images}
-    return evaluate_captions(captions, references, metrics=("cider_d",)).scores
+    """CIDEr-D of the captions of a model, given by its name or folder."""
+    return scores_of(Captioner.from_pretrained(model, device="cpu"), images)
 
 
 def cider(found: Scores) -> str:

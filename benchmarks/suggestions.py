@@ -22,6 +22,7 @@ from captioner.data.formats import load_captions
 from captioner.data.splits import coco_annotations
 from captioner.evaluation import evaluate_captions
 from captioner.files import write_whole
+from captioner.metrics.scores import Scores
 from captioner.model_files import model_folder
 from captioner.suggestion import candidates, suggest
 from captioner.training.run import train
@@ -80,12 +81,15 @@ def fine_tune(
 
 def cider(captioner: Captioner, captions: CaptionSet) -> float:
     """CIDEr-D of a model's captions."""
-    found = {
-        image.image_id: caption
-        for image, caption in zip(captions.images, captioner([image.path for image in captions.images]), strict=True)
-    }
-    score = evaluate_captions(found, {image.image_id: image.captions for image in captions.images}).scores.corpus
-    return score["cider_d"] or 0.0
+    return scores_of(captioner, captions.images).corpus["cider_d"] or 0.0
+
+
+def scores_of(captioner: Captioner, images: Sequence[CaptionedImage]) -> Scores:
+    """CIDEr-D of a model's captions, found by its default search."""
+    found = captioner([image.path for image in images])
+    captions = {image.image_id: caption for image, caption in zip(images, found, strict=True)}
+    references = {image.image_id: image.captions for image in images}
+    return evaluate_captions(captions, references, metrics=("cider_d",)).scores
 
 
 def random_photos(scores: Mapping[int, float], score: float) -> float:

@@ -18,6 +18,7 @@ from captioner.caption import Caption, caption_memory, confidences, word_feature
 from captioner.data.annotations import CaptionedImage
 from captioner.data.dataset import read_photo, view_pixels
 from captioner.data.features import FeatureStore
+from captioner.data.sampler import evenly_spaced
 from captioner.generation import BeamSearch
 from captioner.inspection.hallucination import fit_weights
 from captioner.inspection.word_table import are_objects, plain_words
@@ -102,9 +103,9 @@ def calibrate(
         return
     log.info("calibrating confidence on %d validation photos", min(len(val), MAX_VAL))
     decoder, captions, distances = pack(model.decoder), [], []
-    seen = torch.cat([summarize(features) for _, features in _features(model, _some(train, MAX_TRAIN), store)])
+    seen = torch.cat([summarize(features) for _, features in _features(model, evenly_spaced(train, MAX_TRAIN), store)])
     model.familiarity = Familiarity.fit(seen)
-    for images, features in _features(model, _some(val, MAX_VAL), store):
+    for images, features in _features(model, evenly_spaced(val, MAX_VAL), store):
         distances.append(model.familiarity(features))
         found = caption_memory(decoder, tokenizer, decoder.project(features), BeamSearch())
         captions += [(best, image.captions) for [best, *_], image in zip(found, images, strict=True)]
@@ -112,11 +113,6 @@ def calibrate(
     known = zip(captions, (torch.cat(distances) / limit).tolist(), strict=True)
     outcomes = WordOutcomes.of((replace(each, unfamiliarity=far), references) for (each, references), far in known)
     model.config = replace(model.config, confidence=outcomes.fit(), familiar_distance=limit)
-
-
-def _some(images: Sequence[CaptionedImage], most: int) -> list[CaptionedImage]:
-    """At most so many of the images, evenly spaced."""
-    return [images[place] for place in np.linspace(0, len(images) - 1, min(most, len(images)), dtype=int)]
 
 
 def _features(

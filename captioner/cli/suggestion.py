@@ -44,15 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not left:
         raise InputError(f"{arguments.folder}: all of its {len(paths)} photos are captioned; name another folder")
 
-    import numpy as np
-
+    from captioner.data.sampler import evenly_spaced
     from captioner.pipeline import Captioner
     from captioner.records import DIGITS, UNFAMILIARITY_DIGITS
     from captioner.suggestion import candidates, suggest
 
     captioner = Captioner.from_pretrained(arguments.model, device=arguments.device)
-    some = np.linspace(0, len(captioned) - 1, min(MAX_CAPTIONED, len(captioned)), dtype=int)
-    known = candidates(captioner, [captioned[place] for place in some])
+    known = candidates(captioner, evenly_spaced(captioned, MAX_CAPTIONED))
     found = candidates(captioner, left, lambda error: complaints.append(str(error)))
     chosen = suggest([*found], arguments.number, [*known])
     lines = []

@@ -4,15 +4,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from captioner.data.mosaics import Mosaics
 
+Item = TypeVar("Item")
+
 LENGTH_JITTER = 2.0
 """Noise, in tokens, on the lengths by which images are sorted, so that batches differ between epochs."""
+
+
+def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly spaced, in their order."""
+    return [items[place] for place in np.linspace(0, len(items) - 1, min(most, len(items)), dtype=int)]
 
 
 class Group(NamedTuple):

@@ -1,4 +1,4 @@
-"""What memory positions contributed to a word, beyond the attention weights.
+"""Relevance: the contributions of memory positions to the log-odds of words.
 
 W words · T tokens · L layers · H heads · N memory positions · d head width · h·w patches, or cells of a stage
 """
@@ -33,7 +33,7 @@ class _DetachedCache(LayerCache):
 
 
 def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span], patches: slice) -> Tensor:
-    """What the value at each position contributes to the log-odds of each word: (W, L, H, N), in nats, signed.
+    """Contribution of the value at each position to the log-odds of each word: (W, L, H, N), in nats, signed.
 
     tokens (1, 1 + T), the start token first; `patches` are the positions of the image. For layer l, head h, position j
     and the step t that predicts the word, it is α_tj (v_lhj - v̄_lh) · ∂ log(p / (1 - p)) / ∂z_lht, where v̄ is the mean
@@ -97,7 +97,7 @@ def value_gradients(decoder: TextDecoder, memory: Memory, tokens: Tensor, words:
 
 
 def stage_contributions(forced: ForcedPass, gradients: Sequence[Tensor], own_passes: int = OWN_PASSES) -> Tensor:
-    """What the cells of the stage of a forced pass contribute to the log-odds of each word: (W, h, w), in nats, signed.
+    """Contribution of each cell of the encoder's earlier stage to the log-odds of each word: (W, h, w), nats, signed.
 
     The `value_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
     activation and summed over channels (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). Only the
@@ -149,7 +149,7 @@ def perturbation(
     patches: slice,
     size: int = 3,
 ) -> Tensor:
-    """What the log-probability of each word loses where squares of patches are hidden: (W, N), in nats, signed.
+    """Drop in the log-probability of each word when squares of patches are hidden: (W, N), in nats, signed.
 
     tokens (1, 1 + T), the start token first; `patches` are the positions of the `grid` (h, w). A patch has the mean
     over the squares of `size` x `size` that cover it. One forward pass with a row for each of the h·w squares: exact,

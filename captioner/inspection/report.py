@@ -88,7 +88,7 @@ class IndexEntry:
     photo: Path
     caption: str
     score: float
-    """What ranks the photos."""
+    """The score by which photos are ranked."""
     href: str = ""
     """The file name of its report; empty if it has none."""
     references: Sequence[str] = ()

@@ -29,7 +29,7 @@ PANEL = 240
 AREA = 240 * 180
 """Most pixels of a photo in a panel, so that square and portrait photos take no more room than landscape ones."""
 MIN_PANEL_WIDTH = 200
-"""In pixels, for the text above and below."""
+"""Smallest width of a panel, in pixels, so that the text above and below it fits."""
 MAX_WIDTH = 5 * 240 + 4 * 22
 """Most room for panels side by side, in pixels: five of landscape photos."""
 MARGIN, GAP = 28, 22
@@ -58,7 +58,7 @@ class _Layout:
     columns: int
     rows: int
     top: int
-    """Where the first row of panels begins."""
+    """Distance of the first row of panels from the sheet's upper edge, in pixels."""
     bottom: int
     """Height of the legend below the panels."""
 

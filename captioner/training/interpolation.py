@@ -6,14 +6,14 @@ A model in between forgets less of what it knew, and has learned less of the tra
 import logging
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.data.dataset import CaptionDataset
-from captioner.data.sampler import BatchPlan, Group
+from captioner.data.sampler import evenly_spaced
 from captioner.model.caption_model import CaptionModel
+from captioner.training.caption_states import caption_states
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,8 @@ def between(start: Mapping[str, Tensor], own: Mapping[str, Tensor], share: float
 def mean_loss(model: CaptionModel, data: CaptionDataset) -> float:
     """The cross-entropy of the captions of images, in nats a token."""
     total, tokens = 0.0, 0
-    for place in np.linspace(0, len(data.images) - 1, min(IMAGES, len(data.images)), dtype=int).tolist():
-        batch = data[BatchPlan([Group(place, tuple(range(len(data.tokens[place]))), seed=0)])]
-        features = batch.features if batch.images is None else model.encoder(batch.images)
-        assert features is not None
-        states, _ = model.decoder.states(batch.tokens[:, :-1], model.decoder.project(features.float()))
-        rows, places = batch.predicting
-        logits = model.decoder.logits(states[rows, places])
-        total += float(F.cross_entropy(logits, batch.tokens[rows, places + 1], reduction="sum"))
-        tokens += len(rows)
+    for image in evenly_spaced(range(len(data.images)), IMAGES):
+        states, targets = caption_states(model, data, image)
+        total += float(F.cross_entropy(model.decoder.logits(states), targets, reduction="sum"))
+        tokens += len(targets)
     return total / tokens

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from captioner.data.dataset import CaptionDataset
-from captioner.data.sampler import BatchPlan, Group
+from captioner.data.sampler import evenly_spaced
 from captioner.model.caption_model import CaptionModel
+from captioner.training.caption_states import caption_states
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +67,13 @@ def _read(model: CaptionModel, data: CaptionDataset, words: range) -> tuple[Tens
     """States (K, D) before each token, the log-sum of exp of their logits of known words (K,), and the token (K,): the
     number of a new word, or -1 for a known one."""
     model.eval()
-    decoder = model.decoder
-    weight = decoder.token_embedding.weight
+    known = model.decoder.token_embedding.weight[: words.start]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     room = MAX_LOGITS // len(words)
-    for place in _images(data, words):
-        batch = data[BatchPlan([Group(place, tuple(range(len(data.tokens[place]))), seed=0)])]
-        features = batch.features if batch.images is None else model.encoder(batch.images)
-        assert features is not None
-        states, _ = decoder.states(batch.tokens[:, :-1], decoder.project(features.to(weight.dtype)))
-        rows, places = batch.predicting
-        read, tokens = states[rows, places], batch.tokens[rows, places + 1]
+    for image in _images(data, words):
+        read, tokens = caption_states(model, data, image)
         new = (tokens >= words.start) & (tokens < words.stop)
-        totals = (read @ weight[: words.start].T).logsumexp(dim=1)
+        totals = (read @ known.T).logsumexp(dim=1)
         found.append((read, totals, torch.where(new, tokens - words.start, -1)))
         room -= len(read)
         if room <= 0:
@@ -90,7 +85,9 @@ def _read(model: CaptionModel, data: CaptionDataset, words: range) -> tuple[Tens
 def _images(data: CaptionDataset, words: range) -> list[int]:
     """The images to read, those with new words and those without in turns."""
     having = [any(token in words for caption in image for token in caption) for image in data.tokens]
-    kinds = (np.flatnonzero(having), np.flatnonzero(np.logical_not(having)))
-    chosen = [kind[np.linspace(0, len(kind) - 1, min(IMAGES, len(kind)), dtype=int)] for kind in kinds]
+    chosen = [
+        evenly_spaced([place for place, each in enumerate(having) if each == kind], IMAGES) for kind in (True, False)
+    ]
     order = np.concatenate([np.linspace(0, 1, len(kind)) for kind in chosen]).argsort(kind="stable")
-    return [int(place) for place in np.concatenate(chosen)[order]]
+    both = [place for kind in chosen for place in kind]
+    return [both[place] for place in order]

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from captioner.data.sampler import GroupSampler
+from captioner.data.sampler import GroupSampler, evenly_spaced
 
 LENGTHS = [[5, 9, 12, 7, 6], [8, 8], [20], [4, 15, 6, 10, 11], [9, 9, 9, 9, 9, 9, 9]]
 
@@ -92,3 +92,9 @@ def test_weights_are_shares_of_a_steps_tokens(world, accumulate, limit):
             assert plan.weight == (tokens(plan) / total if counts else 0)
     if (world, accumulate) == (1, 1):
         assert {plan.weight for plan in parts[0]} == {1.0}
+
+
+def test_evenly_spaced_items_reach_from_the_first_to_the_last():
+    assert evenly_spaced("abcdefg", 3) == ["a", "d", "g"]
+    assert evenly_spaced("ab", 3) == ["a", "b"]
+    assert evenly_spaced("", 3) == []
