@@ -297,9 +297,10 @@ class Config(Section):
     def with_features_in(self, folder: Path | None) -> Self:
         """This configuration with that folder, or none, for `data.features: auto`.
 
-        Features are stored where each image has one view and its encoding never changes.
+        Features are stored where each image has one view and its encoding never changes; not those of `data.shards`.
         """
         if self.data.features != AUTO:
             return self
-        can_store = folder is not None and self.encoder.train == "none" and not self.data.augment
+        fixed = self.encoder.train == "none" and not self.data.augment and self.data.shards is None
+        can_store = folder is not None and fixed
         return replace(self, data=replace(self.data, features=str(folder) if can_store else None))

@@ -232,9 +232,14 @@ def _contradictions(config: Section) -> Iterator[tuple[str, str]]:
     if data.shards is not None:
         others = {"data.sources": data.sources, "data.features": stored, "data.mosaics": data.mosaics}
         others |= {"data.control": data.control, "data.length_control": data.length_control}
-        others["training.objective"] = config.training.objective != "cross_entropy"
         for key in (key for key, given in others.items() if given):
             yield key, "does not go with data.shards, whose samples are not listed in memory; remove one of them"
+        if config.training.objective != "cross_entropy":
+            yield (
+                "training.objective",
+                f"{config.training.objective} does not go with data.shards, whose samples are not listed in memory; "
+                "add --set training.objective=cross_entropy, or remove data.shards",
+            )
     strategy = config.training.trainer.get("strategy", "auto")
     if strategy not in STRATEGIES:
         yield "training.trainer.strategy", f"got {json.dumps(strategy):.60}, expected auto or ddp; {ONE_STRATEGY}"

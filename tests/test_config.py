@@ -157,6 +157,11 @@ def test_layers_must_be_a_positive_integer(tmp_path: Path, value: str) -> None:
             "one of them",
         ),
         (
+            "{data: {shards: tars}, training: {objective: language}}",
+            "run.yaml:1: training.objective: language does not go with data.shards, whose samples are not listed in "
+            "memory; add --set training.objective=cross_entropy, or remove data.shards",
+        ),
+        (
             "training:\n  trainer:\n    strategy: fsdp",
             'run.yaml:3: training.trainer.strategy: got "fsdp", expected auto or ddp; FSDP, DeepSpeed and other '
             "strategies split models that do not fit one device, and these do: with gradients and AdamW's moments, 16 "

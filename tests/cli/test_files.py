@@ -26,7 +26,7 @@ CASES = {
     "train nowhere": (3, "no such folder"),
     "train data --set data.annotations=nowhere.json": (3, "cannot be read"),
     "train data --set data.text=nowhere.txt": (3, "cannot be read"),
-    "train data --set data.shards=nowhere": (3, "no .tar files"),
+    "train data --set data.shards=nowhere --set training.objective=cross_entropy": (3, "no .tar files"),
     "train data --init nowhere": (4, "no such model"),
     "train data --init data": (4, "config.json is missing"),
     "train data --init run": (4, "the model of this run is run/model"),
