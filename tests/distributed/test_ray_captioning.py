@@ -48,4 +48,4 @@ def test_records_are_those_of_the_local_engine(words):
         ray.shutdown()
     assert len(killed) == 1
     assert Path("ray.jsonl").read_text() == Path("local.jsonl").read_text()
-    assert len(Path("ray.jsonl").read_text().splitlines()) == 19
+    assert len(Path("ray.jsonl").read_text().splitlines()) == 20
