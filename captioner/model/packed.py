@@ -20,11 +20,12 @@ PACKED_FOR = 16
 INT8_MAX, SMALLEST_SCALE = 127, 1e-30
 """Largest int8 magnitude; smallest absolute maximum, so that nothing is divided by zero."""
 FEW_ROWS, SMALL_MATRIX = 8, 512 * 512
-"""Up to this many rows and elements PyTorch's own product is as fast, because oneDNN's takes longer to start."""
+"""Up to this many rows and elements PyTorch's own product may be as fast, because oneDNN's takes longer to start."""
 CLEARLY = 1.2
-"""How many times as long PyTorch's own product of a single row must take for the packed one to replace it."""
-TRIAL_SECONDS = 0.02
-"""Longest time to find out which product of a single row is faster, plus one round of trials."""
+"""How many times as long PyTorch's own product must take for the packed one to replace it."""
+TRIAL_SECONDS, TRIAL_ELEMENTS = 0.02, 2**22
+"""Longest time to find out which product is faster, plus one round of trials; elements of its matrices, 16 MiB: more
+than a core's own cache holds, as those of a decoder are."""
 
 
 class PackedLinear(Linear):
@@ -49,8 +50,10 @@ class PackedLinear(Linear):
 
     def _product(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        plain = plain_rows_are_faster() if rows == 1 else rows <= FEW_ROWS and self.weight.numel() <= SMALL_MATRIX
-        return plain_product(x, self.weight, self.bias) if plain else onednn_product(x, self._packed, self.bias)
+        few = rows == 1 or (rows <= FEW_ROWS and self.weight.numel() <= SMALL_MATRIX)
+        if few and plain_is_faster(single=rows == 1):
+            return plain_product(x, self.weight, self.bias)
+        return onednn_product(x, self._packed, self.bias)
 
 
 class Int8Linear(PackedLinear):
@@ -110,12 +113,16 @@ def pack(decoder: TextDecoder, *, int8: bool = False) -> TextDecoder:
 
 
 @cache
-def plain_rows_are_faster() -> bool:
-    """Whether oneDNN's packed product of a single row is not clearly faster than PyTorch's own on this processor.
+def plain_is_faster(*, single: bool) -> bool:
+    """Whether oneDNN's packed product of a single row, or of a few rows and a small matrix, is not clearly faster than
+    PyTorch's own on this processor.
 
-    PyTorch's takes half the time on Intel's and, by docs/performance.md, 1.4 times as long or more on AMD's.
+    For a single row PyTorch's takes half the time on Intel's and twice the time or more on AMD's; for five rows and a
+    small matrix it takes as long on Intel's, and 2.6 times as long on AMD's.
     """
-    x, weights = torch.ones(1, 512), [torch.ones(512, 512) for _ in range(6)]
+    rows, outputs, inputs = (1, 2048, 512) if single else (5, 512, 512)
+    x = torch.ones(rows, inputs)
+    weights = [torch.ones(outputs, inputs) for _ in range(TRIAL_ELEMENTS // (outputs * inputs))]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) for weight in weights]
     least = [math.inf, math.inf]
     end = time.perf_counter() + TRIAL_SECONDS

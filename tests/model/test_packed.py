@@ -14,10 +14,10 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SHAPES = [(), (1,), (1, 1), (2, 3), (40,)]
 
 
-@pytest.fixture(params=[True, False], ids=["single rows plain", "single rows packed"], autouse=True)
-def single_rows_plain(request, monkeypatch):
-    """Both ways to multiply a single row, whichever this processor would choose."""
-    monkeypatch.setattr(module, "plain_rows_are_faster", lambda: request.param)
+@pytest.fixture(params=[True, False], ids=["few rows plain", "all packed"], autouse=True)
+def few_rows_plain(request, monkeypatch):
+    """Both ways to multiply a few rows, whichever this processor would choose."""
+    monkeypatch.setattr(module, "plain_is_faster", lambda single: request.param)
     return request.param
 
 
@@ -148,7 +148,7 @@ def test_in_8_bits_no_row_depends_on_the_others():
 
 
 @needs_onednn
-def test_each_way_multiplies_the_rows_that_it_is_for(single_rows_plain, monkeypatch):
+def test_each_way_multiplies_the_rows_that_it_is_for(few_rows_plain, monkeypatch):
     taken = []
     for name in ("plain_product", "onednn_product"):
         original = getattr(module, name)
@@ -158,5 +158,5 @@ def test_each_way_multiplies_the_rows_that_it_is_for(single_rows_plain, monkeypa
         for layer in (small, large):
             for rows in (1, 2, 8, 9):
                 layer(torch.randn(1, rows, layer.in_features))
-    single = "plain_product" if single_rows_plain else "onednn_product"
-    assert taken == [single, *["plain_product"] * 2, "onednn_product", single, *["onednn_product"] * 3]
+    few = "plain_product" if few_rows_plain else "onednn_product"
+    assert taken == [few, few, few, "onednn_product", few, *["onednn_product"] * 3]
