@@ -63,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "check":
             action.add_argument("--html", type=Path, metavar="FILE", help="also write a page of the problems")
         if name == "split":
-            where = "the annotations with splits, in COCO's format; default: ROOT/captions.json, if there is none"
+            where = (
+                "the annotations with splits, in COCO's format; images that the file already has keep their splits; "
+                "default: ROOT/captions.json, if there is none"
+            )
             action.add_argument("-o", "--output", type=Path, metavar="FILE", help=where)
             for split in ("val", "test"):
                 share = f"share of the images for {split}; default: 0.1"
@@ -104,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(message + split_anew(output))
         check_output("-o", output)
         shares = {"test": arguments.test, "val": arguments.val}
-        return write_splits(listing, decode, output, shares, arguments.seed, keep)
+        known = known_splits(listing, output, shares)
+        return write_splits(listing, decode, output, shares, arguments.seed, keep, known)
     captions = usable(listing, decode)
     if not len(captions):
         raise AnnotationError(f"{listing.source}: no image is usable; `captioner data check` says why")
@@ -139,10 +143,27 @@ def print_problems(listing: Listing, decode: bool, html: Path | None, known: Seq
     return 1 if problems else 0
 
 
+def known_splits(listing: Listing, output: Path, shares: Mapping[str, float]) -> dict[str, str]:
+    """Name -> split of the images that a file already has, so that none kept aside for a test is ever trained on.
+
+    None, if the file has not all of the splits that are asked for.
+    """
+    written = read_listing(None, output, listing.root, "coco").images if output.exists() else []
+    wanted = {TRAIN, *(split for split, share in shares.items() if share)}
+    known = {image_name(image): image.split for image in written if image.split in wanted}
+    return known if wanted == set(known.values()) else {}
+
+
 def write_splits(
-    listing: Listing, decode: bool, output: Path, shares: Mapping[str, float], seed: int, keep: str | None
+    listing: Listing,
+    decode: bool,
+    output: Path,
+    shares: Mapping[str, float],
+    seed: int,
+    keep: str | None,
+    known: Mapping[str, str],
 ) -> int:
-    """Write the usable images with new splits, and print how many each has."""
+    """Write the usable images with new splits, and print how many each has; those `known` keep theirs."""
     captions = usable(listing, decode=False)
     paths = {image.path.relative_to(captions.root).as_posix(): image.path for image in captions.images}
     prints: dict[str, Fingerprint] = {}
@@ -154,7 +175,7 @@ def write_splits(
             print(f"captioner: left out: {error}", file=sys.stderr)
             del paths[name]
     copies = grouped([*same_bytes(paths), *look_alike(prints)])
-    split = with_splits(captions, split_names(paths, shares, copies, seed))
+    split = with_splits(captions, split_names(paths, shares, copies, seed, known))
     write_whole(output, json.dumps(coco_annotations(split, keep), ensure_ascii=False, indent=1) + "\n")
     counts = Counter(image.split for image in split.images)
     together = f"; {sum(map(len, copies))} copies in {len(copies)} groups" if copies else ""

@@ -104,6 +104,8 @@ def find_files(
     if root is None and annotations is None:
         raise InputError("no captions given; name a folder or an annotation file")
     base = Path(root) if root is not None else Path(annotations or "").parent
+    if base.is_file():
+        raise InputError(f"{base}: a file; name its folder, or a file of captions by --annotations")
     if not base.is_dir():
         raise InputError(f"{base}: no such folder; name one that holds captions and images")
     pictures = _inside(root, images) if images is not None else _image_folder(base)

@@ -14,11 +14,16 @@ TRAIN = "train"
 
 
 def split_names(
-    names: Iterable[str], shares: Mapping[str, float], groups: Sequence[Collection[str]] = (), seed: int = 0
+    names: Iterable[str],
+    shares: Mapping[str, float],
+    groups: Sequence[Collection[str]] = (),
+    seed: int = 0,
+    known: Mapping[str, str] = {},
 ) -> dict[str, str]:
     """Name -> split: to each split its share of the names, and to `train` the rest.
 
-    The names of a group share a split. The order of the names and groups does not matter. Raises AnnotationError if a
+    The names of a group share a split. Names that are `known` keep theirs; a group whose names were in several takes
+    that of `shares` which comes first. The order of the names and groups does not matter. Raises AnnotationError if a
     split stays empty.
     """
     units = grouped([*groups, *((name,) for name in names)])
@@ -27,6 +32,14 @@ def split_names(
     room = {split: max(1, round(share * total)) for split, share in shares.items() if share}
     splits: dict[str, str] = {}
     for unit in units:
+        before = {known[name] for name in unit if name in known}
+        if kept := next((split for split in (*room, TRAIN) if split in before), None):
+            splits |= dict.fromkeys(unit, kept)
+            if kept != TRAIN:
+                room[kept] -= len(unit)
+    for unit in units:
+        if unit[0] in splits:
+            continue
         split = next((split for split, left in room.items() if len(unit) <= left), TRAIN)
         splits |= dict.fromkeys(unit, split)
         if split != TRAIN:

@@ -9,10 +9,13 @@ from captioner.data.dataset import LENGTHS
 from captioner.errors import ConfigError
 from captioner.gpt2 import language_decoder
 from captioner.model.caption_model import CaptionModel
+from captioner.text import printable
 from captioner.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+NAMED = 10
+"""New words that are named, the most frequent first."""
 MAX_UNKNOWN = 0.3
 """Largest share of unknown words without a warning."""
 
@@ -28,8 +31,12 @@ def new_model(config: Config, texts: list[str], init: Path | None) -> tuple[Capt
         frozen = config.decoder.language == "freeze"  # and so are its embeddings
         extended = tokenizer if frozen else tokenizer.extend(texts, config.tokenizer.min_count)
         model.decoder.grow(len(extended))
-        log.info("starting from %s: %d words, %d of them new", init, len(extended), len(extended) - len(tokenizer))
-        return model, extended, range(len(tokenizer), len(extended))
+        new = range(len(tokenizer), len(extended))
+        named = ", ".join(extended.decode([word]) for word in new[:NAMED])
+        more = ", ..." if len(new) > NAMED else ""
+        about = f"starting from {init}: {len(extended)} words, {len(new)} of them new"
+        log.info("%s", printable(f"{about} ({named}{more})" if new else about))
+        return model, extended, new
     if config.decoder.init is None:
         tokenizer = Tokenizer.train(texts, config.tokenizer)
         tokens = [token for text in texts for token in tokenizer.encode(text)]

@@ -217,7 +217,7 @@ def fit(
         if stopped_early(trainer):
             better = "neither val_cider_d nor val_loss" if by_score else "val_loss has not"
             reason = f"{better} improved for {patience} epochs (training.patience)"
-            log.info("epoch %d: stopped, as %s", trainer.current_epoch, reason)
+            log.info("stopped after epoch %d, as %s", trainer.current_epoch - 1, reason)
         _save_best(run, folder, best, trainer)
     return folder / MODEL
 

@@ -190,6 +190,13 @@ def test_splits_are_written_for_training(photos: Path, tmp_path: Path, capsys: p
     assert (photos / "captions.json").read_bytes() == before
     assert main(["data", "split", str(photos), *flags, "--seed", "1", "-o", str(tmp_path / "other.json")]) == 0
     assert (tmp_path / "other.json").read_bytes() != before
+    for number in range(10, 20):
+        Image.new("RGB", (8, 8), (9 * number, 0, 0)).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"picture {number}", encoding="utf-8")
+    assert main(["data", "split", str(photos), *flags, "--format", "folder", "-o", str(photos / "captions.json")]) == 0
+    grown = {each.path.relative_to(photos).as_posix(): each.split for each in load_captions(photos).images}
+    assert grown.items() > names.items()
+    assert {grown[f"{number}.png"] for number in range(10, 20)} == {"train", "val", "test"}
 
 
 def test_texts_that_changed_after_the_split_are_told(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ CASES = {
     "train data --init run": (4, "the model of this run is run/model"),
     "train data --resume nowhere": (4, "no such file"),
     "train data -o README.md": (2, "a file; name a folder"),
+    "data check README.md": (3, "a file; name its folder"),
     "data suggest data/images --model nowhere": (4, "no such model"),
     "serve --model nowhere": (4, "no such model"),
     "export onnx --model nowhere -o new": (4, "no such model"),

@@ -39,6 +39,19 @@ def test_the_seed_decides() -> None:
     assert one != other
 
 
+def test_known_names_keep_their_splits() -> None:
+    known = split_names(NAMES[:40], SHARES)
+    splits = split_names(NAMES, SHARES, known=known)
+    assert splits.items() >= known.items()
+    assert Counter(splits.values()) == {"train": 70, "val": 20, "test": 10}
+
+
+def test_a_copy_of_a_picture_that_is_kept_aside_is_kept_aside_too() -> None:
+    known = {"0.jpg": "train", "1.jpg": "test"}
+    splits = split_names(NAMES, SHARES, [NAMES[:3]], known=known)
+    assert [splits[name] for name in NAMES[:3]] == ["test"] * 3
+
+
 def test_a_split_that_would_stay_empty_is_an_error() -> None:
     with pytest.raises(AnnotationError, match=r"100 pictures, up to 100 of them alike: too few for the split test"):
         split_names(NAMES, SHARES, [NAMES])

@@ -370,10 +370,10 @@ def test_a_run_that_stopped_early_does_not_train_on(config, tmp_path, caplog):
     train(config(*settings), run)
     last = run / "checkpoints" / LAST
     steps, table = load_training_file(last)["global_step"], (run / "metrics.csv").read_text()
-    assert re.search(r"epoch \d: stopped, as neither val_cider_d nor val_loss improved for 1 epochs", caplog.text)
+    assert "stopped after epoch 1, as neither val_cider_d nor val_loss improved for 1 epochs" in caplog.text
     caplog.clear()
     train(config(*settings), run, resume=last)
-    assert "stopped, as neither val_cider_d" in caplog.text
+    assert "stopped after epoch 1, as neither val_cider_d" in caplog.text
     assert load_training_file(last)["global_step"] == steps
     assert (run / "metrics.csv").read_text() == table
     train(config(*settings, "training.patience=3"), run, resume=last)

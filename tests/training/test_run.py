@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 
@@ -117,7 +118,7 @@ def test_stored_features_train_like_photos(config, tmp_path):
         assert (photos[name] - stored[name]).abs().mean() < 3e-4
 
 
-def test_init_keeps_the_network_and_appends_words(config, tmp_path, shapes):
+def test_init_keeps_the_network_and_appends_words(config, tmp_path, shapes, caplog):
     first = train(config("training.epochs=1"), tmp_path / "first")
     text = (shapes / "captions.json").read_text()
     data = json.loads(text)
@@ -125,7 +126,10 @@ def test_init_keeps_the_network_and_appends_words(config, tmp_path, shapes):
         annotation["caption"] += " zebrafish"
     (tmp_path / "new.json").write_text(json.dumps(data))
     settings = config("training.epochs=1", f"data.annotations={tmp_path / 'new.json'}")
-    second = train(settings, tmp_path / "second", init=first)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "captioner"):
+        second = train(settings, tmp_path / "second", init=first)
+    assert "words, 1 of them new (zebrafish)\n" in caplog.text
     (_, old), (model, new) = load_model(first), load_model(second)
     assert len(new) == len(old) + 1
     assert new.unk not in new.encode("zebrafish")
