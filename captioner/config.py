@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+# Whole numbers are bounded, so that arithmetic with those of a hostile file stays within 64 bits.
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -36,7 +38,7 @@ class EncoderConfig(Section):
 
     name: Text = "tf_efficientnet_lite2"
     """A timm model name, from `timm.list_models()`."""
-    image_size: tuple[Count, Count] | None = None
+    image_size: tuple[Side, Side] | None = None
     """Input (height, width) in pixels; null takes the backbone's default."""
     fit: Fit = "squash"
     """How an image is fitted to the input: squash (stretch all of it), crop (its center), letterbox (pad with bars)."""
@@ -88,7 +90,7 @@ class DecoderConfig(Section):
     heads: Count = 8
     feed_forward: Count = 4
     """Width of the feed-forward's hidden layer, in multiples of `width`."""
-    max_length: Annotated[int, Field(ge=2)] = 64
+    max_length: Annotated[int, Field(ge=2, lt=2**31)] = 64
     """Maximum number of positions: start token, words and end token."""
     null_patch: bool = True
     """Add one learned key and value to each layer, for words that need nothing from the image."""

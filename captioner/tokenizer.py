@@ -86,6 +86,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        if max(backend.get_vocab(with_added_tokens=True).values()) >= len(self):
+            raise CheckpointError(f"{len(self)} tokens, but ids above that; take a file saved with a model")
         added = (
             (CONTROL.fullmatch(token.content), place) for place, token in backend.get_added_tokens_decoder().items()
         )

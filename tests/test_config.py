@@ -299,7 +299,12 @@ def test_plain_data_holds_json_types_only() -> None:
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn", "Co"]), min_size=1)
 
 
-@given(TEXTS, st.floats(min_value=0, exclude_min=True, allow_infinity=False), st.integers(min_value=1), TEXTS)
+@given(
+    TEXTS,
+    st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    st.integers(min_value=1, max_value=2**31 - 1),
+    TEXTS,
+)
 def test_written_yaml_reads_back_as_the_same(
     tmp_path_factory: pytest.TempPathFactory, text: str, number: float, count: int, key: str
 ) -> None:
@@ -321,6 +326,7 @@ def test_the_schema_describes_and_bounds_every_key() -> None:
     assert schema["$defs"]["DecoderSettings"]["properties"]["width"] == {
         "default": 512,
         "description": "D, features of a token.",
+        "exclusiveMaximum": 2**31,
         "minimum": 1,
         "title": "Width",
         "type": "integer",

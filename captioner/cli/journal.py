@@ -52,7 +52,7 @@ class Entry(NamedTuple):
                 size = file.seek(0, os.SEEK_END)
                 file.seek(self.offset)
                 written = file.read(len(text) + 1)
-        except FileNotFoundError:
+        except (OSError, ValueError):  # it is gone, or the journal was changed: no file has such a name
             return None
         return text[len(written) :] if size >= self.offset and text.startswith(written) else None
 

@@ -76,7 +76,7 @@ def read_index(path: Path) -> Index:
     Raises AnnotationError if the file is no tar.
     """
     size, beside = path.stat().st_size, path.with_name(f"{path.name}.json")
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         data = json.loads(beside.read_bytes())
         if (data["format"], data["bytes"]) == (FORMAT, size):
             entries = [Entry(*entry) for entry in data["samples"]]

@@ -80,27 +80,29 @@ def _trace(arrays: Any, about: dict[str, Any]) -> AttentionTrace:
 
 def _check(trace: AttentionTrace) -> None:
     """Raise ValueError or TypeError for fields that do not fit together."""
-    count, (_, layers, heads, positions), (rows, columns) = len(trace.words), trace.weights.shape, trace.grid
+    (height, width), geometry = trace.grid, trace.geometry
+    sizes = [trace.prefix, height, width, *geometry.size, geometry.width, geometry.height]
+    if not all(type(each) is int for each in sizes) or trace.prefix < 0 or min(sizes[1:]) < 1:  # true is no size
+        raise ValueError("sizes that are no whole numbers above 0")
+    count, (_, layers, heads, positions) = len(trace.words), trace.weights.shape
     numbers = [*trace.log_probs, *trace.needs, *trace.confidences, *trace.hallucination.values()]
     numbers += [probability for each in trace.next_best for _, probability in each]
     numbers += [] if trace.unfamiliarity is None else [trace.unfamiliarity]
     texts = [trace.text, *trace.words, *(token for each in trace.next_best for token, _ in each)]
-    sizes = [trace.prefix, rows, columns, *trace.geometry.size, trace.geometry.width, trace.geometry.height]
     evidence, cells = trace.evidence, trace.contributions
     per_word = (trace.needs, trace.confidences, trace.next_best)
     fits = {
         "numbers": all(isinstance(each, int | float) for each in numbers),
         "texts": all(isinstance(each, str) for each in texts),
-        "sizes": all(isinstance(each, int) for each in sizes) and trace.prefix >= 0 and min(sizes[1:]) > 0,
         "method": trace.method in METHODS and (evidence is None) == (trace.method == "raw"),
         "words": len(trace.weights) == len(trace.log_probs) == count and {len(each) for each in per_word} <= {0, count},
-        "positions": trace.prefix + rows * columns <= positions,
+        "positions": trace.prefix + height * width <= positions,
         "evidence": evidence is None or (evidence.ndim == 4 and evidence.shape[::3] == (count, positions)),
         "contributions": cells is None or (cells.ndim == 3 and len(cells) == count),
         "visible": trace.visible is None or (trace.visible.shape == trace.grid and trace.visible.dtype == bool),
         "hallucination": all(0 <= word < count for word in trace.hallucination),
         "best_heads": all(0 <= layer < layers and 0 <= head < heads for layer, head in trace.best_heads),
-        "photo": trace.photo.size == (trace.geometry.width, trace.geometry.height),
+        "photo": trace.photo.size == (geometry.width, geometry.height),
         "arrays": all(
             each is None or (each.dtype.kind == "f" and bool(np.isfinite(each).all()))
             for each in (trace.weights, evidence, cells)

@@ -303,7 +303,7 @@ def _size_error(name: str, size: tuple[int, int], error: Exception) -> ConfigErr
     with torch.device("meta"):
         stride = _stride(timm.create_model(name))
         for step in (stride * window for window in WINDOWS):
-            high, wide = (max(step, round(side / step) * step) for side in size)
+            high, wide = (max(step, (side + step // 2) // step * step) for side in size)
             if (high, wide) == size:
                 continue
             with suppress(Exception):  # whatever a backbone raises, it does not take this size either
