@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from captioner.config import AUTO, Config, DecoderConfig, EncoderConfig, ModelConfig, Section
@@ -22,6 +23,8 @@ from captioner.errors import ConfigError
 PRESETS = Path(__file__).parent / "presets"
 MAX_VALUES = 10_000
 """Maximum number of values in a configuration: YAML aliases of aliases grow exponentially."""
+MAX_DEPTH = 100
+"""Maximum number of lists and mappings inside each other; reading takes time that grows with its square."""
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 """The values of `training.trainer.strategy`."""
 ONE_STRATEGY = (
@@ -138,7 +141,12 @@ def _read_yaml(text: str, where: Callable[[int], str], places: dict[Keys, str]) 
         except (LookupError, ValueError) as error:
             raise ConfigError(f"{place}: cannot read '{node.value:.60}' as {kind}") from error
 
+    depth = 0
     try:
+        for event in YAML(typ="safe", pure=True).parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{where(event.start_mark.line + 1)}: nested too deeply")
         return plain(root, ()) if (root := yaml.compose(text)) else None
     except RecursionError as error:
         raise ConfigError(f"{where(1)}: nested too deeply") from error
