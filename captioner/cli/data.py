@@ -146,7 +146,7 @@ def print_problems(listing: Listing, decode: bool, html: Path | None, known: Seq
 def known_splits(listing: Listing, output: Path, shares: Mapping[str, float]) -> dict[str, str]:
     """Name -> split of the images that a file already has, so that none kept aside for a test is ever trained on.
 
-    None, if the file has not all of the splits that are asked for.
+    Empty where the file lacks one of the splits that are asked for.
     """
     written = read_listing(None, output, listing.root, "coco").images if output.exists() else []
     wanted = {TRAIN, *(split for split, share in shares.items() if share)}
