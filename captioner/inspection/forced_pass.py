@@ -16,7 +16,7 @@ from captioner.tokenizer import Tokenizer
 Span = tuple[int, int]
 """The tokens of a word: the first, and one past the last."""
 NextBest = tuple[tuple[tuple[str, float], ...], ...]
-"""For each word, other tokens and their probabilities, the most probable first; the end token is the empty text."""
+"""For each word, its most probable alternative tokens with their probabilities, best first; the end token is ''."""
 NEXT_BEST = 5
 """Number of other tokens."""
 

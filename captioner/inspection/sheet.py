@@ -198,7 +198,7 @@ def _color_bar(draw: ImageDraw.ImageDraw, layout: _Layout, numbers: tuple[str, s
 def _legend(
     trace: AttentionTrace, layer: int | None, head: int | None, heads: Sequence[tuple[int, int]] | None
 ) -> tuple[str, ...]:
-    """What the colors and the numbers mean."""
+    """The lines of the legend, which explain the colors and the numbers."""
     layers, width = trace.weights.shape[1:3]
     kind = "mean" if trace.evidence is None else "sum"
     shown = f"layer {layer}" if layer is not None else f"{kind} of {layers} layers" if layers > 1 else "one layer"

@@ -14,7 +14,7 @@ AREA = "area"
 """The mass of an even map, which the mass of the others is divided by."""
 DIGITS = 4
 FORMATS = {"value": ".3f", "over_area": ".2f", **{f"minus_{reference}": "+.3f" for reference in REFERENCES}}
-"""What is known of a measure of a map, in the order of the columns -> its format."""
+"""The columns of a measure of a map, in order, each with the format of its numbers."""
 
 
 def summarize(table: WordTable) -> dict[str, Any]:

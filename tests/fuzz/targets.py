@@ -215,7 +215,8 @@ def _journals(folder: Path) -> Target:
     journal = Journal(folder / "out", settings, resume=False)
     journal.check_weights("weights")
     for name in ("a.jpg", "b.jpg"):
-        journal.add(Result.of(name, ImageError("no", "empty"), model="tiny"), [1, 2], folder / "out", 0, "text\n")
+        # A relative target, so that no file that is kept names a folder of this machine.
+        journal.add(Result.of(name, ImageError("no", "empty"), model="tiny"), [1, 2], Path("out"), 0, "text\n")
     journal.close()
     seed = journal.path.read_bytes()
 
