@@ -157,7 +157,7 @@ def ours(folder: Path) -> Prepare:
 
     def prepare(images: int, beams: int) -> dict[str, Work]:
         lengths: dict[str, int] = {"max_length": TOKENS, "min_length": TOKENS - 1}
-        strategy: Strategy = Greedy(**lengths) if beams == 1 else BeamSearch(width=beams, **lengths)
+        strategy: Strategy = Greedy(**lengths) if beams == 1 else BeamSearch(width=beams, **lengths, consensus=False)
         features = encode(images)
 
         def decode(features: torch.Tensor, numbers: str = "float32") -> None:
@@ -182,7 +182,7 @@ def exported(folder: Path, threads: int) -> Prepare:
     encode = cache(lambda images: model.encoder(pictures(images)).numpy())
 
     def prepare(images: int, beams: int) -> dict[str, Work]:
-        search = runner.BeamSearch(width=beams, max_length=TOKENS, min_length=TOKENS - 1)
+        search = runner.BeamSearch(width=beams, max_length=TOKENS, min_length=TOKENS - 1, consensus=False)
         features = encode(images)
         return {"onnx_decode": lambda: captioner.search(captioner.project(features), search)}
 

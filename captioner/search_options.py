@@ -45,6 +45,8 @@ class SearchOptions:
     """Most tokens, the end token included; None leaves it to `length`."""
     length_penalty: float | None = None
     """For beam search: above 1 favors long captions, below 1 short ones; None leaves it to `length`."""
+    consensus: bool = True
+    """For beam search: the caption that has most in common with those of the other beams, not the most probable."""
     no_repeat_ngram: int | None = None
     """No run of this many tokens comes twice; 0 allows all. None: a model of words repeats no bigram and no object."""
     temperature: float = 1.0
@@ -80,4 +82,5 @@ class SearchOptions:
             width=max(DEFAULT_BEAM, self.captions) if self.beam is None else self.beam,
             length_penalty=penalty if self.length_penalty is None else self.length_penalty,
             captions=self.captions,
+            consensus=self.consensus,
         )

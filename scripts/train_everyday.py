@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if stage != "finetune":
                 settings.append(f"data.features={arguments.output / 'features'}")
             if arguments.quick:
-                settings += ["data.feature_views=2", *(["training.epochs=1"] if stage == "self_critical" else ())]
+                settings += ["data.feature_views=1", *(["training.epochs=1"] if stage == "self_critical" else ())]
             command = [sys.executable, "-m", "captioner", "train", "-o", str(folder), "--resume", "auto", *init]
             command += ["--config", str(CONFIGS / f"everyday_{stage}.yaml")]
             command += [word for each in (*settings, *arguments.set) for word in ("--set", each)]

@@ -25,7 +25,7 @@ STRATEGIES = [
     Sampling(max_length=10, samples=3, seed=5),
     Sampling(max_length=10, temperature=0.7, top_k=4, top_p=0.8),
     BeamSearch(max_length=10),
-    BeamSearch(max_length=10, width=3, captions=3, length_penalty=0.0),
+    BeamSearch(max_length=10, width=3, captions=3, length_penalty=0.0, consensus=False),
     BeamSearch(max_length=10, width=4, captions=2, length_penalty=2.0, no_repeat_ngram=2),
 ]
 
@@ -143,6 +143,7 @@ def test_beam_search_equals_one_of_plain_lists(seed):
         min_length=seed % 3,
         length_penalty=(0.0, 0.7, 1.0, 2.0, -0.5)[seed // 2 % 5],
         no_repeat_ngram=seed % 4,
+        consensus=False,
     )
     prefix, once = ((), (5,), (3, 4))[seed % 3], ((), (3, 4, 5))[seed // 2 % 2]
     found = generate(decoder, memory, strategy, **SPECIAL, prefix=prefix, once=once)
@@ -158,7 +159,9 @@ def test_the_search_ends_no_earlier_than_it_may(length_penalty):
     for seed in range(8):
         decoder = network(200 + seed)
         memory = see(decoder, images=1, seed=seed)
-        strategy = BeamSearch(width=3, captions=3, max_length=8, min_length=0, length_penalty=length_penalty)
+        strategy = BeamSearch(
+            width=3, captions=3, max_length=8, min_length=0, length_penalty=length_penalty, consensus=False
+        )
         [found] = generate(decoder, memory, strategy, **SPECIAL)
         assert [each.tokens for each in found] == [tokens for _, tokens in slow_beam(decoder, memory, strategy)]
 
@@ -169,7 +172,7 @@ def test_a_wide_beam_equals_brute_force(length_penalty, seed):
     decoder = network(seed, vocabulary=5)
     memory = see(decoder, images=1, seed=seed)
     words, most = (3, 4), 4
-    strategy = BeamSearch(width=40, captions=40, max_length=most, length_penalty=length_penalty)
+    strategy = BeamSearch(width=40, captions=40, max_length=most, length_penalty=length_penalty, consensus=False)
     everything = [[*body, EOS] for size in range(1, most) for body in itertools.product(words, repeat=size)]
     everything += [list(body) for body in itertools.product(words, repeat=most)]
     scored = [Hypothesis(tokens, forced_log_probs(decoder, memory, tokens)) for tokens in everything]
@@ -379,9 +382,9 @@ def test_a_search_may_be_left_after_any_step(strategy):
     """What it has then are the captions of a search with that longest length."""
     decoder = network(7)
     memory = see(decoder, images=4)
-    search = Search(
-        decoder, memory, replace(strategy, length_penalty=0.0) if is_beam(strategy) else strategy, **SPECIAL
-    )
+    if is_beam(strategy):
+        strategy = replace(strategy, length_penalty=0.0, consensus=False)
+    search = Search(decoder, memory, strategy, **SPECIAL)
     before = search.captions()
     assert all(not hypothesis.tokens for hypothesis in itertools.chain(*before))
     for length in range(1, 10):
@@ -395,7 +398,7 @@ def test_a_search_may_be_left_after_any_step(strategy):
             for some, everything in zip(itertools.chain(*partial), itertools.chain(*whole), strict=True):
                 assert some.tokens == everything.tokens[:length]
         if is_beam(strategy) and length > strategy.min_length:
-            shorter = replace(strategy, max_length=length, length_penalty=0.0)
+            shorter = replace(strategy, max_length=length)
             assert_same(partial, generate(decoder, memory, shorter, **SPECIAL))
 
 
@@ -457,7 +460,7 @@ def test_gradients_go_through_the_mask():
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_several_captions_are_distinct_and_sorted(length_penalty):
-    strategy = BeamSearch(width=6, captions=6, max_length=9, length_penalty=length_penalty)
+    strategy = BeamSearch(width=6, captions=6, max_length=9, length_penalty=length_penalty, consensus=False)
     for seed in range(5):
         decoder = network(seed)
         for hypotheses in generate(decoder, see(decoder), strategy, **SPECIAL):
@@ -466,8 +469,9 @@ def test_several_captions_are_distinct_and_sorted(length_penalty):
             assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("consensus", [False, True])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
-def test_asking_for_fewer_captions_gives_the_best_of_them(length_penalty):
+def test_asking_for_fewer_captions_gives_the_best_of_them(length_penalty, consensus):
     """The search then stops earlier, which must not change what it finds."""
     for seed in range(5):
         decoder = network(seed)
@@ -476,7 +480,7 @@ def test_asking_for_fewer_captions_gives_the_best_of_them(length_penalty):
             generate(
                 decoder,
                 memory,
-                BeamSearch(width=5, captions=n, max_length=10, length_penalty=length_penalty),
+                BeamSearch(width=5, captions=n, max_length=10, length_penalty=length_penalty, consensus=consensus),
                 **SPECIAL,
             )
             for n in (5, 1)
@@ -490,7 +494,7 @@ def test_the_length_penalty_favors_long_captions():
         lengths = []
         for seed in range(8):
             decoder = network(seed)
-            strategy = BeamSearch(width=4, max_length=11, length_penalty=length_penalty)
+            strategy = BeamSearch(width=4, max_length=11, length_penalty=length_penalty, consensus=False)
             lengths += [len(best.tokens) for [best] in generate(decoder, see(decoder), strategy, **SPECIAL)]
         means.append(sum(lengths) / len(lengths))
     assert means == sorted(means)
@@ -502,6 +506,45 @@ def test_fewer_captions_exist_than_are_asked_for():
     [found] = generate(decoder, see(decoder, images=1), BeamSearch(max_length=1, min_length=0, captions=5), **SPECIAL)
     assert sorted(each.tokens for each in found) == [[EOS], [3], [4]]
     assert math.fsum(math.exp(each.log_prob) for each in found) < 1
+
+
+def similarity(one, other):
+    """CIDEr-D of two captions whose n-grams weigh the sum of the logarithms of their tokens' ranks."""
+    total = 0.0
+    for size in (1, 2, 3, 4):
+        vectors = []
+        for tokens in (one, other):
+            counts = Counter(tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1))
+            weights = {gram: sum(math.log(token - EOS) for token in gram) for gram in counts}
+            vectors.append({gram: count * weights[gram] for gram, count in counts.items()})
+        first, second = vectors
+        norm = math.hypot(*first.values()) * math.hypot(*second.values())
+        clipped = sum(min(value, second.get(gram, 0)) * second.get(gram, 0) for gram, value in first.items())
+        total += clipped / norm if norm else 0
+    return total * math.exp(-((len(one) - len(other)) ** 2) / 72)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_consensus_sorts_the_beams_by_what_they_share(length_penalty):
+    """The same captions as without consensus, where all of them must finish, in another order."""
+    strategy = BeamSearch(width=5, captions=5, max_length=9, length_penalty=length_penalty)
+    changed = 0
+    for seed in range(8):
+        decoder = network(seed)
+        memory = see(decoder)
+        found, plain = (generate(decoder, memory, each, **SPECIAL) for each in (strategy, probable(strategy)))
+        for hypotheses, others in zip(found, plain, strict=True):
+            bodies = [[token for token in each.tokens if token != EOS] for each in hypotheses]
+            means = [sum(similarity(body, other) for other in bodies) for body in bodies]
+            assert means == pytest.approx(sorted(means, reverse=True), abs=1e-6)
+            changed += hypotheses != others
+            if all(EOS in each.tokens for each in others):
+                assert others[0] in hypotheses
+    assert changed > 8
+
+
+def probable(strategy):
+    return replace(strategy, consensus=False)
 
 
 # Sampling

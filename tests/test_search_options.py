@@ -13,6 +13,7 @@ from captioner.search_options import SearchOptions, parse_region
         ({}, BeamSearch(width=5)),
         ({"beam": 3, "captions": 2}, BeamSearch(width=3, captions=2)),
         ({"captions": 7}, BeamSearch(width=7, captions=7)),
+        ({"consensus": False}, BeamSearch(consensus=False)),
         ({"length": "short"}, BeamSearch(length_penalty=0.0)),
         ({"length": "long"}, BeamSearch(min_length=14, max_length=48, length_penalty=1.5)),
         ({"length": "long", "length_penalty": 0.0}, BeamSearch(min_length=14, max_length=48, length_penalty=0.0)),

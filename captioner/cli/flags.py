@@ -124,6 +124,8 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
         "name no object twice",
     )
     add("--length-penalty", type=float, metavar="A", help="beam search: above 1 favors long captions, below 1 short")
+    consensus = "beam search: the most probable caption, not the one that has most in common with the other beams"
+    add("--no-consensus", dest="consensus", action="store_false", help=consensus)
 
 
 def add_model_flags(add: Callable[..., object]) -> None:
@@ -198,6 +200,8 @@ def check_search_flags(arguments: argparse.Namespace) -> None:
     beam = not (arguments.greedy or arguments.sample)
     if arguments.length_penalty is not None and not beam:
         raise ConfigError("--length-penalty: is for beam search; leave out --greedy and --sample")
+    if not arguments.consensus and not beam:
+        raise ConfigError("--no-consensus: is for beam search; leave out --greedy and --sample")
 
 
 def styled_captioner(arguments: argparse.Namespace) -> tuple["Captioner", "Strategy"]:
@@ -227,6 +231,7 @@ def search_of(arguments: argparse.Namespace, *, learned_length: bool = False) ->
         beam=arguments.beam,
         max_length=arguments.max_length,
         length_penalty=arguments.length_penalty,
+        consensus=arguments.consensus,
         no_repeat_ngram=arguments.no_repeat_ngram,
         temperature=1.0 if arguments.temperature is None else arguments.temperature,
         top_p=0.9 if arguments.top_p is None else arguments.top_p,

@@ -19,6 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from captioner.consensus import by_consensus, first_word
 from captioner.errors import ImageError
 from captioner.geometry import Geometry, to_pixels
 from captioner.images import ImageSource, open_image
@@ -46,11 +47,15 @@ Memory: TypeAlias = dict[str, Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch:
-    """The `width` best beginnings are kept; finished captions compete by log-probability / length^length_penalty."""
+    """The `width` best beginnings are kept; finished captions compete by log-probability / length^length_penalty.
+
+    With `consensus`, the one of the `width` best captions that has most in common with the others comes first.
+    """
 
     width: int = 5
     captions: int = 1
     """Captions of each image, best first; at most `width`."""
+    consensus: bool = True
     min_length: int = 1
     max_length: int = 32
     """Most tokens, the end token included."""
@@ -242,7 +247,14 @@ class Beams:
 
     def captions(self) -> list[Hypothesis]:
         """The best captions: the finished ones and, unless settled, the running ones as they stand."""
-        return self._best([*self.finished, *([] if self.settled else self.running)])[: self.search.captions]
+        best = self._best([*self.finished, *([] if self.settled else self.running)])
+        if self.search.consensus and len(best) > 1:
+            words = [[token for token in row.tokens if token != self.eos] for row in best]
+            lengths = np.array([[len(row) for row in words]])
+            tokens = np.array([[row + [self.eos] * (lengths.max() - len(row)) for row in words]], np.int64)
+            [order] = by_consensus(tokens, lengths, first_word({self.eos, *self.suppressed}))
+            best = [best[place] for place in order]
+        return best[: self.search.captions]
 
     def _rule_out(self, log_probs: Floats) -> None:
         """Make what is not allowed impossible, by the rules of the package's `mask_choices`."""
@@ -262,11 +274,13 @@ class Beams:
     def _is_settled(self) -> bool:
         if self.search.width == 1:  # greedy search: its first end is its last
             return len(self.finished) > 0
-        if len(self.finished) < self.search.captions:
+        captions = self.search.captions
+        needed, last = (self.search.width, 0) if self.search.consensus else (captions, captions - 1)
+        if len(self.finished) < needed:
             return False
         best = self.running[0]
         length = self.search.max_length if self.search.length_penalty > 0 else len(best.tokens)
-        return self._penalized(self.finished[self.search.captions - 1]) >= self._penalized(best, length)
+        return self._penalized(self.finished[last]) >= self._penalized(best, length)
 
     def _best(self, rows: list[Hypothesis]) -> list[Hypothesis]:
         """The K best of possible captions."""

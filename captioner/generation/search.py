@@ -6,9 +6,11 @@ A step is one choice for all rows, one check for images that are done, and one p
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.consensus import by_consensus, first_word
 from captioner.errors import ConfigError
 from captioner.generation.strategies import BeamSearch, BeamState, Hypothesis, RowState, Sequences, State, Strategy
 from captioner.model.decoder import TextDecoder
@@ -57,6 +59,7 @@ class Search:
         images, device = memory.images, memory.layers[0].keys.device
         self._decoder, self._memory, self._strategy, self._eos = decoder, memory, strategy, eos
         self._suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
+        self._first = first_word({bos, eos, pad, *suppressed})
         self._once = torch.tensor(list(once), dtype=torch.long, device=device)
         self._cache = decoder.new_cache(strategy.max_length + len(control))
         # The forced tokens are the same for every row of an image, so they pass once an image.
@@ -139,7 +142,22 @@ class Search:
         images, parts = zip(*self._finished, (self._images, self._state.sequences()), strict=True)
         order = torch.cat(images).argsort()
         tokens, log_probs, counts = (torch.cat(each)[order] for each in zip(*parts, strict=True))
-        return Sequences(tokens[:, :, : self._state.length], log_probs[:, :, : self._state.length], counts)
+        found = Sequences(tokens[:, :, : self._state.length], log_probs[:, :, : self._state.length], counts)
+        return self._best(found, self._strategy) if isinstance(self._strategy, BeamSearch) else found
+
+    def _best(self, found: Sequences, strategy: BeamSearch) -> Sequences:
+        """Of all beams (B, K, T), the captions that were asked for."""
+        tokens, log_probs, counts = found
+        if strategy.consensus and strategy.width > 1 and tokens.shape[2]:
+            ends = (tokens == self._eos).int()
+            lengths = torch.where(ends.any(dim=2), ends.argmax(dim=2), tokens.shape[2])
+            missing = torch.arange(strategy.width, device=tokens.device) >= counts[:, None]
+            lengths = lengths.masked_fill(missing, -1)
+            ranked = by_consensus(np.array(tokens.tolist()), np.array(lengths.tolist()), self._first)
+            rows = torch.from_numpy(ranked).to(tokens.device)[:, :, None].expand_as(tokens)
+            tokens, log_probs = tokens.gather(1, rows), log_probs.gather(1, rows)
+        most = strategy.captions
+        return Sequences(tokens[:, :most], log_probs[:, :most], counts.clamp(max=most))
 
     def captions(self) -> list[list[Hypothesis]]:
         """The same as lists: of each image its captions, each up to its end token."""

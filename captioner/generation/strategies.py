@@ -124,13 +124,19 @@ class Sampling(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch(Strategy):
-    """The `width` best beginnings are kept; finished captions compete by log-probability / length^length_penalty."""
+    """The `width` best beginnings are kept; finished captions compete by log-probability / length^length_penalty.
+
+    With `consensus`, the one of the `width` best captions that has most in common with the others comes first
+    (`captioner.consensus`). Without, they are sorted by that score.
+    """
 
     width: int = 5
     length_penalty: float = 1.0
     """0 compares sums, which favors short captions; 1 compares means; above 1 favors long ones."""
     captions: int = 1
     """Captions of each image, best first; at most `width`."""
+    consensus: bool = True
+    """Sort them by what they have in common, not by their score."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -264,21 +270,24 @@ class BeamState(State):
     def settled(self) -> Tensor:
         """(B,) whether no running caption can still beat any of those to be returned for its image.
 
-        A sum only falls, but its mean may rise with the length: the bound takes the longest caption allowed.
+        A sum only falls, but its mean may rise with the length: the bound takes the longest caption allowed. With
+        consensus, only the most probable caption must be certain, and all K must be found.
         """
         if self.strategy.width == 1:  # greedy search: its first end is its last
             return self.finished[:, 0].isfinite()
         length = self.strategy.max_length if self.strategy.length_penalty > 0 else self.length
         bound = self._penalized(self.scores.amax(dim=1), length)
-        settled: Tensor = self.finished[:, self.strategy.captions - 1] >= bound
+        certain = 0 if self.strategy.consensus else self.strategy.captions - 1
+        settled: Tensor = self.finished[:, certain] >= bound
+        if self.strategy.consensus:
+            settled = settled & self.finished[:, -1].isfinite()
         return settled
 
     def sequences(self) -> Sequences:
-        """The finished captions and the running ones, which compete as they stand."""
+        """The K best of the finished captions and the running ones, which compete as they stand."""
         best = self._best(self._penalized(self.scores, self.length), self._tokens, self._log_probs)
-        scores, tokens, log_probs = (each[:, : self.strategy.captions] for each in best)
-        # Fewer captions than requested may exist.
-        return Sequences(tokens, log_probs, scores.isfinite().sum(dim=1))
+        scores, tokens, log_probs = best
+        return Sequences(tokens, log_probs, scores.isfinite().sum(dim=1))  # fewer may exist
 
     def _penalized(self, scores: Tensor, length: int) -> Tensor:
         """Sums of log-probabilities as captions of this length compete; a forced prefix does not count."""

@@ -13,7 +13,10 @@ MAX_FILES = 16
 """Files in a request."""
 MAX_CAPTIONS = 16
 """Captions of a photo, and beams."""
-SEARCH_OF = {"beam": "beam", "length_penalty": "beam", "temperature": "sample", "top_p": "sample", "seed": "sample"}
+SEARCH_OF = {
+    **dict.fromkeys(("beam", "length_penalty", "consensus"), "beam"),
+    **dict.fromkeys(("temperature", "top_p", "seed"), "sample"),
+}
 """Option -> the only search that it applies to."""
 
 
@@ -69,6 +72,7 @@ class CaptionQuery(Query):
     beam: Annotated[int, Field(ge=1, le=MAX_CAPTIONS, description="width of beam search; default: 5")] | None = None
     max_length: Annotated[int, Field(ge=2, le=1000)] | None = None
     length_penalty: Annotated[float, Field(ge=-5, le=5)] | None = None
+    consensus: Annotated[bool, Field(description="of the beams, the caption most like the others")] = True
     no_repeat_ngram: Annotated[int, Field(ge=0, le=1000)] | None = None
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     top_p: Annotated[float, Field(ge=0.01, le=1)] = 0.9

@@ -31,10 +31,12 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("consensus", [False, True])
 @pytest.mark.parametrize("options", SEARCHES)
-def test_beams_follow_the_rules_of_the_package(options, seed):
+def test_beams_follow_the_rules_of_the_package(options, consensus, seed):
     """The same random log-probabilities, step by step; few words, so that many captions end, and some cannot go on."""
     words, eos, suppressed, once = 12, 3, (0, 7), (4, 5)
+    options = options | {"consensus": consensus}
     ours, theirs = TorchBeamSearch(**options), BeamSearch(**options)
     state = BeamState(ours, torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0), eos, pad=0)
     beams = Beams(theirs, eos, suppressed, once)
@@ -53,7 +55,12 @@ def test_beams_follow_the_rules_of_the_package(options, seed):
         assert beams.settled == bool(state.settled())  # and its captions no longer change
     tokens, log_probs, counts = (part[0].tolist() for part in state.sequences())
     found = beams.captions()
-    assert len(found) == counts
+    assert len(found) == min(counts, ours.captions)
+    if consensus:  # in another order, which captions of the package are compared with below
+        places = [
+            next(n for n, ids in enumerate(tokens) if list(row.tokens) == ids[: len(row.tokens)]) for row in found
+        ]
+        tokens, log_probs = ([part[place] for place in places] for part in (tokens, log_probs))
     for row, ids, values in zip(found, tokens, log_probs, strict=False):
         end = len(row.tokens)
         assert list(row.tokens) == ids[:end]

@@ -63,6 +63,10 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> str:
             {"beam": 3, "num_captions": 2, "length_penalty": 0},
             {"search": BeamSearch(width=3, captions=2, length_penalty=0)},
         ),
+        (
+            {"consensus": "false"},
+            {"search": BeamSearch(consensus=False)},
+        ),
         ({"search": "greedy", "max_length": 6}, {"search": Greedy(max_length=6)}),
         ({"search": "sample", "seed": 3, "top_p": 1}, {"search": Sampling(seed=3, top_p=1)}),
         ({"no_repeat_ngram": 1}, {"search": BeamSearch(no_repeat_ngram=1)}),

@@ -1,0 +1,59 @@
+"""The caption that has most in common with the others of a search: minimum Bayes risk decoding without torch.
+
+B images · K captions of an image · T tokens · n-grams of 1 to 4 tokens
+"""
+
+from collections.abc import Container
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_ORDER = 4
+SIGMA = 6.0
+"""Width of the Gaussian penalty on differences in length, as in CIDEr-D."""
+DECIMALS = 9
+"""Captions whose means agree this far are equal, so that rounding does not order them."""
+
+
+def by_consensus(tokens: NDArray[np.int64], lengths: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+    """The order (B, K) of captions by their mean similarity to all of their image; equal ones keep their order.
+
+    `tokens` (B, K, T) are captions without start and end tokens, of `lengths` (B, K) at most T; -1 for one that does
+    not exist, which comes last. Similarity is that of CIDEr-D (Vedantam et al. 2015): cosines of weighted n-gram
+    counts, clipped. There, an n-gram weighs as much as it is rare in a data set. Here, it weighs the sum of its
+    tokens' log(1 + token - first): the ids of a vocabulary are sorted by frequency, `first` is that of the most
+    frequent token, and the frequency of a word falls about as its rank grows (Zipf's law). Devlin et al. 2015
+    (arXiv 1505.04467) choose captions by consensus too, of those of similar photos.
+    """
+    images, captions, size = tokens.shape
+    places = np.arange(size)
+    weights = np.log1p(np.maximum(tokens - first, 0))  # (B, K, T)
+    same = tokens[:, :, :, None, None] == tokens[:, None, None, :, :]  # (B, K, T, K, T)
+    similarities, equal, weight = np.zeros((images, captions, captions)), same, weights
+    for order in range(1, MAX_ORDER + 1):
+        if order > size:
+            break
+        if order > 1:  # one token more
+            equal = equal[:, :, :-1, :, :-1] & same[:, :, order - 1 :, :, order - 1 :]
+            weight = weight[:, :, :-1] + weights[:, :, order - 1 :]
+        starts = size - order + 1
+        real = places[:starts] + order <= lengths[:, :, None]  # (B, K, P) the n-grams within their caption
+        counts = (equal & real[:, None, None]).sum(axis=4)  # (B, K, P, K) of each n-gram in each caption
+        own = np.maximum(np.einsum("bkpk->bkp", counts), 1)
+        squares = weight**2 * real
+        shared = np.einsum("bkp,bkpl->bkl", squares / own, np.minimum(own[..., None], counts) * counts)
+        norms = np.sqrt((squares * own).sum(axis=2))  # each n-gram comes as often as it counts
+        products = norms[:, :, None] * norms[:, None]
+        similarities += np.divide(shared, products, out=np.zeros_like(shared), where=products > 0)
+    apart = lengths[:, :, None] - lengths[:, None]
+    similarities *= np.exp(-(apart**2) / (2 * SIGMA**2))
+    exist = lengths >= 0
+    means = (similarities * exist[:, None]).sum(axis=2) / np.maximum(exist.sum(axis=1, keepdims=True), 1)
+    found: NDArray[np.int64] = np.argsort(np.where(exist, -means.round(DECIMALS), np.inf), axis=1, kind="stable")
+    return found
+
+
+def first_word(special: Container[int]) -> int:
+    """The id of the most frequent word: the first that is not special."""
+    return next(token for token in count() if token not in special)
