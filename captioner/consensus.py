@@ -17,14 +17,15 @@ DECIMALS = 9
 
 
 def by_consensus(tokens: NDArray[np.int64], lengths: NDArray[np.int64], first: int) -> NDArray[np.int64]:
-    """The order (B, K) of captions by their mean similarity to all of their image; equal ones keep their order.
+    """Rank the captions of each image by their mean similarity to all its captions; ties keep their order.
 
-    `tokens` (B, K, T) are captions without start and end tokens, of `lengths` (B, K) at most T; -1 for one that does
-    not exist, which comes last. Similarity is that of CIDEr-D (Vedantam et al. 2015): cosines of weighted n-gram
-    counts, clipped. There, an n-gram weighs as much as it is rare in a data set. Here, it weighs the sum of its
-    tokens' log(1 + token - first): the ids of a vocabulary are sorted by frequency, `first` is that of the most
-    frequent token, and the frequency of a word falls about as its rank grows (Zipf's law). Devlin et al. 2015
-    (arXiv 1505.04467) choose captions by consensus too, of those of similar photos.
+    `tokens` (B, K, T) has no start or end tokens; only the first `lengths` (B, K) of each row count. A length of -1
+    marks a missing caption, which comes last. Returns the rows of each image, best first (B, K).
+
+    The similarity is CIDEr-D (Vedantam et al. 2015), but with weights that need no data set. Vocabularies are sorted by
+    frequency, and by Zipf's law a word's frequency falls as its rank grows. So a token weighs the logarithm of its
+    rank, 1 + token - `first`, and an n-gram the sum over its tokens. Devlin et al. 2015 (arXiv 1505.04467) choose by
+    consensus among the captions of similar photos.
     """
     images, captions, size = tokens.shape
     places = np.arange(size)

@@ -143,10 +143,10 @@ class Search:
         order = torch.cat(images).argsort()
         tokens, log_probs, counts = (torch.cat(each)[order] for each in zip(*parts, strict=True))
         found = Sequences(tokens[:, :, : self._state.length], log_probs[:, :, : self._state.length], counts)
-        return self._best(found, self._strategy) if isinstance(self._strategy, BeamSearch) else found
+        return self._select_captions(found, self._strategy) if isinstance(self._strategy, BeamSearch) else found
 
-    def _best(self, found: Sequences, strategy: BeamSearch) -> Sequences:
-        """Of all beams (B, K, T), the captions that were asked for."""
+    def _select_captions(self, found: Sequences, strategy: BeamSearch) -> Sequences:
+        """Rank the K captions of each image by consensus, if the strategy asks for it, and keep the first ones."""
         tokens, log_probs, counts = found
         if strategy.consensus and strategy.width > 1 and tokens.shape[2]:
             ends = (tokens == self._eos).int()

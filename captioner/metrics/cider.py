@@ -46,7 +46,8 @@ class References(NamedTuple):
 
     @classmethod
     def of(cls, tables: Iterable[tuple[Table, int]], references_of: Integers, lengths: Integers) -> "References":
-        """Of the n-grams of each order, with how many there are; the number of references of each image; lengths."""
+        """Count references: a table of n-grams per order with the number of distinct ones; the number of references of
+        each image; the length of each reference in words."""
         images, captions = len(references_of), offsets(references_of)
         weights: NDArray[np.float64] = np.log(images) - np.log(np.maximum(1, np.arange(images + 1)))
         start, parts = 0, []

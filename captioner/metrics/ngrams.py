@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
     @classmethod
     def of(cls, captions: Sequence[str], vocabulary: Vocabulary) -> "Text":
-        """Of tokenized captions, split at white space as the official tool's BLEU and CIDEr do."""
+        """Number the words of tokenized captions, split at white space as the official tool's BLEU and CIDEr do."""
         # Split twice: a list of all words would dominate the memory of a large training set.
         lengths = np.fromiter((len(caption.split()) for caption in captions), np.int64, len(captions))
         words = chain.from_iterable(map(str.split, captions))
