@@ -19,7 +19,7 @@ from captioner.data.formats import load_captions
 from captioner.inspection.forced_pass import ForcedPass
 from captioner.inspection.maps import standard_maps
 from captioner.inspection.pointing import instance_pointing, mosaic_pointing
-from captioner.inspection.relevance import refine, stage_contributions, value_gradients
+from captioner.inspection.relevance import memory_gradients, refine, stage_contributions
 from captioner.inspection.summary import markdown, summarize
 from captioner.model.caption_model import CaptionModel
 from captioner.model.memory import Memory
@@ -49,19 +49,19 @@ def refined(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[np.flo
     base = standard_maps(model, forced)
     if forced.stage is None:
         return base
-    flows = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    flows = memory_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
     each, shared = (
         stage_contributions(forced, flows, passes).float().cpu().numpy() for passes in (len(forced.words), 1)
     )
     by_layer = [base[f"relevance, layer {layer}"] for layer in range(len(model.decoder.blocks))]
     layers, last = np.sum(by_layer, axis=0), by_layer[-1]
     return base | {
-        "stage alone": np.maximum(each, 0),
+        "stage alone": each,
         "refined, a pass for every word": refine(base["relevance"], each),
         "refined, one pass": refine(base["relevance"], shared),
         "refined, last layer": refine(last, each),
-        "refined, first power": refine(base["relevance"], np.sqrt(np.maximum(each, 0))),
-        "refined, third power": refine(base["relevance"], np.maximum(each, 0) ** 1.5),
+        "refined, first power": refine(base["relevance"], np.cbrt(each)),
+        "refined, second power": refine(base["relevance"], np.cbrt(each) ** 2),
         "refined, layers clipped apart": refine(layers, each),
         "refined, raw attention": refine(base["raw"], each),
     }

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from captioner.inspection.forced_pass import ForcedPass
 from captioner.inspection.relevance import (
+    memory_gradients,
     perturbation,
     refine,
     stage_contributions,
-    value_gradients,
     weigh_values,
 )
 from captioner.model.caption_model import CaptionModel
@@ -42,7 +42,7 @@ def standard_maps(model: CaptionModel, forced: ForcedPass) -> dict[str, NDArray[
     """
     grid, patches = model.encoder.grid, model.encoder.patches
     raw = forced.weights[..., patches].reshape(*forced.weights.shape[:3], *grid)
-    gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    gradients = memory_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
     found = weigh_values(forced.memory, gradients, patches)[..., patches]
     evidence = found.unflatten(-1, grid).float().cpu().numpy()  # (W, L, H, h, w)
     maps = {"raw": raw.mean(axis=(1, 2)), "relevance": np.maximum(evidence.sum(axis=(1, 2)), 0)}

@@ -3,7 +3,9 @@
 W words · T tokens · L layers · H heads · N memory positions · d head width · h·w patches, or cells of a stage
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,15 @@ TINY = 1e-12
 """Maps with a smaller sum count as empty."""
 
 
+class MemoryGradients(NamedTuple):
+    """The derivative of each word's log-odds with respect to the keys and values of a layer, at the word's own step."""
+
+    keys: Tensor
+    """(W, H, N, d)"""
+    values: Tensor
+    """(W, H, N, d)"""
+
+
 class _DetachedCache(LayerCache):
     """Detaches keys and values, so that no gradient flows through self-attention to other words."""
 
@@ -42,12 +53,12 @@ def relevance(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Seque
     gradient-weighted attention of Chefer et al. 2021 with its sign. Self-attention to earlier words, which attended to
     the image themselves, is held constant. A word of several tokens has their sum.
     """
-    return weigh_values(memory, value_gradients(decoder, memory, tokens, words), patches)
+    return weigh_values(memory, memory_gradients(decoder, memory, tokens, words), patches)
 
 
-def weigh_values(memory: Memory, gradients: Sequence[Tensor], patches: slice) -> Tensor:
-    """The `relevance` (W, L, H, N) for the `value_gradients` of each layer."""
-    visible = torch.zeros(memory.positions, device=gradients[0].device)
+def weigh_values(memory: Memory, gradients: Sequence[MemoryGradients], patches: slice) -> Tensor:
+    """The `relevance` (W, L, H, N) for the `memory_gradients` of each layer."""
+    visible = torch.zeros(memory.positions, device=gradients[0].values.device)
     visible[patches] = 1.0
     if memory.layers[0].keep is not None:
         visible = visible * memory.layers[0].keep[0]
@@ -55,19 +66,23 @@ def weigh_values(memory: Memory, gradients: Sequence[Tensor], patches: slice) ->
     found = []
     for layer, gradient in zip(memory.layers, gradients, strict=True):
         values = layer.values[0].detach()  # (H, N, d)
-        found.append((gradient * (values - (values * share).sum(dim=1, keepdim=True))).sum(dim=-1))
+        found.append((gradient.values * (values - (values * share).sum(dim=1, keepdim=True))).sum(dim=-1))
     return torch.stack(found, dim=1)
 
 
-def value_gradients(decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span]) -> list[Tensor]:
-    """The derivative of each word's log-odds with respect to the values of each layer, at its own step: (W, H, N, d).
+def memory_gradients(
+    decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span]
+) -> list[MemoryGradients]:
+    """How the log-odds of each word, at its own step, depend on the keys and values of each layer.
 
-    Arguments as for `relevance`. With z = Σ α v, the derivative is α_tj ∂ log(p / (1 - p)) / ∂z_lht.
+    Arguments as for `relevance`. With ∂ = ∂ log(p / (1 - p)) / ∂z_lht and z = Σ α v, the derivative is α_tj ∂ for a
+    value and α_tj (v_j - z)·∂ q_t / √d for a key.
     """
     cache = CaptionCache(layers=len(decoder.blocks), capacity=tokens.shape[1], layer=_DetachedCache)
     crosses: list[CrossAttention] = []
     outputs: list[Tensor] = []  # of each layer's cross-attention (1, T, D)
     weights: list[Tensor] = []  # of each layer (1, H, T, N)
+    queries: list[Tensor] = []  # of each layer (T, H, d)
     with torch.inference_mode(False), torch.enable_grad():
         # Tensors made in inference mode take no gradient, so they are copied.
         x = decoder.embed(tokens[:, :-1].clone()).requires_grad_()
@@ -76,13 +91,17 @@ def value_gradients(decoder: TextDecoder, memory: Memory, tokens: Tensor, words:
             assert isinstance(block, DecoderBlock)
             x = x + block.self_attention(block.self_norm(x), words_before)
             copied = layer._replace(keys=layer.keys.detach().clone(), values=layer.values.detach().clone())
-            attended, attention = block.cross_attention(block.cross_norm(x), copied, return_weights=True)
+            normed = block.cross_norm(x)
+            attended, attention = block.cross_attention(normed, copied, return_weights=True)
             assert attention is not None
             x = x + attended
             x = x + block.feed_forward(block.feed_norm(x))
             crosses.append(block.cross_attention)
             outputs.append(attended)
             weights.append(attention.detach())
+            queries.append(
+                block.cross_attention.query(normed.detach()).detach()[0].unflatten(1, (attention.shape[1], -1))
+            )
         log_probs = token_log_probs(decoder.logits(decoder.final_norm(x)), tokens).clamp(max=MAX_LOG_PROB)
         log_odds = log_probs - (-log_probs.expm1()).log()
         gradients = torch.autograd.grad(log_odds.sum(), outputs)
@@ -90,40 +109,49 @@ def value_gradients(decoder: TextDecoder, memory: Memory, tokens: Tensor, words:
     for word, (start, stop) in enumerate(words):
         steps[word, start:stop] = 1.0
     found = []
-    for cross, attention, gradient in zip(crosses, weights, gradients, strict=True):
-        by_head = (gradient[0] @ cross.output.weight.detach()).unflatten(1, (attention.shape[1], -1))  # (T, H, d)
-        found.append(torch.einsum("wt,htn,thd->whnd", steps, attention[0], by_head))
+    for cross, layer, attention, query, gradient in zip(
+        crosses, memory.layers, weights, queries, gradients, strict=True
+    ):
+        by_head = (gradient[0] @ cross.output.weight.detach()).unflatten(1, query.shape[1:])  # (T, H, d)
+        by_value = attention[0] * torch.einsum("thd,hnd->htn", by_head, layer.values[0].detach())
+        by_score = by_value - attention[0] * by_value.sum(dim=-1, keepdim=True)  # through the softmax (H, T, N)
+        keys = torch.einsum("wt,htn,thd->whnd", steps, by_score, query) / math.sqrt(query.shape[-1])
+        found.append(MemoryGradients(keys, torch.einsum("wt,htn,thd->whnd", steps, attention[0], by_head)))
     return found
 
 
-def stage_contributions(forced: ForcedPass, gradients: Sequence[Tensor], own_passes: int = OWN_PASSES) -> Tensor:
-    """Contribution of each cell of the encoder's earlier stage to the log-odds of each word: (W, h, w), nats, signed.
+def stage_contributions(
+    forced: ForcedPass, gradients: Sequence[MemoryGradients], own_passes: int = OWN_PASSES
+) -> Tensor:
+    """What each cell of the encoder's earlier stage added to the log-odds of each word: (W, h, w), in nats, at least 0.
 
-    The `value_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
-    activation and summed over channels (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). Only the
-    `own_passes` words that need the image most (the least probable, if need was not measured) have a backward pass of
-    their own; the others have the sum of these.
+    The `memory_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
+    activation of each channel (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021) and the positive products
+    are summed. Only the `own_passes` words that need the image most (the least probable, if need was not measured)
+    have a backward pass of their own; the others have the sum of these.
     """
     assert forced.stage is not None
-    values = [layer.values for layer in forced.memory.layers]
+    outputs = [part for layer in forced.memory.layers for part in (layer.keys, layer.values)]
     need = -forced.log_probs if forced.visual_need is None else forced.visual_need
     shape = len(forced.words), *forced.stage.values.shape[2:]
     own = np.argsort(-need, kind="stable")[:own_passes].tolist()
-    by_word = {word: forced.stage.contributions(values, [each[word, None] for each in gradients])[0] for word in own}
-    shared = sum(by_word.values(), start=torch.zeros(shape[1:], device=values[0].device))
+    by_word = {
+        word: forced.stage.contributions(outputs, [part[word, None] for each in gradients for part in each])[0]
+        for word in own
+    }
+    shared = sum(by_word.values(), start=torch.zeros(shape[1:], device=outputs[0].device))
     return torch.stack([by_word.get(word, shared) for word in range(shape[0])]) if own else shared.expand(shape)
 
 
 def refine(maps: NDArray[np.float32], contributions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Maps (W, h, w), spread over the cells (W, h', w') of a finer grid by the squares of their positive contributions.
+    """Maps (W, h, w), spread over the cells (W, h', w') of a finer grid by the third power of their contributions >= 0.
 
     Each map is resized bilinearly, multiplied cell by cell, and scaled to its former sum. A map that lies where nothing
     contributes is only resized.
     """
     resized = resize(maps, contributions.shape[1:])
-    positive = np.maximum(contributions, 0)
-    strongest = positive.max(axis=(1, 2), keepdims=True, initial=TINY)
-    products = resized * (positive / strongest) ** 2
+    strongest = contributions.max(axis=(1, 2), keepdims=True, initial=TINY)
+    products = resized * (contributions / strongest) ** 3
     products = np.where(_sums(products) > TINY, products, resized)
     return np.asarray(products * (_sums(maps) / np.maximum(_sums(products), TINY)), np.float32)
 

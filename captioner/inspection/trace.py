@@ -18,10 +18,10 @@ from captioner.errors import ConfigError
 from captioner.geometry import Geometry
 from captioner.inspection.forced_pass import ForcedPass, NextBest
 from captioner.inspection.relevance import (
+    memory_gradients,
     perturbation,
     refine,
     stage_contributions,
-    value_gradients,
     weigh_values,
 )
 from captioner.inspection.word_table import NEED_THRESHOLD
@@ -125,10 +125,10 @@ class AttentionTrace:
         ordered = memory if view.order is None else memory.take(torch.tensor(order, device=forced.tokens.device))
         caption = decoder, ordered, forced.tokens, forced.spans
         if method in BY_GRADIENTS:
-            gradients = value_gradients(*caption)
+            gradients = memory_gradients(*caption)
             evidence = weigh_values(ordered, gradients, view.patches).float().cpu().numpy()
             if method == "refined":
-                cells = stage_contributions(forced, gradients).clamp(min=0)
+                cells = stage_contributions(forced, gradients)
                 if visible is not None:
                     cells = cells * F.interpolate(visible[None, None].to(cells), size=cells.shape[1:])[0]
                 contributions = cells.float().cpu().numpy()

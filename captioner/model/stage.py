@@ -35,21 +35,19 @@ class Stage:
         return cls(values, edge)
 
     def contributions(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-        """Gradient times activation, less its mean over the cells, summed over channels: (B, h, w).
+        """Gradient times activation less its mean over the cells, the sum of the positive channels: (B, h, w).
 
         `outputs` were computed from the encoder's features; `gradients` is the derivative with respect to them of what
         the cells contribute to. The graph is kept for more calls.
         """
         [gradient] = torch.autograd.grad(outputs, [self.edge], gradients, retain_graph=True)
         with torch.enable_grad():
-            # Summed without undoing the rearrangement: the derivative with respect to a weight on each cell.
-            weights = torch.ones_like(self.values[:, :1]).requires_grad_()
-            centered = self.values.detach() - self.values.detach().mean(dim=(2, 3), keepdim=True)
-            [weighted] = torch.autograd.grad(
-                self.values, [self.edge], weights * centered, retain_graph=True, create_graph=True
-            )
-            [found] = torch.autograd.grad(weighted, [weights], gradient)
-        return found[:, 0]
+            # In the order of `values`: a rearrangement is the derivative of its own backward pass.
+            rearranged = torch.zeros_like(self.values).requires_grad_()
+            [back] = torch.autograd.grad(self.values, [self.edge], rearranged, retain_graph=True, create_graph=True)
+            [gradient] = torch.autograd.grad(back, [rearranged], gradient)
+        centered = self.values.detach() - self.values.detach().mean(dim=(2, 3), keepdim=True)
+        return (gradient * centered).clamp(min=0).sum(dim=1)
 
 
 def _nodes(tensor: Tensor) -> set[Any]:

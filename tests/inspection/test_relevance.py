@@ -8,7 +8,16 @@ import torch
 
 from captioner.config import DecoderConfig
 from captioner.inspection.maps import force_caption
-from captioner.inspection.relevance import perturbation, refine, relevance, resize, stage_contributions, value_gradients
+from captioner.inspection.relevance import (
+    MemoryGradients,
+    memory_gradients,
+    perturbation,
+    refine,
+    relevance,
+    resize,
+    stage_contributions,
+)
+from captioner.model.attention import KeyValues
 from captioner.model.cache import CaptionCache, LayerCache
 from captioner.model.decoder import TextDecoder
 
@@ -144,7 +153,7 @@ def test_words_without_a_pass_of_their_own_have_the_sum_of_those_with_one(traine
     model, tokenizer = trained
     pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     forced = force_caption(model, tokenizer, pixels, "a dog and a red circle")
-    gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    gradients = memory_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
     each, two = (stage_contributions(forced, gradients, passes) for passes in (9, 2))
     own = np.argsort(-forced.visual_need)[:2]
     for word in range(len(forced.words)):
@@ -153,23 +162,43 @@ def test_words_without_a_pass_of_their_own_have_the_sum_of_those_with_one(traine
     assert each.shape == (len(forced.words), 4, 4)
     assert (each[0] - each[1]).abs().max() > 0
     nothing = replace(forced, words=(), spans=(), log_probs=forced.log_probs[:0], visual_need=None)
-    assert stage_contributions(nothing, [part[:0] for part in gradients]).shape == (0, 4, 4)
+    none = [MemoryGradients(*(part[:0] for part in each)) for each in gradients]
+    assert stage_contributions(nothing, none).shape == (0, 4, 4)
+
+
+def test_memory_gradients_are_those_of_the_log_odds_with_earlier_words_held(seen):
+    decoder, memory, tokens = seen
+    cache = CaptionCache(layers=2, capacity=8, layer=Held)
+    decoder(tokens[:, :-1], memory, cache)
+    parts = [part.clone().requires_grad_() for layer in memory.layers for part in (layer.keys, layer.values)]
+    leaves = [MemoryGradients(*parts[:2]), MemoryGradients(*parts[2:])]
+    moved = replace(memory, layers=tuple(KeyValues(keys, values) for keys, values in leaves))
+    logits = decoder(tokens[:, :-1], moved, cache).logits
+    each = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
+    odds = each - (-each.expm1()).log()
+    found = [part for layer in memory_gradients(decoder, memory, tokens, WORDS) for part in layer]
+    for word, (start, stop) in enumerate(WORDS):
+        expected = torch.autograd.grad(odds[start:stop].sum(), parts, retain_graph=True)
+        for part, right in zip(found, expected, strict=True):
+            assert right.abs().max() > 1e-4
+            torch.testing.assert_close(part[word], right[0], rtol=1e-6, atol=1e-12)
 
 
 def test_contributions_are_the_slope_of_log_odds_in_what_the_stage_gives(trained):
-    """With attention and earlier words held: the values move along with a channel of a cell, and the odds with them."""
+    """With earlier words held: keys and values move along with a channel of a cell, and the odds with them."""
     model, tokenizer = trained
     pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     forced = force_caption(model, tokenizer, pixels, "a dog and a red circle")
-    gradients = value_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
+    gradients = memory_gradients(forced.decoder, forced.memory, forced.tokens, forced.spans)
     found = stage_contributions(forced, gradients, 9)
-    values = [layer.values for layer in forced.memory.layers]
+    outputs = [part for layer in forced.memory.layers for part in (layer.keys, layer.values)]
     for word in range(2):
-        slope = torch.autograd.grad(
-            values, forced.stage.values, [each[word, None] for each in gradients], retain_graph=True
-        )[0][0]
+        flow = [part[word, None] for each in gradients for part in each]
+        slope = torch.autograd.grad(outputs, forced.stage.values, flow, retain_graph=True)[0][0]
         activation = forced.stage.values[0].detach()
-        expected = (slope * (activation - activation.mean(dim=(1, 2), keepdim=True))).sum(dim=0)
+        by_channel = slope * (activation - activation.mean(dim=(1, 2), keepdim=True))
+        assert by_channel.min() < 0
+        expected = by_channel.clamp(min=0).sum(dim=0)
         torch.testing.assert_close(found[word], expected, rtol=1e-3, atol=1e-6)
 
 
@@ -178,12 +207,12 @@ def test_a_refined_map_keeps_its_sum_and_lies_where_the_stage_contributes():
     maps[0] = [[1, 1], [1, 1]]
     maps[1] = [[0, 4], [0, 0]]
     cells = np.zeros((3, 4, 4), np.float32)
-    cells[0, 0, 0], cells[0, 3, 2], cells[0, 1, 1] = 3, 1, -5
+    cells[0, 0, 0], cells[0, 3, 2] = 3, 1
     cells[1, :, 0] = 1  # where the map is empty
     cells[2] = 1
     found = refine(maps, cells)
-    assert found[0, 0, 0] == pytest.approx(3.6)
-    assert found[0, 3, 2] == pytest.approx(0.4)
+    assert found[0, 0, 0] == pytest.approx(4 * 27 / 28)
+    assert found[0, 3, 2] == pytest.approx(4 / 28)
     assert np.count_nonzero(found[0]) == 2
     np.testing.assert_allclose(found[1], resize(maps[1:2], (4, 4))[0] * 4 / resize(maps[1:2], (4, 4)).sum(), rtol=1e-5)
     assert not found[2].any()
