@@ -181,7 +181,7 @@ def test_memory_gradients_are_those_of_the_log_odds_with_earlier_words_held(seen
         expected = torch.autograd.grad(odds[start:stop].sum(), parts, retain_graph=True)
         for part, right in zip(found, expected, strict=True):
             assert right.abs().max() > 1e-4
-            torch.testing.assert_close(part[word], right[0], rtol=1e-6, atol=1e-12)
+            torch.testing.assert_close(part[word], right[0], rtol=1e-4, atol=1e-8)
 
 
 def test_contributions_are_the_slope_of_log_odds_in_what_the_stage_gives(trained):
