@@ -44,8 +44,9 @@ DEFINITION: dict[Method, str] = {
     "relevance": "relevance, that is attention weight times the effect of the patch's value, relative to the mean "
     "patch's, on the log-odds of the word, summed over the chosen layers and heads. To first order, the odds would "
     "shrink by the factor shown if the patch were like the mean patch. Only factors above 1 are drawn.",
-    "refined": "relevance on the finer grid of an earlier encoder stage: resized, multiplied by the square of "
-    "what each cell of the stage contributed to the word (gradient times activation), and scaled to its former sum.",
+    "refined": "relevance on the finer grid of an earlier encoder stage: resized, multiplied by the third power of "
+    "what each cell of the stage contributed to the word (gradient times activation, the sum of the positive "
+    "channels), and scaled to its former sum.",
     "perturbation": "the factor by which the word is less likely if a square of 3 x 3 patches around the place is "
     "hidden from the model, averaged over the squares that cover the patch.",
 }
