@@ -98,7 +98,7 @@ def _check(trace: AttentionTrace) -> None:
         "words": len(trace.weights) == len(trace.log_probs) == count and {len(each) for each in per_word} <= {0, count},
         "positions": trace.prefix + height * width <= positions,
         "evidence": evidence is None or (evidence.ndim == 4 and evidence.shape[::3] == (count, positions)),
-        "contributions": cells is None or (cells.ndim == 3 and len(cells) == count),
+        "contributions": cells is None or (cells.ndim == 3 and len(cells) == count and bool((cells >= 0).all())),
         "visible": trace.visible is None or (trace.visible.shape == trace.grid and trace.visible.dtype == bool),
         "hallucination": all(0 <= word < count for word in trace.hallucination),
         "best_heads": all(0 <= layer < layers and 0 <= head < heads for layer, head in trace.best_heads),

@@ -98,6 +98,7 @@ def test_other_values_in_it_are_refused_or_drawn(path: Path, value: object) -> N
         ("weights", np.zeros(3, np.float32)),
         ("evidence", np.zeros((2, 1, 2, 6), np.float32)),
         ("contributions", np.zeros((1, 4, 6), np.float32)),
+        ("contributions", np.full((2, 4, 6), -1, np.float32)),
         ("visible", np.ones((3, 2), bool)),
         ("photo", b"\x89PNG\r\n\x1a\n no picture"),
         ("about", b"[" * 10**5),
