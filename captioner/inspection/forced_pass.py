@@ -16,7 +16,8 @@ from captioner.tokenizer import Tokenizer
 Span = tuple[int, int]
 """The tokens of a word: the first, and one past the last."""
 NextBest = tuple[tuple[tuple[str, float], ...], ...]
-"""For each word, its most probable alternative tokens with their probabilities, best first; the end token is ''."""
+"""For each word, the most probable tokens other than its first, as (text, probability), best first; '' ends the
+caption."""
 NEXT_BEST = 5
 """Number of other tokens."""
 

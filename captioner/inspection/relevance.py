@@ -28,7 +28,7 @@ TINY = 1e-12
 
 
 class MemoryGradients(NamedTuple):
-    """The derivative of each word's log-odds with respect to the keys and values of a layer, at the word's own step."""
+    """The derivative of each word's log-odds, at the step that predicts it, by the keys and values of a layer."""
 
     keys: Tensor
     """(W, H, N, d)"""
@@ -73,7 +73,7 @@ def weigh_values(memory: Memory, gradients: Sequence[MemoryGradients], patches: 
 def memory_gradients(
     decoder: TextDecoder, memory: Memory, tokens: Tensor, words: Sequence[Span]
 ) -> list[MemoryGradients]:
-    """How the log-odds of each word, at its own step, depend on the keys and values of each layer.
+    """The derivative of each word's log-odds with respect to the keys and values of each layer.
 
     Arguments as for `relevance`. With ∂ = ∂ log(p / (1 - p)) / ∂z_lht and z = Σ α v, the derivative is α_tj ∂ for a
     value and α_tj (v_j - z)·∂ q_t / √d for a key.
@@ -123,12 +123,12 @@ def memory_gradients(
 def stage_contributions(
     forced: ForcedPass, gradients: Sequence[MemoryGradients], own_passes: int = OWN_PASSES
 ) -> Tensor:
-    """What each cell of the encoder's earlier stage added to the log-odds of each word: (W, h, w), in nats, at least 0.
+    """Gradient times activation of the encoder's earlier stage, the sum of its positive channels: (W, h, w), in nats.
 
-    The `memory_gradients` of each layer flow on through the encoder to the stage, where they are multiplied by the
-    activation of each channel (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021) and the positive products
-    are summed. Only the `own_passes` words that need the image most (the least probable, if need was not measured)
-    have a backward pass of their own; the others have the sum of these.
+    The gradient is that of each word's log-odds: the `memory_gradients` of each layer are backpropagated through the
+    encoder (Selvaraju et al. 2017; cell by cell, as in Jiang et al. 2021). Only the `own_passes` words that need the
+    image most (the least probable, if need was not measured) have a backward pass of their own; the others have the
+    sum of these.
     """
     assert forced.stage is not None
     outputs = [part for layer in forced.memory.layers for part in (layer.keys, layer.values)]

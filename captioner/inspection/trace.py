@@ -42,7 +42,10 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class View:
-    """Where the positions of a memory lie on a photo: prefix tokens, then patches row by row, then null patches."""
+    """The layout of a memory: `prefix` tokens, the patches of `grid` (h, w) row by row, null patches.
+
+    `geometry` places the patches on the photo.
+    """
 
     grid: tuple[int, int]
     prefix: int
@@ -58,7 +61,7 @@ class View:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttentionTrace:
-    """For each word of a caption, the attention at the step that predicts it and the evidence for it in the photo."""
+    """Cross-attention weights, probabilities and attribution maps of each word of a caption."""
 
     text: str
     words: tuple[str, ...]
@@ -75,10 +78,10 @@ class AttentionTrace:
     needs: tuple[float, ...] = ()
     """Visual need: log p of each word with the image minus log p without; empty if not measured."""
     evidence: NDArray[np.float32] | None = None
-    """In nats, signed: of a word's log-odds (W, L, H, N) for `relevance` and `refined`, of its log-probability
-    (W, 1, 1, N) for `perturbation`; None for `raw`."""
+    """Attribution to each memory position, in nats, signed. For `relevance` and `refined` to the log-odds of a word
+    (W, L, H, N), for `perturbation` to its log-probability (W, 1, 1, N); None for `raw`."""
     contributions: NDArray[np.float32] | None = None
-    """(W, h', w') what each cell of an earlier encoder stage contributed to a word's log-odds, in nats, clipped at 0;
+    """(W, h', w') gradient times activation of an earlier encoder stage, the sum of its positive channels, in nats.
     None unless the method is `refined`."""
     visible: NDArray[np.bool_] | None = None
     """(h, w) whether the model saw each patch; None if none was hidden."""
@@ -88,7 +91,7 @@ class AttentionTrace:
     confidences: tuple[float, ...] = ()
     """The probability that a human caption has each word; empty if the model is not calibrated."""
     next_best: NextBest = ()
-    """For each word, the most probable other tokens at its step, with their probabilities."""
+    """The most probable other tokens at the step of each word."""
     best_heads: tuple[tuple[int, int], ...] = ()
     """The (layer, head) pairs that point best together; empty if they were not measured."""
     unfamiliarity: float | None = None

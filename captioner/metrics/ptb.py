@@ -15,7 +15,7 @@ PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--
 """Tokens that coco-caption drops. It lists brackets in capitals, which never occur after `-lowerCase`: they stay."""
 
 LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
-"""For `str.translate`: characters that would end a line within a caption."""
+"""A table for `str.translate` that replaces line separators with spaces."""
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ class CiderReward:
         *,
         eos: bool = True,
     ) -> "CiderReward":
-        """Of the references of each image; `tokenize` separates words by spaces.
+        """Count the n-grams of the references of each image; `tokenize` separates words by spaces.
 
         `eos=False` leaves the end of captions out, of samples too: official CIDEr-D. Raises AnnotationError for an
         image without references, and for fewer than two images.
